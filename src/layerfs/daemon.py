@@ -1,0 +1,293 @@
+"""The daemon of one mount: the filesystem, its control socket, signals, and word to systemd.
+
+All of it is one trio loop. The loop serves the filesystem, so nothing in it may touch the mount:
+what must (unmounting, flushing) happens in threads, while the loop goes on answering.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from layerfs import live_commit, runtime
+from layerfs.control import http
+from layerfs.control.api import App
+from layerfs.errors import Conflict, LayerfsError, from_os_error
+from layerfs.fuse import session
+from layerfs.fuse.flush import flush
+from layerfs.fuse.operations import Operations
+from layerfs.notify import Notifier
+from layerfs.store import Store, settle
+from layerfs.union.changes import Change, changes
+from layerfs.union.layer import Layer
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Image
+
+_log = logging.getLogger(__name__)
+
+GRACE = 2.0
+"""Seconds that those who still use a mount get after it was unmounted under them."""
+
+
+class Daemon:
+    """Serves the mount *mount_id* of the store at *root* on the directory *mountpoint*.
+
+    It is what the control room calls a live mount (`layerfs.control.live.LiveMount`).
+    """
+
+    def __init__(self, root: Path, mount_id: str, mountpoint: str) -> None:
+        self.root = root
+        self.mount_id = mount_id
+        self.mountpoint = mountpoint
+        self._store = Store(root)
+        self._mount = self._store.mount(mount_id)
+        self.name = self._mount.name
+        self._notifier = Notifier.from_environment()
+        self._started = time.time()
+        self._device = -1
+        self._ended = trio.Event()
+        self._changing = trio.Lock()
+        """Held by whoever commits, unmounts or removes: one at a time."""
+        self._removed = False
+        self._to_settle = trio.Event()
+        self._settling = [
+            layer.id
+            for layer in self._store.layers_of(self._mount)
+            if layer.state == "sealed" and not layer.manifest_done
+        ]
+
+    # -- life -----------------------------------------------------------------------------------
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
+
+        Raises `LayerfsError` or `OSError` when it cannot mount.
+        """
+        try:
+            self._union = self._open_union(_raise_descriptor_limit())
+            try:
+                options = self._mount.options
+                self._operations = Operations(self._union, durable=not options.get("volatile"))
+                session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
+                try:
+                    trio.run(self._serve, ready)
+                finally:
+                    if not self._ended.is_set():
+                        session.detach(self.mountpoint)
+                    session.close()
+            finally:
+                self._union.close()
+            self._leave_store()
+        finally:
+            self._store.close()
+
+    def _open_union(self, descriptors: int) -> Union:
+        lowers: list[Layer] = []
+        try:
+            for row in self._store.layers_of(self._mount):
+                lowers.append(Layer(row.path, aufs=row.state == "external"))  # noqa: PERF401 - closed below
+            upper = None
+            if self._mount.upper is not None:
+                active = self._store.layer(self._mount.upper)
+                assert active.work is not None
+                upper = Upper(active.path, active.work)
+            return Union(lowers, upper, descriptors=descriptors)
+        except OSError:
+            for layer in lowers:
+                layer.close()
+            raise
+
+    def _fuse_options(self) -> frozenset[str]:
+        options = set()
+        for option, value in self._mount.options.items():
+            if option in ("suid", "dev", "exec", "atime"):
+                options.add(option if value else f"no{option}")
+            elif option == "allow_other" and value:
+                options.add(option)
+        if self._union.upper is None:
+            options.add("ro")
+        return frozenset(options)
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        listener = self._listen()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
+                self._device = (await trio.to_thread.run_sync(os.stat, self.mountpoint)).st_dev
+                await nursery.start(http.serve, listener, App(self.root, self))
+                nursery.start_soon(self._obey_signals)
+                nursery.start_soon(self._settle)
+                self._store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
+                ready()
+                self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
+                _log.info("%s is mounted on %s", self.name, self.mountpoint)
+        finally:
+            runtime.socket_path(self.name).unlink(missing_ok=True)
+
+    def _listen(self) -> trio.SocketListener:
+        path = runtime.socket_path(self.name)
+        path.unlink(missing_ok=True)  # we hold the mount's lock: a socket that is there is stale
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old = os.umask(0o177)
+        try:
+            listener.bind(os.fspath(path))
+            listener.listen(64)
+        except OSError as error:
+            listener.close()
+            raise from_os_error(error, f"make the control socket {path}") from None
+        finally:
+            os.umask(old)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+
+    async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
+        await session.serve()
+        self._ended.set()
+        async with self._changing:  # who unmounted or committed finishes first, and answers
+            everything.cancel()
+
+    async def _obey_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async for number in signals:
+                if number == signal.SIGHUP:
+                    continue  # there is no configuration to read again
+                self._notifier.stopping(f"unmounting {self.mountpoint}")
+                try:
+                    await self.unmount(force=True)
+                except LayerfsError as error:
+                    _log.error("%s", error)
+                    session.stop()
+
+    def _leave_store(self) -> None:
+        if self._removed:
+            return
+        self._store.set_unmounted(self.mount_id)
+        if self._mount.ephemeral:
+            self._store.remove_mount(self.mount_id)
+
+    # -- what the control socket asks for -----------------------------------------------------------
+
+    async def commit(
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str]
+    ) -> Image:
+        """Seal the upper as the top layer of a new image; the mount goes on with an empty one.
+
+        What was written before the call is in the layer. Raises `LayerfsError`; then nothing changed.
+        """
+        self._store.check_commit(reference, changes)
+        async with self._changing:
+            self._check_serving()
+            sealed = self._mount.upper
+            if sealed is None:
+                raise Conflict(f"{self.name} is read-only: there is nothing to commit")
+            await flush(self._operations, self.mountpoint, self._device)
+            wording = live_commit.Wording(reference, comment, author, changes)
+            image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
+            self._mount = self._store.mount(self.mount_id)
+        self._settling.append(sealed)
+        self._to_settle.set()
+        return image
+
+    async def changes(self) -> list[Change]:
+        """Return what was written since the last commit. Raises `LayerfsError`."""
+        mount = self._mount
+        if mount.upper is None:
+            return []
+        await flush(self._operations, self.mountpoint, self._device)
+        upper = self._store.layer(mount.upper).path
+        lowers = [layer.path for layer in self._store.layers_of(mount)]
+        return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
+
+    def status(self) -> dict[str, Any]:
+        """Return figures about this daemon, for people and for monitoring."""
+        union = self._union
+        return {
+            "Name": self.name,
+            "Id": self.mount_id,
+            "Pid": os.getpid(),
+            "Mountpoint": self.mountpoint,
+            "UptimeSeconds": round(time.time() - self._started, 1),
+            "Layers": [os.fsdecode(layer.path) for layer in reversed(union.layers)],
+            "Upper": os.fsdecode(union.upper.path) if union.upper else None,
+            "Options": self._mount.options,
+            "CachedInodes": len(union.table),
+            "OpenDirectories": len(union.directories),
+            "FilesOpenForWriting": len(self._operations.writing),
+            "CopyUps": self._operations.contents.copies,
+            "Requests": dict(sorted(self._operations.requests.items())),
+            "LayersToSettle": len(self._settling),
+        }
+
+    async def unmount(self, *, force: bool) -> None:
+        """Unmount and wait until the filesystem has ended; the daemon ends after that.
+
+        A mount in use is a `Conflict`, unless by *force*: then it is detached, who still uses it gets
+        `GRACE` seconds, and what was written is kept.
+        """
+        async with self._changing:
+            await self._unmount(force)
+
+    async def remove(self, *, force: bool) -> None:
+        """Unmount as `unmount` does and remove the mount with its upper; images stay."""
+        async with self._changing:
+            await self._unmount(force)
+            self._removed = True
+            await trio.to_thread.run_sync(self._remove_from_store)
+
+    async def _unmount(self, force: bool) -> None:
+        self._check_serving()
+        try:
+            await session.unmount(self.mountpoint, lazy=False)
+        except Conflict:
+            if not force:
+                raise
+            await flush(self._operations, self.mountpoint, self._device)
+            await session.unmount(self.mountpoint, lazy=True)
+            _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
+            self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")
+            with trio.move_on_after(GRACE):
+                await self._ended.wait()
+            session.stop()
+        await self._ended.wait()
+
+    def _remove_from_store(self) -> None:
+        with Store(self.root) as store:
+            store.remove_mount(self.mount_id)
+
+    def _check_serving(self) -> None:
+        if self._ended.is_set():
+            raise Conflict(f"{self.name} is being unmounted")
+
+    # -- in the background --------------------------------------------------------------------------
+
+    async def _settle(self) -> None:
+        """Measure sealed layers, write their manifests and sync them, one after the other.
+
+        A process of its own and of low priority does it, so that the mount is not slowed down.
+        """
+        while True:
+            while self._settling:
+                process = settle.start(self.root, self._settling[0])
+                await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+                del self._settling[0]
+            self._to_settle = trio.Event()
+            await self._to_settle.wait()
+
+
+def _raise_descriptor_limit() -> int:
+    """Allow as many descriptors as the system does; return how many a cache may take."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return max(64, min(most, 65536) // 3)

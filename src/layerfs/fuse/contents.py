@@ -1,0 +1,103 @@
+"""Reading and writing file contents, and the copy-ups before the first write.
+
+Reads of what is in memory and all writes run in the event loop's own thread: they take microseconds.
+What waits for a disk (cold reads, copy-ups, fsync) runs in threads, on descriptors of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from layerfs.union.copyup import CopyUp
+from layerfs.union.node import Directory, File, Node
+from layerfs.union.view import Union
+
+_BUFFER = 1 << 20
+_T = TypeVar("_T")
+
+
+class Contents:
+    """The contents of the files of one union. `copies` counts the copy-ups."""
+
+    def __init__(self, union: Union, *, durable: bool = True) -> None:
+        """Without *durable* a copy-up is not written to disk before it counts."""
+        self._union = union
+        self._durable = durable
+        self._copying: dict[File, trio.Event] = {}
+        self._memory = memoryview(
+            mmap.mmap(-1, _BUFFER)
+        )  # one buffer: an answer is sent before the next read
+        self.copies = 0
+
+    async def copy_up(self, node: Node, length: int | None = None) -> None:
+        """Have *node* in the upper on return, and between here and the caller's next `await`.
+
+        With *length* only so many bytes of it are copied: the caller is about to cut it.
+        Several requests for one file share one copy; other files are not waited for.
+        """
+        if isinstance(node, Directory):
+            return
+        while not self._union.in_upper(node):
+            under_way = self._copying.get(node)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            job = CopyUp(self._union, node, length, durable=self._durable)
+            done = self._copying[node] = trio.Event()
+            try:
+                await trio.to_thread.run_sync(job.copy)
+                job.finish()
+                self.copies += 1
+            finally:
+                job.close()
+                del self._copying[node]
+                done.set()
+
+    async def read(self, node: File, offset: int, size: int) -> bytes | memoryview:
+        """Return up to *size* bytes at *offset*; fewer only at the end of the file."""
+        fd = self._union.data(node)
+        buffer = self._memory[:size]
+        try:
+            count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+        except (BlockingIOError, InterruptedError):
+            count = -1
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            count = -1
+        if count == size or (count >= 0 and offset + count >= os.fstat(fd).st_size):
+            return buffer[:count]
+        return await self._in_thread(fd, lambda own: os.pread(own, size, offset))
+
+    async def write(self, node: File, offset: int, data: bytes) -> None:
+        """Write all of *data* at *offset*."""
+        await self.copy_up(node)
+        fd = self._union.data(node, write=True)
+        written = os.pwrite(fd, data, offset)
+        while written < len(data):  # the next try says why
+            written += os.pwrite(fd, data[written:], offset + written)
+
+    async def sync(self, node: Node, *, data_only: bool) -> None:
+        """Write *node* to disk, if it is in the upper: lower layers do not change."""
+        if not self._union.in_upper(node):
+            return
+        if isinstance(node, Directory):
+            fd = node.dirs[0].fd()
+        elif node.is_regular:
+            fd = self._union.data(node)
+        else:
+            return
+        await self._in_thread(fd, os.fdatasync if data_only else os.fsync)
+
+    async def _in_thread(self, fd: int, work: Callable[[int], _T]) -> _T:
+        own = os.dup(fd)  # the other may be closed meanwhile
+        try:
+            return await trio.to_thread.run_sync(work, own)
+        finally:
+            os.close(own)

@@ -1,0 +1,358 @@
+"""pyfuse3's operations over a union.
+
+The rule that keeps this correct: an operation runs to its end without an `await`, so no other sees
+half of it. The awaits there are come first (`copy_up`, which waits for nobody else's file) or are the
+whole of the operation (`read`, `fsync`); the state they leave holds until the next one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+import pyfuse3
+from pyfuse3 import FileHandleT, FlagT, InodeT, ModeT
+
+from layerfs.fuse import handles
+from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
+from layerfs.fuse.contents import Contents
+from layerfs.fuse.reply import operation
+from layerfs.union import attributes, mutate, syscalls
+from layerfs.union.copyup import writable_upper
+from layerfs.union.mutate import Owner
+from layerfs.union.node import Directory, File, Node
+from layerfs.union.rename import rename
+from layerfs.union.view import Union
+
+
+class Operations(pyfuse3.Operations):
+    """Answers the kernel's requests from *union*.
+
+    `requests` counts them by name; `writing` holds the files that are open for writing somewhere.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = True
+    enable_acl = True
+
+    def __init__(self, union: Union, *, durable: bool = True) -> None:
+        super().__init__()
+        self.union = union
+        self.contents = Contents(union, durable=durable)
+        self.requests: dict[str, int] = Counter()
+        self.writing: set[File] = set()
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def _node(self, inode: int) -> Node:
+        """Return the node of a request; descriptors are trimmed here, where none is in use yet."""
+        self.union.trim()
+        try:
+            return self.union.table.nodes[inode]
+        except KeyError:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+
+    def _directory(self, inode: int) -> Directory:
+        node = self._node(inode)
+        if not isinstance(node, Directory):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    def _file(self, inode: int) -> File:
+        node = self._node(inode)
+        if isinstance(node, Directory):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return node
+
+    def _entry(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
+        """Return *node*'s entry, and count that the kernel knows it once more."""
+        node.references += 1
+        return entry(self.union, node, st)
+
+    # -- lookup and attributes --------------------------------------------------------------------
+
+    @operation
+    async def lookup(
+        self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find *name* in a directory."""
+        node = self.union.lookup(self._directory(parent_inode), name)
+        return NO_ENTRY if node is None else self._entry(node, self.union.stat(node))
+
+    @operation
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Take back references that the kernel has dropped."""
+        nodes = self.union.table.nodes
+        for inode, count in inode_list:
+            node = nodes.get(inode)
+            if node is not None:
+                self.union.forget(node, count)
+
+    @operation
+    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Return an inode's attributes."""
+        node = self._node(inode)
+        return entry(self.union, node, self.union.stat(node))
+
+    @operation
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Change owner, mode, length and times, as far as *fields* says."""
+        node = self._node(inode)
+        chown = fields.update_uid or fields.update_gid
+        times = fields.update_atime or fields.update_mtime
+        if chown or times or fields.update_mode or fields.update_size:
+            await self.contents.copy_up(node, attr.st_size if fields.update_size else None)
+            attributes.ensure_upper(self.union, node)
+            mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+            if mode is None and isinstance(node, File) and (chown or (fields.update_size and ctx.uid)):
+                mode = _without_set_id(self.union.stat(node).st_mode)
+            if chown:
+                uid = attr.st_uid if fields.update_uid else -1
+                gid = attr.st_gid if fields.update_gid else -1
+                attributes.chown(self.union, node, uid, gid)
+            if fields.update_size and isinstance(node, File):
+                attributes.truncate(self.union, node, attr.st_size)
+            if mode is not None:
+                attributes.chmod(self.union, node, mode)
+            if times:
+                atime = attr.st_atime_ns if fields.update_atime else None
+                mtime = attr.st_mtime_ns if fields.update_mtime else None
+                attributes.utime(self.union, node, atime, mtime)
+        return entry(self.union, node, self.union.stat(node))
+
+    @operation
+    async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return the target of a symbolic link."""
+        return self.union.readlink(self._file(inode))
+
+    @operation
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Return the figures of the filesystem that takes the writes."""
+        answer = pyfuse3.StatvfsData()
+        figures = self.union.statvfs()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            setattr(answer, "f_" + name, getattr(figures, "f_" + name))
+        return answer
+
+    # -- names ----------------------------------------------------------------------------------
+
+    @operation
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a fifo, socket, device or regular file."""
+        parent = self._directory(parent_inode)
+        return self._entry(*mutate.mknod(self.union, parent, name, mode, rdev, Owner(ctx.uid, ctx.gid)))
+
+    @operation
+    async def mkdir(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a directory."""
+        parent = self._directory(parent_inode)
+        return self._entry(*mutate.mkdir(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid)))
+
+    @operation
+    async def symlink(
+        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make a symbolic link."""
+        parent = self._directory(parent_inode)
+        return self._entry(*mutate.symlink(self.union, parent, name, target, Owner(ctx.uid, ctx.gid)))
+
+    @operation
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Make another name for a file."""
+        node = self._file(inode)
+        await self.contents.copy_up(node)
+        parent = self._directory(new_parent_inode)
+        return self._entry(node, mutate.link(self.union, node, parent, new_name))
+
+    @operation
+    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove a name of a file."""
+        mutate.unlink(self.union, self._directory(parent_inode), name)
+
+    @operation
+    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove an empty directory."""
+        mutate.rmdir(self.union, self._directory(parent_inode), name)
+
+    @operation
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: bytes,
+        parent_inode_new: InodeT,
+        name_new: bytes,
+        flags: FlagT,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        """Rename; with RENAME_EXCHANGE both files are copied up first."""
+        moving = [(self._directory(parent_inode_old), name_old)]
+        if flags & syscalls.RENAME_EXCHANGE:
+            moving.append((self._directory(parent_inode_new), name_new))
+        for parent, name in moving:
+            node = mutate.existing(self.union, parent, name)
+            await self.contents.copy_up(node)
+        old, new = self._directory(parent_inode_old), self._directory(parent_inode_new)
+        rename(self.union, old, name_old, new, name_new, flags)
+
+    # -- files ----------------------------------------------------------------------------------
+
+    @operation
+    async def create(
+        self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Make a file and open it."""
+        parent = self._directory(parent_inode)
+        node, st = mutate.create(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid))
+        return self._opened(node, flags), self._entry(node, st)
+
+    @operation
+    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open a file. To write it copies nothing yet, unless it is to be cut to nothing."""
+        node = self._file(inode)
+        if handles.wants_write(flags):
+            writable_upper(self.union)
+        if flags & os.O_TRUNC:
+            await self.contents.copy_up(node, 0)
+            attributes.truncate(self.union, node, 0)
+        else:
+            self.union.data(node)  # what cannot be read should fail here, not later
+        return self._opened(node, flags)
+
+    def _opened(self, node: File, flags: int) -> pyfuse3.FileInfo:
+        writer = handles.wants_write(flags)
+        if writer:
+            node.writers += 1
+            self.writing.add(node)
+        return pyfuse3.FileInfo(fh=FileHandleT(handles.make(node.ino, writer=writer)), keep_cache=True)
+
+    @operation
+    async def release(self, fh: FileHandleT) -> None:
+        """Note that a handle is closed for good, mappings included."""
+        node = self.union.table.nodes.get(handles.inode_of(fh))
+        if handles.is_writer(fh) and isinstance(node, File):
+            node.writers -= 1
+            if node.writers <= 0:
+                self.writing.discard(node)
+
+    @operation
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Read from a file."""
+        found = await self.contents.read(self._file(handles.inode_of(fh)), off, size)
+        return cast(bytes, found)  # any buffer will do
+
+    @operation
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Write to a file: all or, with the errno, as much as fitted."""
+        await self.contents.write(self._file(handles.inode_of(fh)), off, buf)
+        return len(buf)
+
+    @operation
+    async def flush(self, fh: FileHandleT) -> None:
+        """Answer that there is nothing to do, so that the kernel does not ask at every close again."""
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    @operation
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Write a file to disk."""
+        await self.contents.sync(self._file(handles.inode_of(fh)), data_only=datasync)
+
+    # -- directories ----------------------------------------------------------------------------
+
+    @operation
+    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
+        """Open a directory; listings have no state."""
+        return FileHandleT(self._directory(inode).ino)
+
+    @operation
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory from the name after cookie *start_id*, with attributes."""
+        union, directory = self.union, self._directory(fh)
+        st = union.stat(directory)
+        parent = directory.parent or directory
+        for cookie, name, inode in ((1, b".", directory.ino), (2, b"..", parent.ino)):
+            if start_id < cookie and not pyfuse3.readdir_reply(
+                token, name, dot_entry(inode, st.st_mode), cookie
+            ):
+                return
+        listing = union.listing(directory)
+        for position in range(bisect.bisect_left(listing, (start_id + 1, b"")), len(listing)):
+            cookie, name = listing[position]
+            try:
+                node = union.lookup(directory, name)
+                if node is None:
+                    continue
+                attributes = entry(union, node, union.stat(node))
+            except OSError:
+                continue  # a lookup of this one name will say what is wrong with it
+            if not pyfuse3.readdir_reply(token, name, attributes, cookie):
+                union.release(node)
+                return
+            node.references += 1
+
+    @operation
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Close a directory: nothing is kept for an open one."""
+
+    @operation
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Write a directory to disk."""
+        await self.contents.sync(self._directory(fh), data_only=datasync)
+
+    # -- extended attributes --------------------------------------------------------------------
+
+    @operation
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Return an extended attribute."""
+        return self.union.getxattr(self._node(inode), name)
+
+    @operation
+    async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        """Return the names of the extended attributes."""
+        return self.union.listxattr(self._node(inode))
+
+    @operation
+    async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Set an extended attribute."""
+        node = self._node(inode)
+        await self.contents.copy_up(node)
+        attributes.ensure_upper(self.union, node)
+        attributes.setxattr(self.union, node, name, value)
+
+    @operation
+    async def removexattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """Remove an extended attribute; one that is not there costs no copy-up."""
+        node = self._node(inode)
+        self.union.getxattr(node, name)
+        await self.contents.copy_up(node)
+        attributes.ensure_upper(self.union, node)
+        attributes.removexattr(self.union, node, name)
+
+
+def _without_set_id(mode: int) -> int | None:
+    """Return the permissions in *mode* less the set-id bits that a change takes; None if there are none.
+
+    The group's bit stays where the group may not execute: there it means mandatory locking
+    (chown(2), write(2); fs/attr.c, setattr_should_drop_sgid).
+    """
+    drop = mode & stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        drop |= mode & stat.S_ISGID
+    return stat.S_IMODE(mode & ~drop) if drop else None

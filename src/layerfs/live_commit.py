@@ -1,0 +1,76 @@
+"""A commit of a mount that is in use, from the request to the switch of its upper.
+
+What takes time comes first and changes nothing yet: the kernel's cached writes are collected, the next
+upper is made. Then, without an `await` between them, one transaction seals the old upper and the union
+switches to the new one. Neither touches what was written, so a commit costs the same for any amount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from layerfs.errors import StoreBusy, from_os_error
+from layerfs.store import Store
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Image, Layer, Mount
+
+_PAUSE = 0.002
+_PATIENCE = 10.0
+"""Seconds after which a commit gives up on a store that others keep busy."""
+
+
+class Wording(NamedTuple):
+    """What goes into the image besides the layer."""
+
+    reference: str | None
+    comment: str
+    author: str
+    changes: Sequence[str]
+
+
+async def commit(root: Path, store: Store, mount: Mount, union: Union, wording: Wording) -> Image:
+    """Seal the upper of *union* as a layer of a new image and give it an empty one.
+
+    *store* belongs to the calling thread. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    """
+    prepared = await trio.to_thread.run_sync(_prepare, root, mount)
+    upper = None
+    try:
+        assert prepared.work is not None
+        upper = Upper(prepared.path, prepared.work, after=union.upper)
+        with trio.fail_after(_PATIENCE):
+            while True:
+                try:
+                    image = store.commit(mount, prepared, **wording._asdict())
+                    break
+                except StoreBusy:
+                    await trio.sleep(_PAUSE)
+        union.switch_upper(upper)
+    except BaseException as error:
+        if upper is not None:
+            upper.close()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_abandon, root, mount, prepared)
+        if isinstance(error, trio.TooSlowError):
+            raise StoreBusy("other processes keep the store busy: try again") from None
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"commit {mount.name}") from error
+        raise
+    return image
+
+
+def _prepare(root: Path, mount: Mount) -> Layer:
+    with Store(root) as store:
+        return store.prepare_upper(mount)
+
+
+def _abandon(root: Path, mount: Mount, prepared: Layer) -> None:
+    with Store(root) as store:
+        store.abandon_upper(mount, prepared)

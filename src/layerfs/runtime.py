@@ -1,0 +1,120 @@
+"""Where layerfs keeps things: the store's root, and the sockets, locks and logs of running mounts.
+
+A running mount holds an exclusive `flock` on `RUN/NAME.lock` for as long as its daemon lives; the
+file's text is the daemon's pid. The kernel drops the lock with the process, however it ends, so a
+lock that can be taken means that no daemon runs, and a socket left beside it is stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from pathlib import Path
+from types import TracebackType
+
+from layerfs.errors import BadRequest, Conflict
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+
+
+def store_root(given: str | os.PathLike[str] | None = None) -> Path:
+    """Return the store's root: *given*, else `$LAYERFS_ROOT`, else the user's default."""
+    if given:
+        return Path(given).absolute()
+    if from_environment := os.environ.get("LAYERFS_ROOT"):
+        return Path(from_environment).absolute()
+    if os.geteuid() == 0:
+        return Path("/var/lib/layerfs")
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
+    return Path(data, "layerfs")
+
+
+def run_dir() -> Path:
+    """Return (and create, mode 0700) the directory of sockets, locks and logs.
+
+    `$LAYERFS_RUN` overrides `/run/layerfs` (root) and `$XDG_RUNTIME_DIR/layerfs` (others).
+    """
+    if given := os.environ.get("LAYERFS_RUN"):
+        path = Path(given).absolute()
+    elif os.geteuid() == 0:
+        path = Path("/run/layerfs")
+    else:
+        path = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/layerfs-{os.geteuid()}", "layerfs")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def check_name(name: str) -> str:
+    """Return *name* if it can name a mount (Docker's rule for container names), else raise `BadRequest`."""
+    if not NAME.fullmatch(name):
+        raise BadRequest(f"invalid name {name!r}: use letters, digits, '_', '.' and '-', at most 128")
+    return name
+
+
+def socket_path(name: str) -> Path:
+    """Return the path of the control socket of the mount called *name*."""
+    return run_dir() / f"{check_name(name)}.sock"
+
+
+def log_path(name: str) -> Path:
+    """Return the path of the log of the mount called *name*."""
+    return run_dir() / f"{check_name(name)}.log"
+
+
+class RunLock:
+    """The lock that a mount's daemon holds while it runs; a context manager.
+
+    Raises `Conflict` when another process holds it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.path = run_dir() / f"{check_name(name)}.lock"
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for attempt in range(20):
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if attempt < 19:  # `running_pid` holds it shared for an instant
+                    time.sleep(0.005)
+        os.close(self.fd)
+        raise Conflict(f"{name} is already running")
+
+    def set_pid(self, pid: int) -> None:
+        """Record *pid* as the holder."""
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, b"%d\n" % pid, 0)
+
+    def release(self) -> None:
+        """Give the lock up; the file stays, so that nobody can lock a name that is gone."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> RunLock:
+        """Return the lock itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Release the lock."""
+        self.release()
+
+
+def running_pid(name: str) -> int | None:
+    """Return the pid of the daemon that runs the mount called *name*, or None when none does."""
+    try:
+        fd = os.open(run_dir() / f"{check_name(name)}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
+    finally:
+        os.close(fd)
+    return None

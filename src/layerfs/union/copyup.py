@@ -1,0 +1,259 @@
+"""Copy-up: bringing an object of a lower layer into the upper before its first change.
+
+A file's copy is made in the work directory, made durable, and renamed into place, so the upper holds
+the old object or the whole new one. Copying may take long, so it comes in three steps: `CopyUp(...)`
+and `finish` belong to the thread that owns the union, `copy` to any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from layerfs.union import syscalls, xattr
+from layerfs.union.layer import LayerDir
+from layerfs.union.links import other_names
+from layerfs.union.node import Directory, File
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+
+_SMALL = 4096
+_CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def writable_upper(union: Union) -> Upper:
+    """Return the upper layer of *union*; raises EROFS where it has none."""
+    if union.upper is None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    return union.upper
+
+
+def copy_up(union: Union, node: File) -> None:
+    """Bring *node* into the upper, all three steps in a row. Raises `OSError`, having changed nothing."""
+    if not union.in_upper(node):
+        job = CopyUp(union, node)
+        try:
+            job.copy()
+            job.finish()
+        finally:
+            job.close()
+
+
+class CopyUp:
+    """One copy-up of *node* under way; `close` it in any case.
+
+    With *length* only so many bytes are copied, for a file that is about to be cut to that length.
+    """
+
+    def __init__(self, union: Union, node: File, length: int | None = None, *, durable: bool = True) -> None:
+        self._union = union
+        self._node = node
+        self._upper = writable_upper(union)
+        self._durable = durable
+        self._temporary = self._upper.temporary()
+        self._made = False
+        self._st = node.stat()
+        self._length = self._st.st_size if length is None else min(length, self._st.st_size)
+        self._links: list[list[bytes]] = []
+        if node.is_regular:
+            self._source = os.dup(union.data(node))
+        else:
+            self._source = node.open(os.O_PATH)
+
+    def copy(self) -> None:
+        """Make the copy in the work directory. Touches no node, so any thread may do it."""
+        node, st, work, name = self._node, self._st, self._upper.work, self._temporary
+        if stat.S_ISREG(st.st_mode):
+            target = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work)
+            self._made = True
+            try:
+                copy_data(self._source, target, self._length)
+                self._copy_metadata()
+                if self._durable:  # else a power cut could leave an empty file over a whole one
+                    os.fsync(target)
+            finally:
+                os.close(target)
+        else:
+            if stat.S_ISLNK(st.st_mode):
+                os.symlink(os.readlink(b"", dir_fd=self._source), name, dir_fd=work)
+            else:
+                os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work)
+            self._made = True
+            self._copy_metadata()
+        if st.st_nlink > 1 and node.names:
+            self._links = other_names(node.home.layer, st.st_ino)
+
+    def _copy_metadata(self) -> None:
+        upper, name = self._upper, self._temporary
+        copy_metadata(b"/proc/self/fd/%d" % self._source, self._st, upper, name)
+        ino = self._node.ino
+        try:
+            os.setxattr(
+                upper.work_object(name), upper.prefix + xattr.INODE, b"%d" % ino, follow_symlinks=False
+            )
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
+                raise  # a number lost at the next mount is better than a file that cannot be written
+
+    def finish(self) -> None:
+        """Put the copy in its place in today's upper, under every name that the file has."""
+        union, node = self._union, self._node
+        work = self._upper.work  # a commit may have changed the upper since; it is one filesystem
+        if not node.names:
+            pin = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
+            os.unlink(self._temporary, dir_fd=work)
+            self._made = False
+            node.drop_pin()
+            node.pin = pin
+            node.orphan = True
+        else:
+            self._place(work)
+        node.hidden = 0
+        node.backing = node.stat().st_ino
+        union.drop_data(node)
+
+    def _place(self, work: int) -> None:
+        union, node = self._union, self._node
+        aliases = set(node.names) | set(self._unseen_names())
+        parent, name = node.names[0]
+        made: list[tuple[LayerDir, bytes]] = []
+        try:
+            for directory, alias in aliases - {(parent, name)}:
+                home = copy_up_directory(union, directory)
+                with _KeptTimes(home):
+                    os.link(
+                        self._temporary,
+                        alias,
+                        src_dir_fd=work,
+                        dst_dir_fd=home.fd(),
+                        follow_symlinks=False,
+                    )
+                made.append((home, alias))
+            home = copy_up_directory(union, parent)
+            with _KeptTimes(home):
+                os.rename(self._temporary, name, src_dir_fd=work, dst_dir_fd=home.fd())
+        except OSError:
+            for home, alias in made:
+                os.unlink(alias, dir_fd=home.fd())
+            raise
+        self._made = False
+        node.place(home, name)
+
+    def _unseen_names(self) -> Iterator[tuple[Directory, bytes]]:
+        """Yield the file's other names in the union, as far as they stand where its layer has them."""
+        union, node = self._union, self._node
+        for path in self._links:
+            directory: object = union.root
+            for part in path[:-1]:
+                directory = union.lookup(directory, part) if isinstance(directory, Directory) else None
+            if isinstance(directory, Directory) and union.lookup(directory, path[-1]) is node:
+                yield directory, path[-1]
+
+    def close(self) -> None:
+        """Close what the copy-up had open and remove what it leaves unfinished."""
+        os.close(self._source)
+        if self._made:
+            self._upper.discard(self._temporary)
+
+
+class _KeptTimes:
+    """Leaves a directory's times as they were: a copy-up is no change that people made."""
+
+    def __init__(self, directory: LayerDir) -> None:
+        self._fd = directory.fd()
+
+    def __enter__(self) -> None:
+        self._st = os.fstat(self._fd)
+
+    def __exit__(self, *failure: object) -> None:
+        os.utime(self._fd, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
+
+
+def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
+    """Return *directory*'s part in the upper, made (with those of its parents) where there is none.
+
+    Raises `OSError`: EROFS without an upper, ENOENT for a removed directory, or what went wrong below.
+    """
+    upper = writable_upper(union)
+    missing: list[Directory] = []
+    for ancestor in directory.ancestors():
+        if ancestor.removed:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if ancestor.dirs[0].layer is upper:
+            break
+        missing.append(ancestor)
+    for node in reversed(missing):
+        assert node.parent is not None
+        parent = node.parent.dirs[0]
+        source = node.dirs[0].fd()
+        with _KeptTimes(parent):
+            temporary = make_directory_like(upper, source)
+            try:
+                os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=parent.fd())
+            except OSError:
+                upper.discard(temporary)
+                raise
+        node.dirs.insert(0, parent.child(node.name))
+    return directory.dirs[0]
+
+
+def make_directory_like(upper: Upper, source: int) -> bytes:
+    """Make an empty directory with the attributes of directory *source* in the work directory.
+
+    Returns its name there.
+    """
+    temporary = upper.temporary()
+    os.mkdir(temporary, 0o700, dir_fd=upper.work)
+    try:
+        copy_metadata(b"/proc/self/fd/%d" % source, os.fstat(source), upper, temporary)
+    except OSError:
+        upper.discard(temporary)
+        raise
+    return temporary
+
+
+def copy_metadata(source: bytes, st: os.stat_result, upper: Upper, name: bytes) -> None:
+    """Give *name* in the work directory the owner, mode, attributes and times of *source* (*st*)."""
+    os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
+    if not stat.S_ISLNK(st.st_mode):
+        os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=upper.work)
+    xattr.copy(source, upper.work_object(name))
+    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=upper.work, follow_symlinks=False)
+
+
+def copy_data(source: int, target: int, length: int) -> None:
+    """Copy the first *length* bytes of file *source* to the empty file *target*, holes as holes."""
+    if length <= _SMALL:
+        data = os.pread(source, length, 0)
+        if os.pwrite(target, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    if not syscalls.clone_file(source, target):
+        offset = 0
+        while offset < length:
+            try:
+                offset = os.lseek(source, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # a hole up to the end
+            end = min(os.lseek(source, offset, os.SEEK_HOLE), length)
+            _copy_range(source, target, offset, end)
+            offset = end
+    os.ftruncate(target, length)
+
+
+def _copy_range(source: int, target: int, offset: int, end: int) -> None:
+    while offset < end:
+        try:
+            copied = os.copy_file_range(source, target, min(end - offset, 1 << 26), offset, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            data = os.pread(source, min(end - offset, 1 << 20), offset)
+            copied = os.pwrite(target, data, offset) if data else 0
+        if copied == 0:
+            return  # the file has been cut meanwhile
+        offset += copied

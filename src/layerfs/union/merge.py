@@ -1,0 +1,83 @@
+"""The heart of the union: what a name means in a stack of directories.
+
+A merged directory is a list of `LayerDir`s, top-most first, cut off below the first opaque one. The
+functions here say what such a list holds; they change nothing and know nothing of inodes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from layerfs.union.layer import LayerDir
+from layerfs.union.whiteout import DIRECTORY, WHITEOUT
+
+
+def resolve(dirs: Sequence[LayerDir], name: bytes) -> list[LayerDir] | LayerDir | None:
+    """Find *name* in the merged directory *dirs*.
+
+    Returns the list of directories that merge under the name; or, for anything but a directory, the
+    one layer directory that holds it; or None where the name does not exist or is deleted.
+    Raises `OSError` when a layer cannot be read, EINVAL for a redirect that makes no sense.
+    """
+    found: list[LayerDir] = []
+    for depth, directory in enumerate(dirs):
+        kind = directory.kind(name)
+        if kind is None:
+            continue
+        if kind != DIRECTORY:
+            if kind != WHITEOUT and not found:
+                return directory
+            break
+        child = directory.child(name)
+        found.append(child)
+        if not child.layer.below:
+            break
+        marks = child.marks()
+        if marks.opaque:
+            break
+        if marks.redirect is not None:
+            found += _follow(marks.redirect, child, dirs[depth + 1 :])
+            break
+    return found or None
+
+
+def _follow(redirect: bytes, directory: LayerDir, siblings: Sequence[LayerDir]) -> list[LayerDir]:
+    """Return what *directory*, renamed from *redirect*, merges with in the layers below it.
+
+    An absolute redirect counts from the roots of the layers below, a relative one is a name in the
+    same parent (kernel documentation, "overlayfs", "redirect_dir").
+    """
+    absolute = redirect.startswith(b"/")
+    names = redirect[1:].split(b"/") if absolute else [redirect]
+    if any(name in (b"", b".", b"..") or b"/" in name for name in names):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), directory.name)
+    below: list[LayerDir] = [layer.root for layer in directory.layer.below] if absolute else list(siblings)
+    directory.redirect = redirect
+    for name in names:
+        target = resolve(below, name)
+        if not isinstance(target, list):
+            return []
+        below = target
+    return below
+
+
+def names(dirs: Sequence[LayerDir]) -> list[bytes]:
+    """Return the names in the merged directory *dirs*, in no particular order."""
+    if len(dirs) == 1:
+        return [name for name, kind in dirs[0].kinds().items() if kind != WHITEOUT]
+    merged: dict[bytes, int] = {}
+    for directory in dirs:
+        for name, kind in directory.kinds().items():
+            merged.setdefault(name, kind)
+    return [name for name, kind in merged.items() if kind != WHITEOUT]
+
+
+def exists(dirs: Sequence[LayerDir], name: bytes) -> bool:
+    """Tell whether *name* exists in the merged directory *dirs*."""
+    for directory in dirs:
+        kind = directory.kind(name)
+        if kind is not None:
+            return kind != WHITEOUT
+    return False

@@ -1,0 +1,283 @@
+"""Adding names to the union and taking them away: all that changes the tree but rename.
+
+Each function runs from start to end without giving up the thread, leaves disk and nodes in step, and
+on failure raises `OSError` with both as they were. Modes are taken as they are: the umask has been
+applied by whoever asks, and the process's own must be 0.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from layerfs.union import merge
+from layerfs.union.copyup import copy_up, copy_up_directory, writable_upper
+from layerfs.union.layer import LayerDir
+from layerfs.union.node import Directory, File, Node
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+from layerfs.union.whiteout import WHITEOUT, set_opaque
+
+_SPECIAL = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
+_Made = TypeVar("_Made")
+
+
+class Owner(NamedTuple):
+    """The user and group that a new object belongs to (the group, unless the directory is setgid)."""
+
+    uid: int
+    gid: int
+
+
+def create(
+    union: Union, parent: Directory, name: bytes, mode: int, owner: Owner
+) -> tuple[File, os.stat_result]:
+    """Make an empty regular file; `union.data` has it open for reading and writing."""
+
+    def make(directory: int, entry: bytes) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(entry, flags, stat.S_IMODE(mode), dir_fd=directory)
+
+    home, fd = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
+    st = os.fstat(fd)
+    node = _enter(union, parent, name, home, st)
+    union.adopt_data(node, fd, writable=True)
+    return node, st
+
+
+def mknod(
+    union: Union, parent: Directory, name: bytes, mode: int, rdev: int, owner: Owner
+) -> tuple[File, os.stat_result]:
+    """Make a fifo, socket, device or regular file, its type and permissions in *mode*.
+
+    A character device 0:0 is refused (EPERM), as by overlayfs: in a layer it means a whiteout.
+    """
+    if stat.S_ISCHR(mode) and rdev == 0:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def make(directory: int, entry: bytes) -> None:
+        os.mknod(entry, mode, rdev, dir_fd=directory)
+
+    home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
+    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    return _enter(union, parent, name, home, st), st
+
+
+def symlink(
+    union: Union, parent: Directory, name: bytes, target: bytes, owner: Owner
+) -> tuple[File, os.stat_result]:
+    """Make a symbolic link to *target*."""
+
+    def make(directory: int, entry: bytes) -> None:
+        os.symlink(target, entry, dir_fd=directory)
+
+    home, _ = _add(union, parent, name, owner, make, 0)
+    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    return _enter(union, parent, name, home, st), st
+
+
+def mkdir(
+    union: Union, parent: Directory, name: bytes, mode: int, owner: Owner
+) -> tuple[Directory, os.stat_result]:
+    """Make an empty directory; over a whiteout it is opaque, so that nothing deleted comes back."""
+
+    def make(directory: int, entry: bytes) -> None:
+        os.mkdir(entry, stat.S_IMODE(mode), dir_fd=directory)
+
+    home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode), directory=True)
+    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    node = Directory(union.table.number(st.st_dev, st.st_ino), [home.child(name)], parent, name)
+    union.table.add(node)
+    parent.children[name] = node
+    return node, st
+
+
+def _enter(union: Union, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result) -> File:
+    return union.enter_file(parent, name, home, st, union.table.number(st.st_dev, st.st_ino))
+
+
+def _add(
+    union: Union,
+    parent: Directory,
+    name: bytes,
+    owner: Owner,
+    make: Callable[[int, bytes], _Made],
+    mode: int,
+    *,
+    directory: bool = False,
+) -> tuple[LayerDir, _Made]:
+    """Make an object at *name* in *parent*: in place, or over a whiteout by way of the work directory.
+
+    Returns the directory of the upper that holds it, and what *make* returned.
+    """
+    upper, home, over = _room_for(union, parent, name)
+    place, entry = (upper.work, upper.temporary()) if over else (home.fd(), name)
+    made = make(place, entry)
+    try:
+        _give(place, entry, owner, mode, os.fstat(home.fd()), directory=directory)
+        if over and directory:
+            mark_opaque(upper, place, entry)
+            upper.exchange(entry, home.fd(), name)
+            upper.discard(entry)
+        elif over:
+            os.rename(entry, name, src_dir_fd=place, dst_dir_fd=home.fd())
+    except OSError:
+        if isinstance(made, int):
+            os.close(made)
+        (os.rmdir if directory else os.unlink)(entry, dir_fd=place)
+        raise
+    union.changed(parent)
+    return home, made
+
+
+def _room_for(union: Union, parent: Directory, name: bytes) -> tuple[Upper, LayerDir, bool]:
+    """Return the upper, *parent*'s part in it, and whether a whiteout stands at *name*; EEXIST if taken."""
+    upper = writable_upper(union)
+    home = copy_up_directory(union, parent)
+    over = home.kind(name) == WHITEOUT
+    if not over and merge.exists(parent.dirs, name):
+        raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+    return upper, home, over
+
+
+def _give(
+    place: int, entry: bytes, owner: Owner, mode: int, parent: os.stat_result, *, directory: bool
+) -> None:
+    """Give a new object its owner and the mode bits that creation and a change of owner drop."""
+    setgid = parent.st_mode & stat.S_ISGID
+    if directory and setgid:
+        mode |= stat.S_ISGID
+    gid = parent.st_gid if setgid else owner.gid
+    if setgid or owner.uid != os.geteuid() or gid != os.getegid():
+        os.chown(entry, owner.uid, gid, dir_fd=place, follow_symlinks=False)
+    if mode & _SPECIAL:
+        now = os.stat(entry, dir_fd=place, follow_symlinks=False)
+        os.chmod(entry, stat.S_IMODE(now.st_mode) | mode & _SPECIAL, dir_fd=place)
+
+
+def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
+    """Mark the directory *entry* in the directory *place* opaque."""
+    fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
+    try:
+        set_opaque(fd, upper.prefix)
+    finally:
+        os.close(fd)
+
+
+def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_result:
+    """Make *name* in *parent* another name of *node*; copies a lower file up first."""
+    upper, home, over = _room_for(union, parent, name)
+    copy_up(union, node)
+    if node.pin >= 0:
+        source, place, follow = b"/proc/self/fd/%d" % node.pin, None, True
+    else:
+        source, place, follow = node.entry, node.home.fd(), False
+    if over:
+        entry = upper.temporary()
+        os.link(source, entry, src_dir_fd=place, dst_dir_fd=upper.work, follow_symlinks=follow)
+        try:
+            os.rename(entry, name, src_dir_fd=upper.work, dst_dir_fd=home.fd())
+        except OSError:
+            upper.discard(entry)
+            raise
+    else:
+        os.link(source, name, src_dir_fd=place, dst_dir_fd=home.fd(), follow_symlinks=follow)
+    if node.pin >= 0:
+        node.place(home, name)
+    node.names.append((parent, name))
+    parent.children[name] = node
+    union.changed(parent)
+    return node.stat()
+
+
+def unlink(union: Union, parent: Directory, name: bytes) -> None:
+    """Remove *name*, not a directory, from *parent*. Whoever has the file open keeps it."""
+    upper = writable_upper(union)
+    node = existing(union, parent, name)
+    if isinstance(node, Directory):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    below = merge.exists(union.lower_parts(parent), name)
+    home = copy_up_directory(union, parent)
+    above = home.kind(name) is not None
+    node.pin_object()
+    if below:
+        upper.whiteout(home.fd(), name, over=above)
+    else:
+        os.unlink(name, dir_fd=home.fd())
+    name_gone(union, node, parent, name)
+
+
+def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
+    """Note that *node*, pinned, has lost *name* in *parent*."""
+    node.names.remove((parent, name))
+    del parent.children[name]
+    union.changed(parent)
+    if union.in_upper(node):
+        if os.fstat(node.pin).st_nlink == 0:
+            node.orphan = True
+        elif node.home is not parent.dirs[0] or node.entry != name:
+            node.drop_pin()  # the name it is known by still stands
+    else:
+        node.hidden += 1
+        node.drop_pin()  # a lower object keeps its names
+    union.release(node)
+
+
+def rmdir(union: Union, parent: Directory, name: bytes) -> None:
+    """Remove the empty directory *name* from *parent*. Whoever is in it may stay."""
+    upper = writable_upper(union)
+    node = existing(union, parent, name)
+    if not isinstance(node, Directory):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not union.is_empty(node):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    below = merge.exists(union.lower_parts(parent), name)
+    home = copy_up_directory(union, parent)
+    node.dirs[0].pin()
+    if not union.in_upper(node):
+        upper.whiteout(home.fd(), name, over=False)
+    elif below:
+        entry = upper.temporary()
+        upper.whiteout(upper.work, entry, over=False)
+        try:
+            upper.exchange(entry, home.fd(), name)
+        except OSError:
+            upper.discard(entry)
+            raise
+        upper.discard(entry)
+    else:
+        remove_emptied(upper, home, name)
+    directory_gone(union, node)
+
+
+def remove_emptied(upper: Upper, home: LayerDir, name: bytes) -> None:
+    """Remove the directory *name* of the upper, in which there is nothing or only whiteouts."""
+    try:
+        os.rmdir(name, dir_fd=home.fd())
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        entry = upper.temporary()
+        os.rename(name, entry, src_dir_fd=home.fd(), dst_dir_fd=upper.work)
+        upper.discard(entry)
+
+
+def directory_gone(union: Union, node: Directory) -> None:
+    """Note that *node*, its top part pinned, has lost its name."""
+    assert node.parent is not None
+    node.parent.children.pop(node.name, None)
+    union.changed(node.parent)
+    union.changed(node)
+    node.removed = True
+    union.release(node)
+
+
+def existing(union: Union, parent: Directory, name: bytes) -> Node:
+    """Return the node called *name* in *parent*; raises ENOENT where there is none."""
+    node = union.lookup(parent, name)
+    if node is None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return node

@@ -1,0 +1,199 @@
+"""Inodes of the union, and the table that keeps them while somebody refers to them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+
+from layerfs.union.layer import LayerDir
+
+ROOT = 1
+_TAG_SHIFT = 48
+_DYNAMIC = 1 << 60
+
+
+class Directory:
+    """A merged directory.
+
+    `dirs` are its parts, top-most first. `children` holds the nodes that are known below it, so it
+    stays in the table for as long as one of them does.
+    """
+
+    __slots__ = ("children", "dirs", "ino", "listing", "name", "parent", "references", "removed")
+
+    def __init__(self, ino: int, dirs: list[LayerDir], parent: Directory | None, name: bytes) -> None:
+        self.ino = ino
+        self.dirs = dirs
+        self.parent = parent
+        self.name = name
+        self.children: dict[bytes, Node] = {}
+        self.references = 0
+        self.removed = False
+        self.listing: list[tuple[int, bytes]] | None = None
+
+    def ancestors(self) -> Iterator[Directory]:
+        """Yield the directory itself and all above it, the root last."""
+        directory: Directory | None = self
+        while directory is not None:
+            yield directory
+            directory = directory.parent
+
+
+class File:
+    """Anything but a directory: a regular file, symbolic link, fifo, socket or device.
+
+    Its object in the layers is `entry` in `home`, or, once that name is gone while the kernel still
+    knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `names`
+    are the names known in the union; `hidden` counts those of a lower file that whiteouts took away.
+    """
+
+    __slots__ = (
+        "backing",
+        "entry",
+        "fd",
+        "hidden",
+        "home",
+        "ino",
+        "kind",
+        "names",
+        "orphan",
+        "pin",
+        "references",
+        "writable",
+        "writers",
+    )
+
+    def __init__(self, ino: int, kind: int, backing: int, home: LayerDir, entry: bytes) -> None:
+        self.ino = ino
+        self.kind = kind
+        self.backing = backing
+        self.home = home
+        self.entry = entry
+        self.names: list[tuple[Directory, bytes]] = []
+        self.pin = -1
+        self.orphan = False
+        self.fd = -1
+        self.writable = False
+        self.writers = 0
+        self.hidden = 0
+        self.references = 0
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether this is a regular file."""
+        return stat.S_ISREG(self.kind)
+
+    def stat(self) -> os.stat_result:
+        """Return the stat of the object in the layers. Raises `OSError`."""
+        if self.pin >= 0:
+            return os.fstat(self.pin)
+        return os.stat(self.entry, dir_fd=self.home.fd(), follow_symlinks=False)
+
+    def path(self) -> tuple[bytes, bool]:
+        """Return a path of the object and whether it must be followed.
+
+        For calls that take no directory descriptor. The path is good until the next trim.
+        """
+        if self.pin >= 0:
+            return b"/proc/self/fd/%d" % self.pin, True
+        return b"/proc/self/fd/%d/%s" % (self.home.fd(), self.entry), False
+
+    def open(self, flags: int) -> int:
+        """Open the object (a regular file) and return the descriptor. Raises `OSError`."""
+        if self.pin >= 0:
+            return os.open(b"/proc/self/fd/%d" % self.pin, flags | os.O_CLOEXEC)
+        return os.open(self.entry, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.home.fd())
+
+    def pin_object(self) -> None:
+        """Keep hold of the object: its name in the layer is about to go."""
+        if self.pin < 0:
+            self.pin = os.open(self.entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.home.fd())
+
+    def place(self, home: LayerDir, entry: bytes) -> None:
+        """Note that the object is now *entry* in *home*, under a name again if it had none."""
+        self.home = home
+        self.entry = entry
+        self.drop_pin()
+
+    def drop_pin(self) -> None:
+        """Close the O_PATH descriptor, if there is one."""
+        if self.pin >= 0:
+            os.close(self.pin)
+            self.pin = -1
+
+    def close_data(self) -> None:
+        """Close the descriptor on the contents, if there is one."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+            self.writable = False
+
+
+Node = Directory | File
+
+
+class InodeTable:
+    """The nodes that are known, by inode number, and the numbers themselves.
+
+    A number is the object's own in the filesystem below, so it is the same after a remount, with the
+    filesystem's place in the stack in the upper bits (as overlayfs' `xino` does). A copied-up file
+    keeps the number it had. Where two objects would collide, the later one gets a number of its own.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, Node] = {}
+        self._devices: dict[int, int] = {}
+        self._next = _DYNAMIC
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def number(self, device: int, inode: int) -> int:
+        """Return the number for object *inode* (`st_ino`) of filesystem *device* (`st_dev`)."""
+        tag = self._devices.setdefault(device, len(self._devices))
+        if inode >> _TAG_SHIFT or tag >> 8 or (tag == 0 and inode <= ROOT):
+            return self.fresh()
+        return tag << _TAG_SHIFT | inode
+
+    def fresh(self) -> int:
+        """Return a number that no object has; it does not outlive the mount."""
+        self._next += 1
+        return self._next
+
+    def add(self, node: Node) -> None:
+        """Enter *node* under its number, or under a fresh one if that is taken."""
+        if node.ino in self.nodes:
+            node.ino = self.fresh()
+        self.nodes[node.ino] = node
+
+    def forget(self, node: Node, count: int) -> None:
+        """Take *count* references from *node*; without references it is dropped (FUSE's FORGET)."""
+        node.references -= count
+        self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Drop *node*, and directories above it, where nothing refers to them any more."""
+        while node.references <= 0 and node.ino != ROOT:
+            if isinstance(node, File):
+                parents = [parent for parent, name in node.names if parent.children.pop(name, None)]
+                node.names = []
+                node.close_data()
+                node.drop_pin()
+            else:
+                if node.children:
+                    return
+                parents = []
+                if node.parent is not None and node.parent.children.get(node.name) is node:
+                    del node.parent.children[node.name]
+                    parents = [node.parent]
+                for directory in node.dirs:
+                    if directory.pinned:
+                        directory.close()
+            if self.nodes.get(node.ino) is node:
+                del self.nodes[node.ino]
+            for parent in parents[1:]:
+                self.release(parent)
+            if not parents:
+                return
+            node = parents[0]

@@ -1,0 +1,195 @@
+"""Rename, the one operation that touches two places, a whiteout and a redirect at once.
+
+Everything that must be there first (copies, opaque marks, redirects) is put there while it means
+nothing yet; then one renameat2(2) does it all. A failure or a crash before it leaves the tree as it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from layerfs.union import merge, syscalls, xattr
+from layerfs.union.copyup import copy_up, copy_up_directory, make_directory_like, writable_upper
+from layerfs.union.layer import LayerDir
+from layerfs.union.mutate import directory_gone, existing, mark_opaque, name_gone
+from layerfs.union.node import Directory, Node
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+from layerfs.union.whiteout import WHITEOUT
+
+
+def rename(
+    union: Union,
+    parent: Directory,
+    name: bytes,
+    new_parent: Directory,
+    new_name: bytes,
+    flags: int = 0,
+) -> None:
+    """Rename *name* in *parent* to *new_name* in *new_parent*, as renameat2(2) with *flags*.
+
+    A lower file is copied up first (callers that mind the time do it before); of a lower directory
+    only the directory itself, with a redirect to what it held. Raises `OSError`: ENOTEMPTY, EISDIR,
+    ENOTDIR, EEXIST (RENAME_NOREPLACE), EINVAL (flags, or a directory into itself), and what comes
+    from below.
+    """
+    upper = writable_upper(union)
+    if flags & ~(syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    node = existing(union, parent, name)
+    target = union.lookup(new_parent, new_name)
+    _check(union, node, new_parent, target, flags)
+    if target is node:
+        return
+    home = _into_upper(union, node, parent)
+    new_home = copy_up_directory(union, new_parent)
+    if flags & syscalls.RENAME_EXCHANGE:
+        assert target is not None
+        _into_upper(union, target, new_parent)
+        _prepare(union, upper, node, new_parent, new_name)
+        _prepare(union, upper, target, parent, name)
+        syscalls.renameat2(home.fd(), name, new_home.fd(), new_name, syscalls.RENAME_EXCHANGE)
+        _settle(union, node, parent, name, new_parent, new_name)
+        _settle(union, target, new_parent, new_name, parent, name)
+        parent.children[name] = target
+        return
+    _prepare(union, upper, node, new_parent, new_name)
+    if isinstance(target, Directory):
+        target.dirs[0].pin()
+        _empty_upper_part(union, upper, target, new_home)
+    elif target is not None:
+        target.pin_object()
+    _move(union, parent, name, home, new_home, new_name, isinstance(node, Directory))
+    if isinstance(target, Directory):
+        directory_gone(union, target)
+    elif target is not None:
+        name_gone(union, target, new_parent, new_name)
+    _settle(union, node, parent, name, new_parent, new_name)
+
+
+def _check(union: Union, node: Node, new_parent: Directory, target: Node | None, flags: int) -> None:
+    """Raise the `OSError` for a rename that the rules forbid."""
+    code = 0
+    if isinstance(node, Directory) and node in new_parent.ancestors():
+        code = errno.EINVAL
+    elif flags & syscalls.RENAME_EXCHANGE:
+        if target is None:
+            code = errno.ENOENT
+        elif isinstance(target, Directory) and target in node_parents(node):
+            code = errno.EINVAL
+    elif target is not None and target is not node:
+        if flags & syscalls.RENAME_NOREPLACE:
+            code = errno.EEXIST
+        elif isinstance(target, Directory):
+            if not isinstance(node, Directory):
+                code = errno.EISDIR
+            elif not union.is_empty(target):
+                code = errno.ENOTEMPTY
+        elif isinstance(node, Directory):
+            code = errno.ENOTDIR
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def node_parents(node: Node) -> list[Directory]:
+    """Return the directories above *node*."""
+    if isinstance(node, Directory):
+        return list(node.ancestors())[1:]
+    return [directory for parent, _ in node.names for directory in parent.ancestors()]
+
+
+def _into_upper(union: Union, node: Node, parent: Directory) -> LayerDir:
+    """Bring *node* into the upper and return its directory there."""
+    if isinstance(node, Directory):
+        copy_up_directory(union, node)
+    else:
+        copy_up(union, node)
+    return copy_up_directory(union, parent)
+
+
+def _prepare(union: Union, upper: Upper, node: Node, parent: Directory, name: bytes) -> None:
+    """Mark a directory so that it will merge with the right lower directories as *name* in *parent*."""
+    if not isinstance(node, Directory):
+        return
+    part = node.dirs[0]
+    if len(node.dirs) > 1:
+        if part.redirect is None or not part.redirect.startswith(b"/"):
+            redirect = lower_path(union, node)
+            try:
+                os.setxattr(part.fd(), upper.prefix + xattr.REDIRECT, redirect)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):  # longer than an attribute
+                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV)) from error
+                raise
+            part.redirect = redirect
+    elif merge.exists(union.lower_parts(parent), name) and part.parent is not None:
+        mark_opaque(upper, part.parent.fd(), part.name)
+
+
+def lower_path(union: Union, node: Directory) -> bytes:
+    """Return the absolute path under which the layers below the upper know *node*."""
+    parts: list[bytes] = []
+    for directory in node.ancestors():
+        part = directory.dirs[0]
+        redirect = part.redirect if part.layer is union.upper else None
+        if redirect is not None and redirect.startswith(b"/"):
+            parts.append(redirect[1:])
+            break
+        parts.append(redirect or directory.name)
+    else:
+        parts.pop()  # the root's empty name
+    return b"/" + b"/".join(reversed(parts))
+
+
+def _empty_upper_part(union: Union, upper: Upper, target: Directory, home: LayerDir) -> None:
+    """Replace *target*'s part in the upper, which holds whiteouts, by an empty opaque directory."""
+    part = union.upper_part(target)
+    if part is None or not part.kinds():
+        return
+    temporary = make_directory_like(upper, part.fd())
+    try:
+        mark_opaque(upper, upper.work, temporary)
+        upper.exchange(temporary, home.fd(), target.name)
+    finally:
+        upper.discard(temporary)
+
+
+def _move(
+    union: Union,
+    parent: Directory,
+    name: bytes,
+    home: LayerDir,
+    new_home: LayerDir,
+    new_name: bytes,
+    is_directory: bool,
+) -> None:
+    """Rename within the upper and leave a whiteout behind where a lower layer has the old name."""
+    leave_whiteout = merge.exists(union.lower_parts(parent), name)
+    if is_directory and new_home.kind(new_name) == WHITEOUT:
+        # A directory cannot be renamed over a whiteout, but the two can change places.
+        syscalls.renameat2(home.fd(), name, new_home.fd(), new_name, syscalls.RENAME_EXCHANGE)
+        if not leave_whiteout:
+            os.unlink(name, dir_fd=home.fd())
+        return
+    flags = syscalls.RENAME_WHITEOUT if leave_whiteout else 0
+    syscalls.renameat2(home.fd(), name, new_home.fd(), new_name, flags)
+
+
+def _settle(
+    union: Union, node: Node, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes
+) -> None:
+    """Bring the nodes in step with a rename that has happened on disk."""
+    if parent.children.get(name) is node:
+        del parent.children[name]
+    new_parent.children[new_name] = node
+    new_home = new_parent.dirs[0]
+    if isinstance(node, Directory):
+        node.parent, node.name = new_parent, new_name
+        node.dirs[0].move(new_home, new_name)
+    else:
+        node.names[node.names.index((parent, name))] = (new_parent, new_name)
+        if node.home is parent.dirs[0] and node.entry == name:
+            node.place(new_home, new_name)
+    union.changed(parent)
+    union.changed(new_parent)

@@ -1,0 +1,66 @@
+"""System calls that the standard library does not offer. All raise `OSError` with the call's errno."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+
+_FICLONE = 0x40049409
+_SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
+_MNT_DETACH = 2
+
+_renameat2 = _libc.renameat2
+_renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+def _check(result: int, name: bytes | None = None) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
+
+
+def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
+    """Rename *old* in directory *old_dir* to *new* in *new_dir* with *flags*: renameat2(2)."""
+    _check(_renameat2(old_dir, old, new_dir, new, flags), old)
+
+
+def syncfs(fd: int) -> None:
+    """Write back everything of the filesystem that *fd* lies on: syncfs(2)."""
+    _check(_libc.syncfs(fd))
+
+
+def write_back(fd: int) -> None:
+    """Write a file's dirty pages to the filesystem below and wait for them: sync_file_range(2).
+
+    Unlike fsync(2) it asks the filesystem for nothing more, so no disk is waited for.
+    """
+    _check(_sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT))
+
+
+def umount(path: bytes, *, lazy: bool) -> None:
+    """Unmount *path*: umount2(2), with MNT_DETACH if *lazy*."""
+    _check(_libc.umount2(ctypes.c_char_p(path), _MNT_DETACH if lazy else 0), path)
+
+
+def clone_file(source: int, target: int) -> bool:
+    """Share the blocks of *source* with the empty file *target* (FICLONE, ioctl_ficlone(2)).
+
+    Returns whether the filesystem can; any other failure is raised.
+    """
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+            return False
+        raise
+    return True

@@ -1,0 +1,126 @@
+"""The upper layer: the tree that takes the writes, with the work directory beside it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from itertools import count
+
+from layerfs.union import syscalls, xattr
+from layerfs.union.layer import Layer
+from layerfs.union.whiteout import make_whiteout
+
+_WORK = b"work"
+
+
+class Upper(Layer):
+    """The one layer that changes. Only one union at a time may have it (it is held by `flock`).
+
+    New objects are made ready in the work directory and then renamed into place, so each appears
+    whole or not at all. As in overlayfs only `WORK/work` is used, and emptied at the start.
+    """
+
+    __slots__ = ("_serial", "prefix", "work", "work_path")
+
+    work: int
+    """A descriptor on the directory for objects in the making; open as long as the layer."""
+    _serial: count[int]
+
+    def __init__(
+        self,
+        path: str | bytes | os.PathLike[str],
+        work: str | bytes | os.PathLike[str],
+        *,
+        after: Upper | None = None,
+    ) -> None:
+        """Open the tree at *path* with work directory *work*.
+
+        *after* is the upper that this one is to follow in the same union; the two may share a work
+        directory.
+
+        Raises `OSError`: EBUSY when another mount uses the upper, EXDEV when the two are not on one
+        filesystem, EINVAL when one lies in the other.
+        """
+        super().__init__(path, mutable=True)
+        try:
+            self.work_path = os.fsencode(work)
+            self._check_work()
+            try:
+                fcntl.flock(self.root.fd(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(errno.EBUSY, "already used by another mount", self.path) from None
+            if after is not None and after.work_path == self.work_path:
+                self.work, self._serial = os.dup(after.work), after._serial
+            else:
+                self.work, self._serial = self._open_work(), count(1)
+        except BaseException:
+            super().close()
+            raise
+        self.prefix = xattr.writable_prefix(self.work)
+
+    def _check_work(self) -> None:
+        upper, work = os.stat(self.path), os.stat(self.work_path)
+        if not stat.S_ISDIR(work.st_mode):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.work_path)
+        if upper.st_dev != work.st_dev:
+            raise OSError(errno.EXDEV, "the work directory is not on the upper's filesystem", self.work_path)
+        first, second = os.path.realpath(self.path) + b"/", os.path.realpath(self.work_path) + b"/"
+        if first.startswith(second) or second.startswith(first):
+            raise OSError(errno.EINVAL, "upper and work directory lie in one another", self.work_path)
+
+    def _open_work(self) -> int:
+        path = os.path.join(self.work_path, _WORK)
+        if os.path.lexists(path):
+            shutil.rmtree(path)
+        os.mkdir(path, 0o700)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def seal(self) -> None:
+        """Make this an immutable layer: from now on it is a lower, and nobody's upper.
+
+        The descriptor on the work directory stays open: a copy-up on its way still has a file there.
+        """
+        self.mutable = False
+        fcntl.flock(self.root.fd(), fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close every descriptor on the layer and give it up for others."""
+        os.close(self.work)
+        super().close()
+
+    def temporary(self) -> bytes:
+        """Return a name that is free in the work directory."""
+        return b"#%x" % next(self._serial)
+
+    def work_object(self, name: bytes) -> bytes:
+        """Return a path of *name* in the work directory, for calls without directory descriptors."""
+        return b"/proc/self/fd/%d/%s" % (self.work, name)
+
+    def whiteout(self, directory: int, name: bytes, *, over: bool) -> None:
+        """Put a whiteout at *name* in the upper directory *directory*; with *over*, in place of a file."""
+        if not over:
+            make_whiteout(directory, name)
+            return
+        temporary = self.temporary()
+        make_whiteout(self.work, temporary)
+        try:
+            os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=directory)
+        except OSError:
+            os.unlink(temporary, dir_fd=self.work)
+            raise
+
+    def discard(self, name: bytes) -> None:
+        """Remove *name*, whatever it is, from the work directory; what cannot go waits for the next start."""
+        try:
+            os.unlink(name, dir_fd=self.work)
+        except IsADirectoryError:
+            shutil.rmtree(self.work_object(name), ignore_errors=True)
+        except OSError:
+            pass
+
+    def exchange(self, temporary: bytes, directory: int, name: bytes) -> None:
+        """Swap *temporary* of the work directory with *name* in *directory*, atomically."""
+        syscalls.renameat2(self.work, temporary, directory, name, syscalls.RENAME_EXCHANGE)

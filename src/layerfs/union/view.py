@@ -1,0 +1,308 @@
+"""The union: lookup, attributes, listings and contents of the merged tree.
+
+Nothing here waits for anything but the filesystem below, and nothing here is safe to call from two
+threads at once: one thread owns a `Union`. Failures are `OSError`s with the errno for the caller, and
+change nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import xxhash
+
+from layerfs.union import merge, xattr
+from layerfs.union.layer import DirectoryCache, Layer, LayerDir
+from layerfs.union.node import ROOT, Directory, File, InodeTable, Node
+from layerfs.union.upper import Upper
+
+_LISTINGS = 64
+"""How many directory listings are remembered."""
+
+
+class Union:
+    """A stack of layers as one tree."""
+
+    def __init__(
+        self, lowers: Sequence[Layer], upper: Upper | None = None, *, descriptors: int = 4096
+    ) -> None:
+        """Merge *lowers* (bottom to top) under *upper*; without an upper the union is read-only.
+
+        At most about *descriptors* file descriptors are kept open. The union owns the layers: `close`
+        closes them.
+        """
+        if not lowers and upper is None:
+            raise ValueError("a union needs a layer")
+        self.upper = upper
+        self.layers: list[Layer] = [*([upper] if upper else []), *reversed(lowers)]
+        self.directories = DirectoryCache()
+        for depth, layer in enumerate(self.layers):
+            layer.directories = self.directories
+            layer.below = tuple(self.layers[depth + 1 :])
+        self.table = InodeTable()
+        for layer in reversed(self.layers):  # the filesystems get their tags from the bottom up
+            st = os.fstat(layer.root.fd())
+            self.table.number(st.st_dev, st.st_ino)
+        self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
+        self.root.references = 1
+        self.table.add(self.root)
+        self._descriptors = descriptors
+        self._open_files: OrderedDict[File, None] = OrderedDict()
+        self._listings: OrderedDict[Directory, None] = OrderedDict()
+
+    def close(self) -> None:
+        """Close every descriptor; the union is of no use afterwards."""
+        for node in self.table.nodes.values():
+            if isinstance(node, File):
+                node.close_data()
+                node.drop_pin()
+        for layer in self.layers:
+            layer.close()
+
+    # -- layers ---------------------------------------------------------------------------------
+
+    def switch_upper(self, new: Upper) -> None:
+        """Seal the upper where it stands and take the writes in *new* (empty) from here on.
+
+        This is all that a commit does to a live tree: no node is visited, no file touched. What was
+        "in the upper" is from now on in a lower layer, because that is decided by comparing layers.
+        """
+        if self.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        copy_attributes(self.upper.root.fd(), new.root.fd())
+        self.upper.seal()
+        new.directories = self.directories
+        new.below = tuple(self.layers)
+        self.layers.insert(0, new)
+        self.root.dirs.insert(0, new.root)
+        self.upper = new
+
+    def in_upper(self, node: Node) -> bool:
+        """Tell whether *node* can be changed without a copy-up."""
+        if isinstance(node, Directory):
+            return node.dirs[0].layer is self.upper
+        return node.home.layer is self.upper or node.orphan
+
+    def upper_part(self, directory: Directory) -> LayerDir | None:
+        """Return the part of *directory* that lies in the upper, if it has one."""
+        first = directory.dirs[0]
+        return first if first.layer is self.upper else None
+
+    def lower_parts(self, directory: Directory) -> list[LayerDir]:
+        """Return the parts of *directory* below the upper, top-most first."""
+        return directory.dirs[1:] if directory.dirs[0].layer is self.upper else directory.dirs
+
+    def trim(self) -> None:
+        """Close descriptors beyond the bound. For moments when no operation is under way."""
+        self.directories.trim(self._descriptors)
+        while len(self._open_files) > self._descriptors:
+            file, _ = self._open_files.popitem(last=False)
+            file.close_data()
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def lookup(self, parent: Directory, name: bytes) -> Node | None:
+        """Return the node called *name* in *parent*, or None where there is no such name."""
+        node = parent.children.get(name)
+        if node is not None:
+            return node
+        if parent.removed:
+            return None
+        target = merge.resolve(parent.dirs, name)
+        if target is None:
+            return None
+        if isinstance(target, list):
+            return self._directory(parent, name, target)
+        return self._file(parent, name, target)
+
+    def _directory(self, parent: Directory, name: bytes, dirs: list[LayerDir]) -> Directory:
+        st = os.fstat(dirs[-1].fd())  # the lowest part: it stays when parts are added on top
+        node = Directory(self.table.number(st.st_dev, st.st_ino), dirs, parent, name)
+        self.table.add(node)
+        parent.children[name] = node
+        return node
+
+    def _file(self, parent: Directory, name: bytes, home: LayerDir) -> File:
+        st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+        recorded = xattr.recorded_inode(home.fd(), name) if home.layer.below else None
+        ino = self.table.number(st.st_dev, st.st_ino) if recorded is None else recorded
+        return self.enter_file(parent, name, home, st, ino)
+
+    def enter_file(
+        self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int
+    ) -> File:
+        """Return the node *ino* for the object *name* of *home*, new or known by another name."""
+        node = self.table.nodes.get(ino)
+        same = isinstance(node, File) and node.kind == stat.S_IFMT(st.st_mode) and st.st_nlink > 1
+        if not (same and isinstance(node, File) and self._is_link(node, home, st)):
+            node = File(ino, stat.S_IFMT(st.st_mode), st.st_ino, home, name)
+            self.table.add(node)
+        elif node.pin >= 0 and home.layer is node.home.layer:
+            node.place(home, name)
+        node.names.append((parent, name))
+        parent.children[name] = node
+        return node
+
+    def _is_link(self, node: File, home: LayerDir, st: os.stat_result) -> bool:
+        """Tell whether the object *st* in *home* is another name of *node*."""
+        return node.backing == st.st_ino and node.home.layer is home.layer
+
+    def listing(self, directory: Directory) -> list[tuple[int, bytes]]:
+        """Return the names in *directory*, each with its cookie, in the order of the cookies.
+
+        A cookie is a hash of the name, so a name has the same place in every listing, whatever comes
+        and goes around it: a reader that continues from a cookie misses no name and meets none twice.
+        """
+        if directory.listing is None:
+            names = [] if directory.removed else merge.names(directory.dirs)
+            directory.listing = _with_cookies(names)
+            self._listings[directory] = None
+            if len(self._listings) > _LISTINGS:
+                oldest, _ = self._listings.popitem(last=False)
+                oldest.listing = None
+        return directory.listing
+
+    def changed(self, directory: Directory) -> None:
+        """Note that names were added to or removed from *directory*."""
+        if directory.listing is not None:
+            directory.listing = None
+            self._listings.pop(directory, None)
+
+    def is_empty(self, directory: Directory) -> bool:
+        """Tell whether *directory* has no names."""
+        return not self.listing(directory)
+
+    def release(self, node: Node) -> None:
+        """Forget what is remembered about *node* where nothing refers to it."""
+        self.forget(node, 0)
+
+    def forget(self, node: Node, count: int) -> None:
+        """Take back *count* references from *node*."""
+        if node.references <= count:
+            if isinstance(node, File):
+                self._open_files.pop(node, None)
+            else:
+                self.changed(node)
+        self.table.forget(node, count)
+
+    # -- attributes -----------------------------------------------------------------------------
+
+    def stat(self, node: Node) -> os.stat_result:
+        """Return the stat of *node*'s object; inode number and link count are `node.ino` and `links`."""
+        if isinstance(node, Directory):
+            return os.fstat(node.dirs[0].fd())
+        return node.stat()
+
+    def links(self, node: Node, st: os.stat_result) -> int:
+        """Return the link count of *node*; 1 for a merged directory, as overlayfs has it."""
+        if isinstance(node, Directory):
+            if node.removed:
+                return 0
+            return st.st_nlink if len(node.dirs) == 1 else 1
+        return max(0, st.st_nlink - node.hidden)
+
+    def readlink(self, node: File) -> bytes:
+        """Return the target of a symbolic link."""
+        if node.pin >= 0:
+            return os.readlink(b"", dir_fd=node.pin)
+        return os.readlink(node.entry, dir_fd=node.home.fd())
+
+    def path_of(self, node: Node) -> bytes | None:
+        """Return a path of *node* from the union's root, b"" for the root; None if it has no name."""
+        parts: list[bytes] = []
+        if isinstance(node, File):
+            if not node.names:
+                return None
+            node, name = node.names[0]
+            parts.append(name)
+        for directory in node.ancestors():
+            if directory.removed:
+                return None
+            parts.append(directory.name)
+        return b"/".join(reversed(parts))[1:]
+
+    # -- contents -------------------------------------------------------------------------------
+
+    def data(self, node: File, *, write: bool = False) -> int:
+        """Return a descriptor on the contents of a regular file, good until the next `trim`.
+
+        To *write*, the file must have been copied up. Reading a lower file leaves its access time
+        alone, as overlayfs does.
+        """
+        if node.fd >= 0 and (node.writable or not write):
+            self._open_files.move_to_end(node)
+            return node.fd
+        if write:
+            if not self.in_upper(node):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            fd = node.open(os.O_RDWR)
+        elif self.in_upper(node):
+            fd = node.open(os.O_RDONLY)
+        else:
+            try:
+                fd = node.open(os.O_RDONLY | os.O_NOATIME)
+            except PermissionError:
+                fd = node.open(os.O_RDONLY)
+        self.adopt_data(node, fd, writable=write)
+        return fd
+
+    def adopt_data(self, node: File, fd: int, *, writable: bool) -> None:
+        """Keep *fd* as the descriptor on *node*'s contents, in place of the one before."""
+        node.close_data()
+        node.fd = fd
+        node.writable = writable
+        self._open_files[node] = None
+
+    def drop_data(self, node: File) -> None:
+        """Close the descriptor on *node*'s contents: they are elsewhere now."""
+        node.close_data()
+        self._open_files.pop(node, None)
+
+    # -- extended attributes --------------------------------------------------------------------
+
+    def getxattr(self, node: Node, name: bytes) -> bytes:
+        """Return the value of the attribute that people call *name*. Raises `OSError` (ENODATA, ...)."""
+        path, follow = self.path_for_xattr(node)
+        return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+
+    def listxattr(self, node: Node) -> list[bytes]:
+        """Return the names of the attributes that people may see."""
+        path, follow = self.path_for_xattr(node)
+        stored = os.listxattr(path, follow_symlinks=follow)
+        return [shown for text in stored if (shown := xattr.shown_name(os.fsencode(text))) is not None]
+
+    def path_for_xattr(self, node: Node) -> tuple[bytes, bool]:
+        """Return a path of *node* for a call that has no form with a directory descriptor."""
+        if isinstance(node, Directory):
+            return b"/proc/self/fd/%d" % node.dirs[0].fd(), True
+        return node.path()
+
+    def statvfs(self) -> os.statvfs_result:
+        """Return the figures of the filesystem that takes the writes, or of the top layer's."""
+        return os.fstatvfs(self.layers[0].root.fd())
+
+
+def copy_attributes(source: int, target: int) -> None:
+    """Give the directory *target* the owner, mode, attributes and times of the directory *source*."""
+    st = os.fstat(source)
+    os.chown(target, st.st_uid, st.st_gid)
+    os.chmod(target, stat.S_IMODE(st.st_mode))
+    xattr.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def _with_cookies(names: list[bytes]) -> list[tuple[int, bytes]]:
+    """Return (cookie, name) pairs in order; cookies are positive, below 2**63 and all different."""
+    digest = xxhash.xxh3_64_intdigest
+    pairs = sorted((digest(name) >> 1 or 1, name) for name in names)
+    last = 0
+    for position, (cookie, name) in enumerate(pairs):
+        if cookie <= last:  # two names with one hash: the second moves up by one
+            cookie = last + 1
+            pairs[position] = (cookie, name)
+        last = cookie
+    return pairs

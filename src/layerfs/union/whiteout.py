@@ -1,0 +1,93 @@
+"""How a layer says "deleted": whiteouts and opaque directories, in every form that is about.
+
+- a character device 0:0 (overlayfs): NAME is deleted;
+- an empty file with the attribute `overlay.whiteout`, in a directory whose `overlay.opaque` is "x"
+  (overlayfs since Linux 6.7): NAME is deleted;
+- a file `.wh.NAME` (AUFS, the OCI image spec, fuse-overlayfs without mknod): NAME is deleted;
+- the attribute `overlay.opaque` = "y", or a file `.wh..wh..opq`: nothing of the layers below shows.
+
+The `.wh.` forms are read only in layers brought by others. A tree written through layerfs holds the
+first form, so there a file that somebody calls `.wh.x` is just a file, as on the kernel's overlayfs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from layerfs.union import xattr
+
+FILE = 0
+"""Anything that is not a directory and not a whiteout."""
+DIRECTORY = 1
+WHITEOUT = 2
+
+AUFS_PREFIX = b".wh."
+AUFS_OPAQUE = b".wh..wh..opq"
+
+
+def is_device_whiteout(st: os.stat_result) -> bool:
+    """Tell whether *st* is of a whiteout in overlayfs' first form."""
+    return st.st_rdev == 0 and stat.S_ISCHR(st.st_mode)
+
+
+def make_whiteout(dir_fd: int, name: bytes) -> None:
+    """Make a whiteout for *name* in the directory *dir_fd*. Raises `OSError` (EEXIST, ENOSPC, ...)."""
+    os.mknod(name, stat.S_IFCHR | 0o000, 0, dir_fd=dir_fd)
+
+
+def set_opaque(fd: int, prefix: bytes = xattr.TRUSTED) -> None:
+    """Mark the layer directory *fd* opaque, with a private attribute of the given *prefix*."""
+    os.setxattr(fd, prefix + xattr.OPAQUE, b"y")
+
+
+def kind_of(dir_fd: int, name: bytes, xattr_whiteouts: bool = False) -> int | None:
+    """Return what *name* in one layer's directory is: FILE, DIRECTORY, WHITEOUT, or None if absent."""
+    try:
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(st.st_mode):
+        return DIRECTORY
+    if is_device_whiteout(st):
+        return WHITEOUT
+    if (
+        xattr_whiteouts
+        and st.st_size == 0
+        and stat.S_ISREG(st.st_mode)
+        and xattr.is_xattr_whiteout(dir_fd, name)
+    ):
+        return WHITEOUT
+    return FILE
+
+
+def scan(fd: int, *, aufs: bool, xattr_whiteouts: bool) -> dict[bytes, int]:
+    """Return every name in the layer directory *fd* and what it is: FILE, DIRECTORY or WHITEOUT.
+
+    With *aufs* the `.wh.` forms are understood: `.wh.NAME` appears as the whiteout NAME (unless the
+    same layer has a NAME too, which then counts), and the marker files themselves do not appear.
+    """
+    kinds: dict[bytes, int] = {}
+    deleted: list[bytes] = []
+    with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
+        for entry in entries:
+            name = entry.name
+            if aufs and name.startswith(AUFS_PREFIX):
+                if not name.startswith(AUFS_PREFIX + AUFS_PREFIX):
+                    deleted.append(name[len(AUFS_PREFIX) :])
+            elif entry.is_dir(follow_symlinks=False):
+                kinds[name] = DIRECTORY
+            elif entry.is_symlink() or (entry.is_file(follow_symlinks=False) and not xattr_whiteouts):
+                kinds[name] = FILE
+            else:
+                kind = kind_of(fd, name, xattr_whiteouts)
+                if kind is not None:
+                    kinds[name] = kind
+    for name in deleted:
+        kinds.setdefault(name, WHITEOUT)
+    return kinds
+
+
+def has_aufs_opaque(fd: int) -> bool:
+    """Tell whether the layer directory *fd* holds the file `.wh..wh..opq`."""
+    return kind_of(fd, AUFS_OPAQUE) is not None
