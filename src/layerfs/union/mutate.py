@@ -215,14 +215,19 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     node.names.remove((parent, name))
     del parent.children[name]
     union.changed(parent)
-    if union.in_upper(node):
-        if os.fstat(node.pin).st_nlink == 0:
-            node.orphan = True
-        elif node.home is not parent.dirs[0] or node.entry != name:
-            node.drop_pin()  # the name it is known by still stands
-    else:
-        node.hidden += 1
-        node.drop_pin()  # a lower object keeps its names
+    if not union.in_upper(node):
+        node.hidden += 1  # a lower object keeps its names
+        node.drop_pin()
+    elif os.fstat(node.pin).st_nlink == 0:
+        node.orphan = True
+    elif node.home is parent.dirs[0] and node.entry == name:
+        if node.names:
+            other, entry = node.names[0]
+            node.place(other.dirs[0], entry)
+        else:
+            node.entry = b""  # it has a name that nobody has looked up yet: the pin stays
+    elif node.entry:
+        node.drop_pin()
     union.release(node)
 
 
