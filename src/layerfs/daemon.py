@@ -10,7 +10,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from layerfs import live_commit, runtime
+from layerfs import live_commit, mounttable, runtime
 from layerfs.control import http
 from layerfs.control.api import App
-from layerfs.errors import Conflict, LayerfsError, from_os_error
+from layerfs.control.peer import listen
+from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import session
 from layerfs.fuse.flush import flush
 from layerfs.fuse.operations import Operations
@@ -86,7 +86,7 @@ class Daemon:
                     trio.run(self._serve, ready)
                 finally:
                     if not self._ended.is_set():
-                        session.detach(self.mountpoint)
+                        mounttable.unmount(self.mountpoint, lazy=True)
                     session.close()
             finally:
                 self._union.close()
@@ -122,7 +122,7 @@ class Daemon:
         return frozenset(options)
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        listener = self._listen()
+        listener = listen(runtime.socket_path(self.name))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
@@ -136,21 +136,6 @@ class Daemon:
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
         finally:
             runtime.socket_path(self.name).unlink(missing_ok=True)
-
-    def _listen(self) -> trio.SocketListener:
-        path = runtime.socket_path(self.name)
-        path.unlink(missing_ok=True)  # we hold the mount's lock: a socket that is there is stale
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        old = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-            listener.listen(64)
-        except OSError as error:
-            listener.close()
-            raise from_os_error(error, f"make the control socket {path}") from None
-        finally:
-            os.umask(old)
-        return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve()

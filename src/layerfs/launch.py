@@ -59,7 +59,7 @@ def start(request: MountRequest) -> str:
     mountpoint = os.path.normpath(mountpoint + os.path.basename(request.mountpoint.rstrip("/")))
     name = runtime.check_name(request.name) if request.name else _made_up_name()
     with runtime.RunLock(name) as lock:
-        session.check_mountpoint(mountpoint)
+        session.check_mountpoint(mountpoint, name)
         with Store(request.root) as store:
             for line in store.recover():
                 _log.warning("%s", line)

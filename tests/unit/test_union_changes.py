@@ -13,7 +13,7 @@ pytestmark = pytest.mark.root
 
 
 def diff(tree: Tree) -> list[tuple[str, bytes]]:
-    return [tuple(change) for change in changes(tree.upper, tree.lowers)]
+    return [(change.kind, change.path) for change in changes(tree.upper, tree.lowers)]
 
 
 def make(top: Path) -> Tree:

@@ -4,36 +4,44 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
+import stat
 
 import pyfuse3
 import trio
 
+from layerfs import mounttable
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.fuse.operations import Operations
-from layerfs.union import syscalls
 
 _DEVICE = "/dev/fuse"
 
 
-def check_mountpoint(mountpoint: str) -> None:
-    """Raise the `LayerfsError` that says why nothing can be mounted at *mountpoint*, if so.
+def check_mountpoint(mountpoint: str, name: str) -> None:
+    """Raise the `LayerfsError` that says why *name* cannot be mounted at *mountpoint*, if so.
 
-    A mount left behind by a daemon that died is taken away first.
+    The caller holds the run lock of *name*: a mount of that name which is there already was left by a
+    daemon that died, and is taken away.
     """
+    while (there := mounttable.mounted_at(mountpoint)) and there.type == mounttable.TYPE:
+        if there.source != name and not _is_dead(mountpoint):
+            raise Conflict(f"{there.source} is mounted at {mountpoint}: unmount it first, or choose another")
+        mounttable.unmount(mountpoint, lazy=True)
+    try:
+        is_directory = stat.S_ISDIR(os.stat(mountpoint).st_mode)
+    except FileNotFoundError:
+        raise NotFound(f"mountpoint {mountpoint} does not exist: create it first") from None
+    except OSError as error:
+        raise from_os_error(error, f"mount at {mountpoint}") from None
+    if not is_directory:
+        raise Conflict(f"mountpoint {mountpoint} is not a directory")
+
+
+def _is_dead(mountpoint: str) -> bool:
     try:
         os.stat(mountpoint)
     except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            detach(mountpoint)
-        elif error.errno == errno.ENOENT:
-            raise NotFound(f"mountpoint {mountpoint} does not exist: create it first") from None
-        else:
-            raise from_os_error(error, f"mount at {mountpoint}") from None
-    if not os.path.isdir(mountpoint):
-        raise Conflict(f"mountpoint {mountpoint} is not a directory")
-    if os.path.ismount(mountpoint):
-        raise Conflict(f"something is mounted at {mountpoint} already: unmount it first, or choose another")
+        return error.errno == errno.ENOTCONN
+    return False
 
 
 def check_device() -> None:
@@ -82,31 +90,4 @@ def close() -> None:
 
 async def unmount(mountpoint: str, *, lazy: bool) -> None:
     """Unmount while `serve` goes on answering. Raises `Conflict` when the mount is in use and not *lazy*."""
-    await trio.to_thread.run_sync(detach if lazy else _unmount, mountpoint)
-
-
-def detach(mountpoint: str) -> None:
-    """Take *mountpoint* out of the tree at once; the filesystem ends when its last user is gone."""
-    _umount(mountpoint, lazy=True)
-
-
-def _unmount(mountpoint: str) -> None:
-    _umount(mountpoint, lazy=False)
-
-
-def _umount(mountpoint: str, *, lazy: bool) -> None:
-    if os.geteuid() == 0:
-        try:
-            syscalls.umount(os.fsencode(mountpoint), lazy=lazy)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise Conflict(
-                    f"{mountpoint} is busy: a process has a file or its directory there; "
-                    f"end it, or unmount with --force"
-                ) from None
-            raise from_os_error(error, f"unmount {mountpoint}") from None
-        return
-    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Conflict(f"cannot unmount {mountpoint}: {done.stderr.strip() or 'fusermount3 failed'}")
+    await trio.to_thread.run_sync(lambda: mounttable.unmount(mountpoint, lazy=lazy))

@@ -1,0 +1,120 @@
+"""The command line: `layerfs COMMAND ...`, a client of the control API.
+
+Commands are imported when they are called: a commit is a matter of milliseconds, and so is its command.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from layerfs import __version__
+from layerfs.errors import LayerfsError
+from layerfs.runtime import store_root
+
+COMMANDS = {
+    "commit": "mounts",
+    "diff": "mounts",
+    "history": "images",
+    "images": "images",
+    "import": "importing",
+    "inspect": "system",
+    "mount": "mount",
+    "ps": "mounts",
+    "rm": "mounts",
+    "rmi": "images",
+    "status": "system",
+    "tag": "images",
+    "umount": "mounts",
+    "verify": "images",
+}
+"""Every command, and the module that has it as `NAME_command`."""
+
+FOOTER = """\
+As a mount helper: layerfs SOURCE MOUNTPOINT -o lowerdir=A:B,upperdir=U,workdir=W
+
+Environment: LAYERFS_ROOT is the store's directory where --root is not given, LAYERFS_RUN the directory
+of sockets, locks and logs.
+
+Exit status: 0 done, 1 failed, 2 wrong usage."""
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"layerfs.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write(FOOTER + "\n")
+
+
+@click.group(cls=_Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--root", metavar="DIR", type=click.Path(), help="Keep layers and images in DIR.")
+@click.version_option(__version__, prog_name="layerfs", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, root: str | None) -> None:
+    """Mount layers as one live filesystem, and commit what is written to it as a new layer."""
+    ctx.obj = store_root(root)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line with *arguments* (those of the process by default); return its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        result: object = None
+        if not given:
+            cli.main(["--help"], prog_name="layerfs", standalone_mode=False)
+            result = 2
+        elif _is_mount_helper(given):
+            from layerfs.cli.helper import mount_helper
+
+            mount_helper(given)
+        else:
+            result = cli.main(given, prog_name="layerfs", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "layerfs"
+        return _fail(f"{error.format_message().rstrip('.')}; see '{command} --help'", 2)
+    except click.ClickException as error:
+        return _fail(error.format_message(), 1)
+    except LayerfsError as error:
+        return _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        # Whoever read the output has enough; Python must not try to flush the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{name}", 1)
+    return result if isinstance(result, int) else 0
+
+
+def _is_mount_helper(arguments: Sequence[str]) -> bool:
+    """Return whether *arguments* are those of a mount helper, `SOURCE MOUNTPOINT -o OPTIONS`.
+
+    See mount(8), EXTERNAL HELPERS. A source that has the name of a command is taken for the command.
+    """
+    if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
+        return False
+    return any(argument.startswith("-o") for argument in arguments)
+
+
+def _fail(message: str, status: int) -> int:
+    """Print *message* as one line, and return *status*."""
+    click.echo(f"layerfs: {' '.join(message.split())}", err=True)
+    return status

@@ -1,0 +1,107 @@
+"""The command that mounts: an image, plain directories, or a mount that exists already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from layerfs.cli.options import MountOptions, parse_options
+from layerfs.errors import UsageError
+
+
+@click.command("mount")
+@click.option("--image", metavar="REF", help="Mount this image, under a new upper layer.")
+@click.option(
+    "--lower",
+    "lowers",
+    metavar="DIR",
+    multiple=True,
+    help="Mount plain directories: the topmost first (repeatable).",
+)
+@click.option("--upper", metavar="DIR", help="Write to this directory; without it, --lower mounts read-only.")
+@click.option("--work", metavar="DIR", help="An empty directory for --upper, on its filesystem.")
+@click.option(
+    "--name", metavar="NAME", help="Name the mount, so that it can be resumed after it was unmounted."
+)
+@click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--foreground", is_flag=True, help="Stay until unmounted, instead of until mounted.")
+@click.option(
+    "--config", metavar="FILE", type=click.Path(), help="Read what is not given here from a TOML file."
+)
+@click.option(
+    "-o", "options", metavar="OPTS", multiple=True, help="Mount options: ro, nosuid, nodev, allow_other, ..."
+)
+@click.argument("mountpoint", required=False)
+@click.pass_obj
+def mount_command(
+    root: Path,
+    image: str | None,
+    lowers: tuple[str, ...],
+    upper: str | None,
+    work: str | None,
+    name: str | None,
+    read_only: bool,
+    foreground: bool,
+    config: str | None,
+    options: tuple[str, ...],
+    mountpoint: str | None,
+) -> None:
+    """Mount an image or a stack of directories.
+
+    Returns once the mount answers. With --name alone, resumes the mount of that name with what was
+    written to it. Without --name the mount is removed when it is unmounted.
+
+    \b
+    layerfs mount --image debian:12 --name base /mnt
+    layerfs mount --name base /mnt
+    layerfs mount --lower ./top --lower ./bottom --upper ./upper --work ./work /mnt
+    """
+    wanted = parse_options(list(options))
+    wanted.image = image or wanted.image
+    wanted.lowers = lowers or wanted.lowers
+    wanted.upper = upper or wanted.upper
+    wanted.work = work or wanted.work
+    wanted.name = name or wanted.name
+    wanted.read_only = read_only or wanted.read_only
+    if wanted.root:
+        raise UsageError("mount option root is for mount helpers: give 'layerfs --root DIR mount' instead")
+    if config is not None:
+        from layerfs.cli.config import apply_config
+
+        mountpoint = apply_config(Path(config), wanted, mountpoint, root)
+    if mountpoint is None:
+        raise UsageError("give the MOUNTPOINT; see 'layerfs mount --help'")
+    made = start(root, wanted, mountpoint, foreground=foreground)
+    if wanted.name is None and not foreground:
+        click.echo(made)
+
+
+def start(root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool) -> str:
+    """Check that *wanted* makes sense together, start its daemon on *mountpoint*, and return its name.
+
+    Raises `UsageError`, and what `layerfs.launch.start` raises.
+    """
+    if not (wanted.image or wanted.lowers or wanted.name):
+        raise UsageError("nothing to mount: give --image, --lower, or the --name of a mount to resume")
+    if wanted.image and wanted.lowers:
+        raise UsageError("give either an image or lower directories, not both")
+    if wanted.upper and not wanted.lowers:
+        raise UsageError("an upper directory goes with lower directories: give --lower too")
+    if bool(wanted.upper) != bool(wanted.work):
+        raise UsageError("an upper directory and a work directory go together: give both or neither")
+    from layerfs import launch
+
+    request = launch.MountRequest(
+        mountpoint=mountpoint,
+        root=root,
+        name=wanted.name,
+        image=wanted.image,
+        lowers=wanted.lowers,
+        upper=wanted.upper,
+        work=wanted.work,
+        read_only=wanted.read_only,
+        foreground=foreground,
+        options=wanted.switches,
+    )
+    return launch.start(request)

@@ -1,0 +1,72 @@
+"""How things are shown: tables, sizes and ages, as Docker's command line prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from layerfs.control.times import duration
+
+UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
+COLUMN_GAP = 3
+MINIMAL_COLUMN = 10
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return *rows* under *header* in columns three spaces apart, none but the last narrower than ten."""
+    lines = [header, *rows]
+    widths = [max(MINIMAL_COLUMN, COLUMN_GAP + max(map(len, column))) for column in zip(*lines, strict=True)][
+        :-1
+    ]
+    return "\n".join(
+        "".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=False)) + line[-1]
+        for line in lines
+    )
+
+
+def size(count: int) -> str:
+    """Return *count* bytes with three digits in decimal units: 126MB, 69.2MB, 0B."""
+    value, unit = float(count), 0
+    while value >= 999.5 and unit < len(UNITS) - 1:  # 999.5 would be rounded to a fourth digit
+        value, unit = value / 1000, unit + 1
+    return f"{value:.3g}{UNITS[unit]}"
+
+
+def age(timestamp: int) -> str:
+    """Return how long ago the Unix time *timestamp* was: "10 seconds ago"."""
+    return f"{duration((datetime.now(UTC) - datetime.fromtimestamp(timestamp, UTC)).total_seconds())} ago"
+
+
+def moment(timestamp: int) -> str:
+    """Return the Unix time *timestamp* in local time, RFC 3339."""
+    return datetime.fromtimestamp(timestamp, UTC).astimezone().isoformat()
+
+
+def short_id(identifier: str) -> str:
+    """Return the first twelve digits of an id, without `sha256:`."""
+    return identifier.removeprefix("sha256:")[:12]
+
+
+def ellipsis(text: str, length: int) -> str:
+    """Return *text* cut to *length* characters, the last of them an ellipsis."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return *text* with what would disturb a line or a terminal replaced by spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return each of *rows* as a JSON object on a line of its own."""
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def show(text: str) -> None:
+    """Print *text* unless it is empty."""
+    if text:
+        click.echo(text)

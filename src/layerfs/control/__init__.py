@@ -1,0 +1,1 @@
+"""The control room: the Docker Engine API dialect of a mount, its server, and its client."""

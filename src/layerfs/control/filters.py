@@ -1,0 +1,74 @@
+"""The `filters` parameter of Docker's list and event requests."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Collection, Mapping
+
+from layerfs.errors import BadRequest
+
+Filters = Mapping[str, frozenset[str]]
+
+
+def parse_filters(text: str, known: Collection[str]) -> Filters:
+    """Return the filters in *text*: JSON, `{"name": ["a", "b"]}` or `{"name": {"a": true}}`.
+
+    Raises `BadRequest` for anything else and for names that are not *known*.
+    """
+    if not text:
+        return {}
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadRequest(f"invalid filters: {text[:100]!r} is not JSON") from None
+    if not isinstance(given, dict):
+        raise BadRequest("invalid filters: must be a JSON object")
+    filters: dict[str, frozenset[str]] = {}
+    for name, values in given.items():
+        if name not in known:
+            raise BadRequest(f"invalid filter {name!r}: use one of {', '.join(sorted(known))}")
+        if isinstance(values, dict):
+            values = [value for value, wanted in values.items() if wanted]
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise BadRequest(f"invalid filter {name!r}: its values must be strings")
+        filters[name] = frozenset(values)
+    return filters
+
+
+def boolean_filter(filters: Filters, name: str) -> bool | None:
+    """Return the filter *name* as a boolean, None when it is absent; raise `BadRequest` for other values."""
+    if name not in filters:
+        return None
+    values = {value.lower() for value in filters[name]}
+    if values <= {"1", "true"}:
+        return True
+    if values <= {"0", "false"}:
+        return False
+    raise BadRequest(f"invalid filter {name!r}: its value must be true or false")
+
+
+def label_matches(filters: Filters, labels: Mapping[str, str]) -> bool:
+    """Return whether *labels* have every `NAME` and `NAME=VALUE` that the filter "label" names."""
+    for wanted in filters.get("label", ()):
+        name, equals, value = wanted.partition("=")
+        if name not in labels or (equals and labels[name] != value):
+            return False
+    return True
+
+
+def reference_matches(pattern: str, tag: str) -> bool:
+    """Return whether *pattern* names *tag* ("debian:12"), with or without the tag.
+
+    `*` and `?` stand for any characters but a slash, as in Go's path.Match.
+    """
+    compiled = _glob(pattern)
+    repository = tag.rpartition(":")[0]
+    return bool(compiled.fullmatch(tag) or compiled.fullmatch(repository))
+
+
+@functools.lru_cache(maxsize=32)
+def _glob(pattern: str) -> re.Pattern[str]:
+    parts = {"*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(parts.get(character) or re.escape(character) for character in pattern))

@@ -1,0 +1,112 @@
+"""The routes that the running mount of this process answers itself, on its trio loop.
+
+The loop also serves the filesystem: what takes longer than an instant happens in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import trio
+
+from layerfs.control import containers, events, native
+from layerfs.control.config import commit_request
+from layerfs.control.live import LiveMount
+from layerfs.control.message import Response, Stream, json_response
+from layerfs.control.routes import Call, Handler
+from layerfs.errors import Conflict
+
+POLL_SECONDS = 0.25
+"""How often somebody who watches events looks for new ones."""
+
+THREADS = trio.CapacityLimiter(8)
+"""Requests that threads work on at a time: clients never use up the threads that the filesystem needs.
+
+What the running mount answers itself must not wait for one of these: daemons that pass on requests to
+each other would wait for each other.
+"""
+
+LiveHandler = Callable[[LiveMount, Call], Awaitable[Response]]
+
+
+async def commit(live: LiveMount, call: Call) -> Response:
+    """Commit the running mount."""
+    wanted = commit_request(call.request)
+    image = await live.commit(
+        reference=wanted.reference, comment=wanted.comment, author=wanted.author, changes=wanted.changes
+    )
+    return containers.committed(image)
+
+
+async def changes(live: LiveMount, call: Call) -> Response:
+    """Return what was written to the running mount since its last commit."""
+    return await trio.to_thread.run_sync(containers.changed, await live.changes())
+
+
+async def stop(live: LiveMount, call: Call) -> Response:
+    """Unmount the running mount."""
+    await live.unmount(force=call.query.flag("force"))
+    return containers.NO_CONTENT
+
+
+async def remove(live: LiveMount, call: Call) -> Response:
+    """Unmount the running mount and remove it, if that is forced."""
+    if not call.query.flag("force"):
+        why = f"it is mounted on {live.mountpoint}; unmount it first, or force its removal"
+        raise Conflict(f"cannot remove {live.name}: {why}")
+    await live.remove(force=True)
+    return containers.NO_CONTENT
+
+
+async def status(live: LiveMount, call: Call) -> Response:
+    """Return figures about this daemon."""
+    return json_response(live.status())
+
+
+HANDLERS: dict[Handler, LiveHandler] = {
+    containers.commit: commit,
+    containers.changes: changes,
+    containers.stop: stop,
+    containers.remove: remove,
+    native.status: status,
+    native.unmount: stop,
+}
+
+
+def is_meant(live: LiveMount, call: Call) -> bool:
+    """Return whether *call* names the mount *live*, in a way that needs no look at the store.
+
+    A call that names it by the start of its id finds it through the store, and comes back.
+    """
+    given = call.names.get("name") or call.query.get("container") or call.query.get("name")
+    if not given:
+        return call.request.path.startswith("/layerfs/")
+    return given.removeprefix("/") in (live.name, live.mount_id)
+
+
+def watch_events(call: Call) -> Stream:
+    """Return the events that *call* asks for, those to come among them."""
+    return Stream(200, _event_lines(call, events.parse_watch(call)), events.HEADERS)
+
+
+async def _event_lines(call: Call, watch: events.Watch) -> AsyncGenerator[bytes, None]:
+    last: int | None = None
+    while True:
+        over = watch.over  # before looking, so that nothing falls between
+        last, lines = await trio.to_thread.run_sync(
+            _look, call, watch, last, abandon_on_cancel=True, limiter=THREADS
+        )
+        if lines:
+            yield lines
+        if over:
+            return
+        await trio.sleep(POLL_SECONDS)
+
+
+def _look(call: Call, watch: events.Watch, last: int | None) -> tuple[int, bytes]:
+    """Return what `events.recorded` does, with a store of this thread."""
+    own = Call(call.root, call.request, call.names)
+    try:
+        return events.recorded(own, watch, last)
+    finally:
+        own.close()

@@ -1,0 +1,80 @@
+"""The HTTP/1.1 server of a mount: h11 over a Unix socket, for `App`.
+
+Every limit is here: how large a header or body may be, how long a client may take, how many may
+connect. What a client does wrong costs it its own connection and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from layerfs.control.connection import Connection
+from layerfs.control.message import error_response
+from layerfs.control.peer import may_connect, peer_uid
+
+if TYPE_CHECKING:
+    from layerfs.control.api import App
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS = 64
+GRACE = 5.0
+"""Seconds that requests being answered get to end when the server is cancelled."""
+
+
+async def serve(
+    listener: trio.SocketListener,
+    app: App,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests on *listener* with *app* until cancelled; then close the listener.
+
+    When cancelled, idle connections and streams end at once, while a request that is being answered
+    still gets its answer, within `GRACE` seconds: so the daemon may cancel its server as soon as a
+    request has unmounted it.
+    """
+    server = _Server(app)
+    async with trio.open_nursery() as nursery, listener:
+        task_status.started()
+        try:
+            await trio.serve_listeners(server.connected, [listener], handler_nursery=nursery)
+        finally:
+            server.finish()
+
+
+class _Server:
+    """The connections of one server."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._connections: set[Connection] = set()
+
+    async def connected(self, stream: trio.SocketStream) -> None:
+        """Serve one client until it or the server has had enough; never raises but when cancelled."""
+        connection = Connection(stream, self._app)
+        try:
+            if not may_connect(peer_uid(stream)):
+                await connection.refuse(
+                    error_response(403, "permission denied: this socket serves its owner and root alone")
+                )
+            elif len(self._connections) >= MAX_CONNECTIONS:
+                await connection.refuse(error_response(503, "too many connections: try again later"))
+            else:
+                self._connections.add(connection)
+                await connection.run()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client went away
+        except Exception:
+            log.exception("a control connection failed")
+        finally:
+            self._connections.discard(connection)
+            await trio.aclose_forcefully(stream)
+
+    def finish(self) -> None:
+        """Give the requests that are being answered `GRACE` seconds."""
+        for connection in self._connections:
+            connection.finish_within(GRACE)

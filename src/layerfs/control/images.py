@@ -1,0 +1,95 @@
+"""Routes about images: list, inspect, history, tag, remove."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerfs.control.config import joined_reference
+from layerfs.control.filters import (
+    Filters,
+    boolean_filter,
+    label_matches,
+    parse_filters,
+    reference_matches,
+)
+from layerfs.control.message import Response, json_response
+from layerfs.control.routes import Call, route
+from layerfs.control.shapes import counts, history_item, image_inspect, image_summary, removal
+from layerfs.errors import BadRequest
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Image
+
+
+def list_images(call: Call) -> Response:
+    """Return the images, newest first; untagged ones that others build upon only if `all` is given."""
+    filters = parse_filters(call.query.get("filters"), ("before", "dangling", "label", "reference", "since"))
+    images = call.store.images()
+    parents = {image.parent for image in images}
+    shown = [image for image in images if image.tags or call.query.flag("all") or image.id not in parents]
+    shown = [image for image in shown if _matches(image, filters)]
+    for name in filters.get("before", ()):
+        limit = call.store.resolve(name).created
+        shown = [image for image in shown if image.created < limit]
+    for name in filters.get("since", ()):
+        limit = call.store.resolve(name).created
+        shown = [image for image in shown if image.created > limit]
+    used = counts(mount.image for mount in call.store.mounts())
+    answer = [
+        image_summary(
+            image,
+            size=call.store.image_size(image),
+            containers=used.get(image.id, 0) if call.request.version >= (1, 51) else -1,
+            named_none=call.request.version < (1, 43),
+        )
+        for image in shown
+    ]
+    return json_response(answer)
+
+
+def _matches(image: Image, filters: Filters) -> bool:
+    dangling = boolean_filter(filters, "dangling")
+    if dangling is not None and dangling is bool(image.tags):
+        return False
+    patterns = filters.get("reference")
+    if patterns and not any(reference_matches(pattern, tag) for pattern in patterns for tag in image.tags):
+        return False
+    return label_matches(filters, image.config.get("Labels") or {})
+
+
+def inspect_image(call: Call) -> Response:
+    """Return everything about one image."""
+    image = call.store.resolve(call.names["name"])
+    size = call.store.image_size(image)
+    return json_response(image_inspect(image, call.store.layers_of(image), size=size))
+
+
+def history(call: Call) -> Response:
+    """Return how an image came to be, newest first."""
+    rows = call.store.history(call.store.resolve(call.names["name"]))
+    return json_response([history_item(row) for row in rows])
+
+
+def tag(call: Call) -> Response:
+    """Give an image one more tag, which another image may lose by it."""
+    reference = joined_reference(call.query)
+    if reference is None:
+        raise BadRequest("invalid reference format: give the parameter repo")
+    call.store.tag(call.store.resolve(call.names["name"]).id, reference)
+    return Response(201)
+
+
+def remove(call: Call) -> Response:
+    """Take a tag from an image, and remove the image with its last one."""
+    force, prune = call.query.flag("force"), not call.query.flag("noprune")
+    records = call.store.remove_image(call.names["name"], force=force, prune=prune)
+    return json_response([removal(record) for record in records])
+
+
+ROUTES = (
+    route("GET", "/images/json", list_images),
+    route("GET", "/images/{name}/json", inspect_image),
+    route("GET", "/images/{name}/history", history),
+    route("POST", "/images/{name}/tag", tag),
+    route("DELETE", "/images/{name}", remove),
+)

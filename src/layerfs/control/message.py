@@ -1,0 +1,130 @@
+"""Requests and responses of the control API, apart from how they travel.
+
+The server reads them from a socket, the command line makes them itself: both hand them to the same routes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
+
+from layerfs import __version__
+from layerfs.errors import BadRequest
+
+Headers = tuple[tuple[str, str], ...]
+
+API_VERSION = (1, 51)
+"""The newest version of the Docker Engine API that is answered."""
+MIN_API_VERSION = (1, 24)
+"""The oldest version of the Docker Engine API that is answered."""
+MAX_BODY = 1024 * 1024
+"""The largest request body, in bytes: no request of this API needs more."""
+COMMON_HEADERS: Headers = (
+    ("Api-Version", "{}.{}".format(*API_VERSION)),
+    ("Docker-Experimental", "false"),
+    ("Ostype", "linux"),
+    ("Server", f"layerfs/{__version__} (linux)"),
+)
+
+
+class Query:
+    """The parameters after a target's question mark; a name may occur several times."""
+
+    __slots__ = ("pairs",)
+
+    def __init__(self, pairs: Sequence[tuple[str, str]] = ()) -> None:
+        """Take the decoded *pairs* of names and values."""
+        self.pairs = tuple(pairs)
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first value of *name*, or *default* when it is absent."""
+        return next((value for key, value in self.pairs if key == name), default)
+
+    def all(self, name: str) -> list[str]:
+        """Return every value of *name*, in order."""
+        return [value for key, value in self.pairs if key == name]
+
+    def flag(self, name: str) -> bool:
+        """Return *name* as dockerd reads booleans: false if absent, empty, "0", "no", "false" or "none"."""
+        return self.get(name).strip().lower() not in ("", "0", "no", "false", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request: *path* is decoded and has no version prefix once it reaches a route."""
+
+    method: str
+    path: str
+    query: Query = field(default_factory=Query)
+    body: bytes = b""
+    version: tuple[int, int] = API_VERSION
+
+    def json(self) -> dict[str, Any]:
+        """Return the JSON object of the body, `{}` for none or `null`; raise `BadRequest` for others."""
+        if not self.body.strip():
+            return {}
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(f"invalid JSON in the request body: {error}") from None
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise BadRequest("invalid JSON in the request body: it must be an object")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer, its body in memory."""
+
+    status: int
+    body: bytes = b""
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An answer whose body comes piece by piece; the server closes *chunks* when the client has gone."""
+
+    status: int
+    chunks: AsyncGenerator[bytes, None]
+    headers: Headers = ()
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Return *value* as a JSON answer, ended by a newline as dockerd's are.
+
+    Names on disk need not be UTF-8; what cannot be decoded is shown as U+FFFD, as Go's encoder does.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return Response(status, text.encode("utf-8", "replace") + b"\n", (("Content-Type", "application/json"),))
+
+
+def error_response(status: int, message: str) -> Response:
+    """Return an error in the form of Docker's API: a JSON object with the member "message"."""
+    return json_response({"message": message}, status)
+
+
+def parse_target(target: bytes) -> tuple[str, Query]:
+    """Split a request target into its decoded path and its query; raise `BadRequest` if it is malformed."""
+    raw_path, _, raw_query = target.partition(b"?")
+    try:
+        path = unquote_to_bytes(raw_path).decode()
+        pairs = parse_qsl(
+            raw_query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=1000
+        )
+    except ValueError:
+        raise BadRequest("malformed request target") from None
+    if not path.startswith("/") or "\0" in path:
+        raise BadRequest("malformed request target")
+    return path, Query(pairs)
+
+
+def build_target(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the request target of *path* with the parameters *pairs*."""
+    target = quote(path, safe="/:@")
+    return f"{target}?{urlencode(pairs)}" if pairs else target

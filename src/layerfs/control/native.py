@@ -1,0 +1,59 @@
+"""Routes under `/layerfs/`: what Docker has no word for.
+
+`name` says which mount is meant; a mount's own socket takes it to be that mount.
+"""
+
+from __future__ import annotations
+
+from layerfs.control.containers import NO_CONTENT, clear_away, ended, find_mount, forward
+from layerfs.control.message import Response, json_response
+from layerfs.control.routes import Call, route
+from layerfs.control.shapes import digest
+from layerfs.control.state import not_running
+from layerfs.errors import BadRequest
+from layerfs.runtime import RunLock
+
+
+def status(call: Call) -> Response:
+    """Return figures about the daemon that runs a mount."""
+    mount = find_mount(call, call.query.get("name"))
+    answer = forward(call, mount, "/layerfs/status", name=mount.id)
+    if answer is None:
+        raise not_running(mount)
+    return answer
+
+
+def unmount(call: Call) -> Response:
+    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
+    mount = find_mount(call, call.query.get("name"))
+    if answer := forward(call, mount, "/layerfs/unmount", name=mount.id):
+        return ended(mount, answer)
+    with RunLock(mount.name):
+        mount = call.store.mount(mount.id)
+        if mount.started is None:
+            raise not_running(mount)
+        clear_away(call, mount)
+    return NO_CONTENT
+
+
+def verify(call: Call) -> Response:
+    """Compare an image's layers with their manifests; return every file that differs."""
+    reference = call.query.get("ref")
+    if not reference:
+        raise BadRequest("give the parameter ref: the image to verify")
+    answer = [
+        {
+            "Layer": digest(found.layer),
+            "Path": found.path.decode("utf-8", "backslashreplace"),
+            "What": found.what,
+        }
+        for found in call.store.verify(reference)
+    ]
+    return json_response(answer)
+
+
+ROUTES = (
+    route("GET", "/layerfs/status", status),
+    route("POST", "/layerfs/unmount", unmount),
+    route("GET", "/layerfs/verify", verify),
+)

@@ -1,0 +1,148 @@
+"""Commit: an upper becomes an immutable layer and the top of a new image, in one short transaction.
+
+What touches the file system happens before, in `prepare`: the next upper is made, and belongs to
+nobody until the transaction names it. The transaction itself only writes a few rows, however much
+the upper holds, so the caller can switch its mount right after it with nothing in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerfs.errors import Conflict, from_os_error
+from layerfs.store import dockerfile, events, external, images, layers, mounts
+from layerfs.store.database import Database
+from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime
+from layerfs.store.references import normalize
+from layerfs.store.system import copy_attributes
+
+
+def check(reference: str | None, changes: Sequence[str]) -> None:
+    """Raise `BadRequest` for a reference or Dockerfile instructions that `commit` could not take."""
+    if reference:
+        normalize(reference)
+    dockerfile.apply({}, changes)
+
+
+def prepare(db: Database, mount: Mount) -> Layer:
+    """Make the next upper of *mount* and hold it for `commit` or `abandon`; raises `Conflict` and others."""
+    upper = _upper(db, mount)
+    outside = external.is_outside(db, upper)
+    new = layers.begin(db) if outside else layers.begin(db, "fs", "work")
+    own = layers.directory(db, upper.id if outside else new)
+    try:
+        if outside:
+            layers.hold(db, upper.id)
+            external.prepare(db, upper)
+        else:
+            copy_attributes(upper.path, own / "fs")
+    except BaseException as error:
+        layers.discard(db, new)
+        layers.keep(upper.id)
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"make the next upper of {mount.name}") from None
+        raise
+    work = upper.work if outside else own / "work"
+    return Layer(new, "importing", own / "fs", work, to_datetime(now()), None, False)
+
+
+def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
+    """Remove what `prepare` made for a commit that will not come."""
+    layers.discard(db, new_upper.id)
+    upper = _upper(db, mount)
+    if external.is_outside(db, upper):
+        external.recover(db, upper)
+        layers.keep(upper.id)
+
+
+def commit(
+    db: Database,
+    mount: Mount,
+    new_upper: Layer,
+    *,
+    reference: str | None,
+    comment: str,
+    author: str,
+    changes: Sequence[str],
+    created_by: str,
+) -> Image:
+    """Seal the upper of *mount* as the top layer of a new image, and make *new_upper* its upper.
+
+    Raises `StoreBusy` at once when another process is writing: nothing has happened then, and the same
+    call may be made again. Raises `BadRequest`, `Conflict` or `NotFound` without having changed anything.
+    """
+    name = normalize(reference) if reference else None
+    config = dockerfile.apply(mount.config, changes)
+    if layers.held(new_upper.id) is None:
+        raise Conflict(f"cannot commit {mount.name}: its next upper was not prepared here")
+    swapped = None
+    try:
+        with db.transaction(wait=False):
+            upper = _upper(db, mount)
+            image = _write_image(db, mount, upper.id, config, author, comment, created_by)
+            if external.is_outside(db, upper):
+                external.seal(db, upper, new_upper.id)
+            else:
+                db.execute("UPDATE layers SET state = 'sealed' WHERE id = ?", (upper.id,))
+                layers.insert(db, new_upper.id, "active")
+            db.execute(
+                "UPDATE mounts SET upper = ?, parent = ? WHERE id = ?", (new_upper.id, image.id, mount.id)
+            )
+            attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
+            if name:
+                attributes["imageRef"] = name
+            events.record(db, "container", "commit", mount.id, attributes)
+            if name:
+                images.tag(db, image.id, name)
+                image = images.get(db, image.id)
+            if external.is_outside(db, upper):
+                external.swap(db, upper)
+                swapped = upper
+    except BaseException:
+        if swapped:
+            external.swap(db, swapped)
+        raise
+    layers.keep(new_upper.id)
+    if swapped:
+        external.finish(db, swapped)
+    return image
+
+
+def _write_image(
+    db: Database,
+    mount: Mount,
+    layer_id: str,
+    config: dict[str, object],
+    author: str,
+    comment: str,
+    created_by: str,
+) -> Image:
+    """Write the image's rows and add its top layer to the mount's stack."""
+    stack = images.stack_layers(db, "mount", mount.id)
+    past = images.stack_history(db, "mount", mount.id)
+    step = HistoryEntry(
+        to_datetime(now()), created_by or f"layerfs commit {mount.name}", author, comment, False, layer_id
+    )
+    parent = db.scalar("SELECT parent FROM mounts WHERE id = ?", (mount.id,))
+    image = images.insert(
+        db,
+        layer_ids=[*stack, layer_id],
+        history=[*past, step],
+        config=config,
+        author=author,
+        comment=comment,
+        parent=str(parent) if parent else None,
+    )
+    images.append_layer(db, "mount", mount.id, len(stack), layer_id)
+    images.append_step(db, "mount", mount.id, len(past), step)
+    return image
+
+
+def _upper(db: Database, mount: Mount) -> Layer:
+    """Return the present upper of *mount*, which must be what the caller knows it to be."""
+    present = mounts.get(db, mount.id)
+    if present.upper is None:
+        raise Conflict(f"cannot commit {mount.name}: it is mounted read-only")
+    if present.upper != mount.upper:
+        raise Conflict(f"cannot commit {mount.name}: it has been committed since; look at it again")
+    return layers.get(db, present.upper)

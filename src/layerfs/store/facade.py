@@ -1,0 +1,275 @@
+"""`Store`: the one door to the store for everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from layerfs.store import commit, events, images, layers, mounts, removal
+from layerfs.store.database import Database
+from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
+from layerfs.store.references import normalize
+
+# What few commands need is imported where it is used: hashing, unpacking and their libraries.
+
+
+class Store:
+    """The store at *root*: layers, images, mounts and what happened to them.
+
+    A `Store` is cheap to open and belongs to the thread that opened it. It is a context manager. Any
+    method may raise `StoreBusy`, `NoSpace`, `Forbidden` or, for a damaged database, `LayerfsError`.
+
+    With *create* (the default) a store that is not there is made, else `NotFound` is raised; a store
+    that a newer layerfs wrote is a `Conflict`.
+    """
+
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        self._db = Database(root, create=create)
+        self.root = self._db.root
+
+    def close(self) -> None:
+        """Close the database; closing twice is fine."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the store."""
+        self.close()
+
+    # Layers
+
+    def layer(self, layer_id: str) -> Layer:
+        """Return the layer with this id; raises `NotFound`."""
+        return layers.get(self._db, layer_id)
+
+    def layers_of(self, owner: Image | Mount) -> list[Layer]:
+        """Return the layers of an image or a mount (without its upper), bottom first."""
+        return layers.get_all(self._db, owner.layers)
+
+    def external_layer(self, path: Path) -> Layer:
+        """Return the layer for a plain directory, registering it when it is new.
+
+        layerfs never writes to its tree or removes it. Raises `NotFound`, `BadRequest`, `Forbidden`.
+        """
+        return layers.external(self._db, path)
+
+    def layer_size(self, layer_id: str) -> int:
+        """Return the bytes of a layer's regular files, hard links counted once.
+
+        Measures, or waits for who is measuring, when it is not known; an upper is measured each time.
+        """
+        return layers.size(self._db, layer_id)
+
+    # Images
+
+    def resolve(self, reference: str) -> Image:
+        """Return the image with this name, id (`sha256:` or not) or beginning of an id.
+
+        Raises `NotFound`; `BadRequest` when it can be no reference or is ambiguous.
+        """
+        return images.resolve(self._db, reference)
+
+    def images(self) -> list[Image]:
+        """Return all images, newest first."""
+        return images.every(self._db)
+
+    def image_size(self, image: Image) -> int:
+        """Return the bytes of all layers of an image; see `layer_size`."""
+        return images.size(self._db, image)
+
+    def history(self, image: Image) -> list[HistoryRow]:
+        """Return the steps that made an image, newest first, with their sizes; see `layer_size`."""
+        return images.history(self._db, image)
+
+    def tag(self, image_id: str, reference: str) -> str:
+        """Give an image a name, which another image loses; return it as `repository:tag`.
+
+        Raises `BadRequest` for a bad reference, `NotFound` for an image that is not there.
+        """
+        with self._db.transaction():
+            return images.tag(self._db, image_id, reference)
+
+    def untag(self, reference: str) -> None:
+        """Take a name away from its image, which stays; raises `NotFound`, `BadRequest`."""
+        with self._db.transaction():
+            images.untag(self._db, normalize(reference))
+
+    def remove_image(self, reference: str, *, force: bool = False, prune: bool = True) -> list[Removal]:
+        """Remove a name, and the image when that was its last and nothing else needs it.
+
+        Says what went, in order. Raises `NotFound`, and `Conflict` while a mount or an image made from it
+        needs the image; *force* overrides stopped mounts and several names. With *prune*, parents
+        that nothing names or needs any more go too. Layers that a mount or image uses always stay.
+        """
+        return removal.remove_image(self._db, reference, force=force, prune=prune)
+
+    def import_image(
+        self,
+        source: Path | BinaryIO,
+        reference: str | None,
+        *,
+        message: str = "",
+        changes: Sequence[str] = (),
+        progress: Callable[[int], None] | None = None,
+    ) -> Image:
+        """Make an image of one layer from a directory, a tar archive or a stream of one.
+
+        Archives may be compressed (gzip, zstd, bzip2, xz). *changes* are Dockerfile instructions,
+        *progress* is called with the bytes done. On failure the store is as it was. Raises `NotFound`,
+        `Forbidden`, `BadRequest` (also for hostile or damaged archives), `NoSpace`.
+        """
+        from layerfs.store.importer import import_image
+
+        return import_image(self._db, source, reference, message=message, changes=changes, progress=progress)
+
+    # Mounts
+
+    def mount(self, reference: str) -> Mount:
+        """Return the mount with this name, id or beginning of an id; raises `NotFound`, `BadRequest`."""
+        return mounts.find(self._db, reference)
+
+    def mounts(self) -> list[Mount]:
+        """Return all mounts, newest first."""
+        return mounts.every(self._db)
+
+    def create_mount(
+        self,
+        name: str,
+        *,
+        image: Image | None,
+        layers: Sequence[str] = (),
+        writable: bool = True,
+        external_upper: tuple[Path, Path] | None = None,
+        options: Mapping[str, Any] | None = None,
+        ephemeral: bool = False,
+    ) -> Mount:
+        """Make a mount of *image*, or of *layers* (ids, bottom first), and, if *writable*, its upper.
+
+        The upper's root gets owner, mode, attributes and times of the root of the topmost layer.
+        *external_upper* are directories that serve as the upper and for its work instead. Raises `Conflict`
+        for a name or upper in use, `BadRequest` for a bad name or directory, `NotFound`.
+        """
+        return mounts.create(
+            self._db,
+            name,
+            image=image,
+            layer_ids=layers,
+            writable=writable,
+            external_upper=external_upper,
+            options=dict(options or {}),
+            ephemeral=ephemeral,
+        )
+
+    def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
+        """Note where a mount is mounted, and since when (aware); raises `NotFound`."""
+        mounts.set_mounted(self._db, mount_id, mountpoint, started)
+
+    def set_unmounted(self, mount_id: str) -> None:
+        """Note that a mount is not mounted any more; raises `NotFound`."""
+        mounts.set_unmounted(self._db, mount_id)
+
+    def remove_mount(self, mount_id: str) -> None:
+        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`."""
+        mounts.remove(self._db, mount_id)
+
+    # Commit
+
+    def check_commit(self, reference: str | None, changes: Sequence[str]) -> None:
+        """Raise `BadRequest` for a reference or changes that `commit` would refuse."""
+        commit.check(reference, changes)
+
+    def prepare_upper(self, mount: Mount) -> Layer:
+        """Make the next upper of a mount, for `commit` or `abandon_upper`; slow work goes here.
+
+        It is held by this process, in any thread. Raises `Conflict` when the mount cannot be committed.
+        """
+        return commit.prepare(self._db, mount)
+
+    def abandon_upper(self, mount: Mount, new_upper: Layer) -> None:
+        """Remove a prepared upper whose commit will not come."""
+        commit.abandon(self._db, mount, new_upper)
+
+    def commit(
+        self,
+        mount: Mount,
+        new_upper: Layer,
+        *,
+        reference: str | None,
+        comment: str = "",
+        author: str = "",
+        changes: Sequence[str] = (),
+        created_by: str = "",
+    ) -> Image:
+        """Seal the upper of *mount* as the top layer of a new image; *new_upper* takes its place.
+
+        One short transaction, independent of what the upper holds. Raises `StoreBusy` at once when another
+        process is writing (call again), `BadRequest`, `Conflict` or `NotFound`; then nothing changed.
+        """
+        return commit.commit(
+            self._db,
+            mount,
+            new_upper,
+            reference=reference,
+            comment=comment,
+            author=author,
+            changes=changes,
+            created_by=created_by,
+        )
+
+    def sync(self) -> None:
+        """Bring all that was committed so far to the disk (a commit itself does not wait for that)."""
+        self._db.sync()
+
+    # Afterwards
+
+    def settle_layer(self, layer_id: str) -> None:
+        """Measure a sealed layer, write its manifest, bring it to disk; at once when that is done already.
+
+        Takes as long as reading the layer; see `layerfs.store.settle.start` for a process that does it.
+        Raises `NotFound`, `Conflict` for an upper.
+        """
+        from layerfs.store.settle import settle
+
+        settle(self._db, layer_id)
+
+    def verify(self, reference: str) -> Iterator[Difference]:
+        """Compare the layers of an image with their manifests and yield every file that differs.
+
+        A layer without a manifest gets it first. Raises `NotFound`, `BadRequest`, `LayerfsError`.
+        """
+        from layerfs.store.settle import verify
+
+        for layer_id in self.resolve(reference).layers:
+            yield from verify(self._db, layer_id)
+
+    def recover(self) -> list[str]:
+        """Remove or put right what crashes left behind; return a line for each thing done.
+
+        Cheap when there is nothing to do; leaves alone what a live process is making.
+        """
+        from layerfs.store.gc import recover
+
+        return recover(self._db)
+
+    # Events
+
+    def events(self, since: int = 0) -> list[Event]:
+        """Return the events with ids above *since*, oldest first; the newest 10,000 are kept."""
+        return events.after(self._db, since)
+
+    def record_event(self, type: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
+        """Record an event of its own; those of the store's own changes are recorded with them."""
+        with self._db.transaction():
+            events.record(self._db, type, action, actor_id, attributes)
+
+    def data_version(self) -> int:
+        """Return a number that changes when another connection has changed the database."""
+        return self._db.number("PRAGMA data_version")

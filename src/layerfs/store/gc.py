@@ -1,0 +1,82 @@
+"""Recovery: what a crash left behind is removed, or put right.
+
+The rows are the truth. A directory below `layers/` without a row belongs to whoever holds its lock, and
+is rubbish when nobody does: a copy that was cut short, a next upper whose commit never came, or a layer
+whose rows are gone but whose tree is not yet. A row whose tree is missing goes when nothing uses it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from layerfs.errors import from_os_error
+from layerfs.store import external, layers
+from layerfs.store.database import Database
+from layerfs.store.model import Layer, now, to_nanoseconds
+from layerfs.store.system import remove_tree
+
+_IDLE = 600 * 10**9
+"""Nanoseconds for which an external layer may wait for the mount that it was registered for."""
+
+
+def recover(db: Database) -> list[str]:
+    """Put right what crashes left; return a line for each thing done. Raises `LayerfsError`."""
+    done: list[str] = []
+    try:
+        with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
+            owned = {layer.id for layer in layers.every(db)}
+            strange = [path for path in sorted(db.layers.iterdir()) if path.name not in owned]
+            rubbish = [gone for path in strange if (gone := _set_aside(db, path))]
+        done += _check_rows(db)
+        for path in rubbish:
+            remove_tree(path)
+            done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
+    except OSError as error:
+        raise from_os_error(error, f"clean up the store {db.root}") from None
+    return done
+
+
+def _check_rows(db: Database) -> list[str]:
+    done: list[str] = []
+    for layer in layers.every(db):
+        own = layers.directory(db, layer.id)
+        if (own / "exchange").exists() or (layer.state == "active" and external.is_outside(db, layer)):
+            with suppress(FileNotFoundError), layers.lock(own, wait=False) as locked:
+                line = external.recover(db, layers.get(db, layer.id)) if locked else None
+                done += [line] if line else []
+        elif layer.state == "external":
+            if to_nanoseconds(layer.created) < now() - _IDLE and _forget(db, layer):
+                done.append(f"forgot the layer {layer.path}, which nothing uses")
+        elif not layer.path.is_dir() and own == layer.path.parent:
+            if _forget(db, layer):
+                done.append(f"forgot layer {layer.id[:12]}, which has no tree")
+            elif db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer.id,)):  # not removed meanwhile
+                done.append(
+                    f"layer {layer.id[:12]} has lost its tree {layer.path}: what uses it cannot be mounted"
+                )
+    return done
+
+
+def _forget(db: Database, layer: Layer) -> bool:
+    with db.transaction():
+        unused = layers.delete_unused(db, [layer.id])
+    if unused:
+        layers.discard(db, layer.id)
+    return bool(unused)
+
+
+def _set_aside(db: Database, path: Path) -> Path | None:
+    """Rename what nobody owns and nobody is making, so that nobody can take it for a layer."""
+    gone = path if path.name.endswith(layers.GONE) else path.with_name(path.name + layers.GONE)
+    try:
+        with layers.lock(path, wait=False) as locked:
+            # The row is written before the lock is given up, so only now does its absence mean anything.
+            known = "SELECT 1 FROM layers WHERE id = ?"
+            if locked and db.scalar(known, (path.name,)) is None:
+                return path.rename(gone)
+    except FileNotFoundError:
+        pass  # another process removed it
+    except NotADirectoryError:
+        return path.rename(gone)
+    return None

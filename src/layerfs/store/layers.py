@@ -1,0 +1,251 @@
+"""Layers: their rows, and their directories while they are made and when they go.
+
+A tree belongs to the store from the transaction on that writes its row. Until then its maker holds a
+`flock` on `layers/ID`, and once it is unlocked without a row it is rubbish (see `gc`). The kernel drops
+the lock with the process, and the fork of one that copies into the tree keeps it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
+from layerfs.store.database import Database
+from layerfs.store.model import Layer, LayerState, now, to_datetime
+from layerfs.store.system import remove_tree, walk
+
+GONE = ".gone"
+"""Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
+
+_locks: dict[str, int] = {}
+"""Descriptors that hold the locks of the layers that this process is making."""
+
+
+def directory(db: Database, layer_id: str) -> Path:
+    """Return the store's directory for a layer: its tree, its manifest, its lock."""
+    return db.layers / layer_id
+
+
+def get(db: Database, layer_id: str) -> Layer:
+    """Return the layer with exactly this id; raises `NotFound`."""
+    row = db.execute("SELECT * FROM layers WHERE id = ?", (layer_id,)).fetchone()
+    if row is None:
+        raise NotFound(f"no such layer: {layer_id}")
+    return _from_row(db, row)
+
+
+def get_all(db: Database, layer_ids: Sequence[str]) -> list[Layer]:
+    """Return these layers, in this order; raises `NotFound`."""
+    return [get(db, layer_id) for layer_id in layer_ids]
+
+
+def every(db: Database) -> list[Layer]:
+    """Return all layers that the store has rows of."""
+    return [_from_row(db, row) for row in db.execute("SELECT * FROM layers ORDER BY created")]
+
+
+def insert(db: Database, layer_id: str, state: LayerState, *, size: int | None = None) -> None:
+    """Write the row of a layer whose tree is in the store; part of a transaction."""
+    db.execute(
+        "INSERT INTO layers (id, state, created, size, manifest_done) VALUES (?, ?, ?, ?, ?)",
+        (layer_id, state, now(), size, size is not None),
+    )
+
+
+def external(db: Database, path: Path) -> Layer:
+    """Return the layer for a plain directory outside the store, writing its row when it is new.
+
+    Raises `NotFound`, `BadRequest` or `Forbidden` when *path* is no directory that can be read.
+    """
+    path = path.absolute()
+    try:
+        with os.scandir(path):
+            pass
+    except NotADirectoryError:
+        raise BadRequest(f"layer {path} is not a directory") from None
+    except OSError as error:
+        raise from_os_error(error, "read the layer") from None
+    known = "SELECT id FROM layers WHERE path = ?"
+    found = db.scalar(known, (os.fsencode(path),))
+    if found is None:
+        new = begin(db)
+        try:
+            with db.transaction():
+                found = db.scalar(known, (os.fsencode(path),))  # another process may have been first
+                if found is None:
+                    db.execute(
+                        "INSERT INTO layers (id, state, path, created) VALUES (?, 'external', ?, ?)",
+                        (new, os.fsencode(path), now()),
+                    )
+        except BaseException:
+            discard(db, new)
+            raise
+        if found is None:
+            keep(new)
+        else:
+            discard(db, new)
+    return get(db, str(found or new))
+
+
+def begin(db: Database, *parts: str) -> str:
+    """Make the directory of a new layer, with *parts* in it, and hold its lock; return its id.
+
+    `keep` or `discard` ends what this begins. Raises `LayerfsError`.
+    """
+    layer_id = secrets.token_hex(32)
+    path = directory(db, layer_id)
+    with making(db):
+        try:
+            path.mkdir(mode=0o700)
+            _locks[layer_id] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(_locks[layer_id], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for part in parts:
+                (path / part).mkdir(mode=0o755)
+        except OSError as error:
+            with suppress(OSError):
+                discard(db, layer_id)
+            raise from_os_error(error, f"make a layer in {db.layers}") from None
+    return layer_id
+
+
+def hold(db: Database, layer_id: str) -> None:
+    """Take the lock of a layer that has its row already, until `keep`; raises `Conflict`, `OSError`."""
+    fd = os.open(directory(db, layer_id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Conflict(f"layer {layer_id[:12]} is being committed or recovered: try again") from None
+    _locks[layer_id] = fd
+
+
+def held(layer_id: str) -> int | None:
+    """Return the descriptor with which this process holds the lock of a layer it is making."""
+    return _locks.get(layer_id)
+
+
+def keep(layer_id: str) -> None:
+    """Give up the lock of a layer whose row has been written."""
+    fd = _locks.pop(layer_id, None)
+    if fd is not None:
+        os.close(fd)
+
+
+def discard(db: Database, layer_id: str) -> None:
+    """Remove the directory of a layer that no row names (any more); raises `LayerfsError`."""
+    path = directory(db, layer_id)
+    gone = path.with_name(path.name + GONE)
+    with suppress(FileNotFoundError):  # another process may be cleaning up as well
+        path.rename(gone)
+    try:
+        remove_tree(gone)
+    finally:
+        keep(layer_id)
+
+
+def delete_unused(db: Database, layer_ids: Sequence[str]) -> list[str]:
+    """Delete the rows of those of these layers that no image and no mount uses, and return their ids.
+
+    Part of a transaction, after which the caller calls `discard` for each.
+    """
+    used = (
+        "SELECT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)"
+        " OR EXISTS (SELECT 1 FROM mount_layers WHERE layer = ?1)"
+        " OR EXISTS (SELECT 1 FROM mounts WHERE upper = ?1)"
+    )
+    unused = [layer_id for layer_id in dict.fromkeys(layer_ids) if not db.number(used, (layer_id,))]
+    delete = "DELETE FROM layers WHERE id = ?"
+    return [layer_id for layer_id in unused if db.execute(delete, (layer_id,)).rowcount]
+
+
+@contextmanager
+def making(db: Database, *, alone: bool = False) -> Iterator[None]:
+    """Keep those who look for rubbish (*alone*) and those who begin a layer apart, for a moment."""
+    fd = os.open(db.root / "layerfs.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a layer's directory; without *wait*, yield False when another has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(fd)
+
+
+def measure(tree: Path) -> int:
+    """Return the bytes of the regular files in *tree*, hard links counted once; raises `OSError`."""
+    total = 0
+    linked: set[tuple[int, int]] = set()
+    fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for _, status in walk(fd):
+            if (status.st_mode & 0o170000) != 0o100000:
+                continue
+            if status.st_nlink > 1:
+                inode = (status.st_dev, status.st_ino)
+                if inode in linked:
+                    continue
+                linked.add(inode)
+            total += status.st_size
+    finally:
+        os.close(fd)
+    return total
+
+
+def size(db: Database, layer_id: str) -> int:
+    """Return the size of a layer in bytes, measuring it (or waiting for who does) when it is unknown.
+
+    The size of an upper is measured each time, that of another layer once.
+    Raises `NotFound` or another `LayerfsError`.
+    """
+    try:
+        while True:
+            layer = get(db, layer_id)
+            if layer.size is not None:
+                return layer.size
+            if layer.state == "active":
+                return measure(layer.path)
+            with lock(directory(db, layer_id), wait=False) as locked:
+                if locked:
+                    layer = get(db, layer_id)
+                    return measure_once(db, layer) if layer.size is None else layer.size
+            time.sleep(0.02)
+    except OSError as error:
+        raise from_os_error(error, f"measure layer {layer_id[:12]}") from None
+
+
+def measure_once(db: Database, layer: Layer) -> int:
+    """Measure a layer and write its size down; the caller holds the layer's lock."""
+    total = measure(layer.path)
+    with db.transaction():
+        db.execute("UPDATE layers SET size = ? WHERE id = ?", (total, layer.id))
+    return total
+
+
+def _from_row(db: Database, row: sqlite3.Row) -> Layer:
+    layer_id, state, path, work, created, size, manifest_done = row
+    own = directory(db, layer_id)
+    if path is not None:
+        tree, workdir = Path(os.fsdecode(path)), Path(os.fsdecode(work)) if work else None
+    else:
+        tree, workdir = own / "fs", own / "work" if state == "active" else None
+    return Layer(layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done))

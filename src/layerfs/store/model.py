@@ -1,0 +1,155 @@
+"""What the store knows about: layers, images, mounts, and what it answers about them.
+
+Lists of layers are ordered from the bottom of the stack to its top. Identifiers are 64 hexadecimal
+digits, without the `sha256:` that people may write before them. Times are aware, in UTC.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+LayerState = Literal["importing", "active", "sealed", "external"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now() -> int:
+    """Return the time in nanoseconds since the epoch, cut to what a `datetime` can hold."""
+    return time.time_ns() // 1000 * 1000
+
+
+def to_datetime(nanoseconds: int) -> datetime:
+    """Return the UTC time that is *nanoseconds* after the epoch, to the microsecond."""
+    return _EPOCH + timedelta(microseconds=nanoseconds // 1000)
+
+
+def to_nanoseconds(moment: datetime) -> int:
+    """Return the nanoseconds from the epoch to *moment*."""
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One directory tree of a stack.
+
+    `importing` is a tree that is being made and that no row names yet, `active` the upper of a mount,
+    `sealed` an immutable layer, `external` a plain directory that somebody else owns.
+    """
+
+    id: str
+    state: LayerState
+    path: Path
+    """The tree: `layers/ID/fs` in the store, or a directory outside it."""
+    work: Path | None
+    """The directory for copy-up in progress; only an upper has one."""
+    created: datetime
+    size: int | None
+    """Bytes of regular files, hard links counted once; None until measured."""
+    manifest_done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One step in the making of an image, as in the OCI image configuration."""
+
+    created: datetime
+    created_by: str
+    author: str
+    comment: str
+    empty_layer: bool
+    layer: str | None
+    """The layer that the step made; None for an empty one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A stack of sealed layers, its configuration and its history."""
+
+    id: str
+    layers: tuple[str, ...]
+    config: dict[str, Any]
+    """The OCI image configuration's `config` object: Env, Cmd, Labels and so on."""
+    history: tuple[HistoryEntry, ...]
+    """Oldest first."""
+    created: datetime
+    author: str
+    comment: str
+    parent: str | None
+    architecture: str
+    os: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A named stack with its upper: what Docker calls a container, as far as files go."""
+
+    id: str
+    name: str
+    image: str | None
+    """The image it was made from; a commit does not change it."""
+    config: dict[str, Any]
+    """The configuration of that image when the mount was made."""
+    layers: tuple[str, ...]
+    """Without the upper; a commit adds what was the upper."""
+    upper: str | None
+    """None for a read-only mount."""
+    mountpoint: str | None
+    """Where it is mounted, or was the last time."""
+    options: dict[str, Any]
+    created: datetime
+    started: datetime | None
+    """Since when it is mounted; None when it was unmounted in an orderly way."""
+    ephemeral: bool
+    """Nobody named it: it goes when it is unmounted."""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """A line of an image's history as people read it."""
+
+    id: str
+    """The image that ends with this step, or `<missing>` where the store has none."""
+    created: datetime
+    created_by: str
+    size: int
+    comment: str
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One thing that removing an image took away: a tag, or an image or layer (`sha256:...`)."""
+
+    untagged: str | None = None
+    deleted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to an image or a mount."""
+
+    id: int
+    """Grows with every event."""
+    time: int
+    """Nanoseconds since the epoch."""
+    type: str
+    """`image` or `container`."""
+    action: str
+    actor: str
+    """Identifier of the image or mount."""
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A file of a layer that is not as the layer's manifest says."""
+
+    layer: str
+    path: bytes
+    """Relative to the layer's root, which is `.`; empty when the manifest itself is at fault."""
+    what: str

@@ -1,0 +1,98 @@
+"""The tables of `layerfs.db`, as the migrations that lead to them.
+
+`PRAGMA user_version` counts the migrations a store has seen. Released migrations never change: a new
+version of the schema is one more tuple at the end. Times are nanoseconds since the epoch, paths are
+bytes (BLOB), `config`, `options` and `attributes` are JSON objects.
+"""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE layers (
+            id TEXT PRIMARY KEY,
+            state TEXT NOT NULL CHECK (state IN ('active', 'sealed', 'external')),
+            path BLOB UNIQUE,  -- NULL: layers/ID/fs in the store
+            work BLOB,  -- of an active layer with a path
+            created INTEGER NOT NULL,
+            size INTEGER,
+            manifest_done INTEGER NOT NULL DEFAULT 0
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE images (
+            id TEXT PRIMARY KEY,
+            parent TEXT REFERENCES images,
+            created INTEGER NOT NULL,
+            author TEXT NOT NULL,
+            comment TEXT NOT NULL,
+            architecture TEXT NOT NULL,
+            os TEXT NOT NULL,
+            config TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX images_parent ON images (parent)",
+        """
+        CREATE TABLE mounts (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            image TEXT,  -- what it was made from; the image may be gone
+            parent TEXT REFERENCES images,  -- the parent of the next commit
+            config TEXT NOT NULL,
+            upper TEXT UNIQUE REFERENCES layers,
+            mountpoint BLOB,
+            options TEXT NOT NULL,
+            created INTEGER NOT NULL,
+            started INTEGER,
+            ephemeral INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX mounts_image ON mounts (image)",
+        "CREATE INDEX mounts_parent ON mounts (parent)",
+        *(
+            statement
+            for owner in ("image", "mount")
+            for statement in (
+                f"""
+                CREATE TABLE {owner}_layers (
+                    {owner} TEXT NOT NULL REFERENCES {owner}s ON DELETE CASCADE,
+                    position INTEGER NOT NULL,  -- 0 is the bottom
+                    layer TEXT NOT NULL REFERENCES layers,
+                    PRIMARY KEY ({owner}, position)
+                ) STRICT, WITHOUT ROWID
+                """,
+                f"CREATE INDEX {owner}_layers_layer ON {owner}_layers (layer)",
+                f"""
+                CREATE TABLE {owner}_history (
+                    {owner} TEXT NOT NULL REFERENCES {owner}s ON DELETE CASCADE,
+                    position INTEGER NOT NULL,  -- 0 is the oldest
+                    created INTEGER NOT NULL,
+                    created_by TEXT NOT NULL,
+                    author TEXT NOT NULL,
+                    comment TEXT NOT NULL,
+                    layer TEXT,  -- NULL: an empty layer
+                    PRIMARY KEY ({owner}, position)
+                ) STRICT, WITHOUT ROWID
+                """,
+            )
+        ),
+        """
+        CREATE TABLE tags (
+            name TEXT PRIMARY KEY,  -- repository:tag
+            image TEXT NOT NULL REFERENCES images
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX tags_image ON tags (image)",
+        """
+        CREATE TABLE events (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            time INTEGER NOT NULL,
+            type TEXT NOT NULL,
+            action TEXT NOT NULL,
+            actor TEXT NOT NULL,
+            attributes TEXT NOT NULL
+        ) STRICT
+        """,
+    ),
+)

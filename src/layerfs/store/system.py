@@ -1,0 +1,119 @@
+"""System calls that Python has no function for, and the coreutils that copy and remove trees."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from layerfs.errors import LayerfsError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
+"""Attributes in which overlay filesystems keep what a directory is to them."""
+
+
+def sync_filesystem(fd: int) -> None:
+    """Bring everything written to the filesystem of *fd* to its disk (syncfs(2)); raises `OSError`."""
+    if _libc.syncfs(fd) != 0:
+        raise _failure()
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two directories in one step (renameat2(2), RENAME_EXCHANGE); raises `OSError`."""
+    names = os.fsencode(first), os.fsencode(second)
+    if _libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        raise _failure(first, second)
+
+
+def _failure(*paths: Path) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), *(str(path) for path in paths[:1]))
+
+
+def list_xattrs(path: Path | bytes) -> list[str]:
+    """Return the names of the extended attributes of *path* itself, sorted; none where there can be none."""
+    try:
+        return sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
+
+
+def copy_attributes(source: Path, target: Path) -> None:
+    """Give *target* the owner, mode, extended attributes and times of the directory *source*.
+
+    The private attributes of overlay filesystems stay behind. What only root may set is left out for
+    others. Raises `OSError`.
+    """
+    status = source.stat()
+    is_root = os.geteuid() == 0
+    try:
+        os.chown(target, status.st_uid, status.st_gid)
+    except PermissionError:
+        if is_root:
+            raise
+    target.chmod(status.st_mode & 0o7777)
+    for name in list_xattrs(source):
+        if name.startswith(PRIVATE_XATTRS):
+            continue
+        try:
+            os.setxattr(target, name, os.getxattr(source, name))
+        except PermissionError:
+            if is_root:
+                raise
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def walk(root_fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield each path below the directory *root_fd*, relative to it, and its `lstat`.
+
+    The root comes first, as `.`; a directory comes before its entries, and these sorted as bytes.
+    What goes away meanwhile is passed over. Raises `OSError`.
+    """
+    pending = [b"."]
+    while pending:
+        path = pending.pop()
+        names: list[bytes] = []
+        found: list[tuple[bytes, os.stat_result]] = []
+        with suppress(FileNotFoundError):
+            status = os.stat(path, dir_fd=root_fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(path, flags, dir_fd=root_fd)
+                try:
+                    names = [os.fsencode(name) for name in os.listdir(fd)]
+                finally:
+                    os.close(fd)
+            found.append((path, status))
+        yield from found
+        prefix = b"" if path == b"." else path + b"/"
+        pending += [prefix + name for name in sorted(names, reverse=True)]
+
+
+def remove_tree(path: Path) -> None:
+    """Remove *path* and what is below it, as far down as it goes; raises `LayerfsError`."""
+    for attempt in range(2):
+        done = subprocess.run(
+            ["rm", "-rf", "--one-file-system", "--", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+        if done.returncode == 0:
+            return
+        if attempt == 0 and os.geteuid() != 0:  # directories that their owner may not write to
+            subprocess.run(["chmod", "-R", "u+rwX", "--", path], capture_output=True, check=False)
+    line = done.stderr.decode(errors="replace").partition("\n")[0].removeprefix("rm: ")
+    raise LayerfsError(f"cannot remove {path}: {line}")
