@@ -138,6 +138,22 @@ def test_hard_link_that_was_deleted_does_not_come_back_with_a_copy_up(tree: Tree
     assert (tree.upper / "a").stat().st_nlink == 1
 
 
+def test_hard_links_below_renamed_directories_survive_copy_up(tree: Tree) -> None:
+    low = tree.lowers[0]
+    (low / "a/b").mkdir(parents=True)
+    (low / "one").write_text("old")
+    os.link(low / "one", low / "a/b/two")
+    os.link(low / "one", low / "three")
+    tree.open()
+    tree.rename("a", "z")
+    tree.rename("z/b", "y")
+    tree.commit()
+    tree.rename("y", "z/x")
+    tree.open()
+    tree.write("three", b"new")
+    assert tree.read("one") == tree.read("z/x/two") == b"new"
+
+
 def test_inode_numbers_stay_over_copy_up_rename_commit_and_remount(tree: Tree) -> None:
     (tree.lowers[0] / "d").mkdir()
     (tree.lowers[0] / "d/f").write_text("1")

@@ -8,9 +8,10 @@ the upper holds, so the caller can switch its mount right after it with nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from layerfs.errors import Conflict, from_os_error
-from layerfs.store import dockerfile, events, external, images, layers, mounts
+from layerfs.errors import Conflict, NotFound, from_os_error
+from layerfs.store import dockerfile, events, external, images, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime
 from layerfs.store.references import normalize
@@ -79,22 +80,19 @@ def commit(
     try:
         with db.transaction(wait=False):
             upper = _upper(db, mount)
-            image = _write_image(db, mount, upper.id, config, author, comment, created_by)
+            image = _write_image(db, mount, config, author, comment, created_by)
             if external.is_outside(db, upper):
                 external.seal(db, upper, new_upper.id)
             else:
                 db.execute("UPDATE layers SET state = 'sealed' WHERE id = ?", (upper.id,))
                 layers.insert(db, new_upper.id, "active")
-            db.execute(
-                "UPDATE mounts SET upper = ?, parent = ? WHERE id = ?", (new_upper.id, image.id, mount.id)
-            )
+            db.execute("UPDATE mounts SET upper = ? WHERE id = ?", (new_upper.id, mount.id))
             attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
             if name:
                 attributes["imageRef"] = name
             events.record(db, "container", "commit", mount.id, attributes)
             if name:
-                images.tag(db, image.id, name)
-                image = images.get(db, image.id)
+                image = replace(image, tags=(images.tag(db, image.id, name),))
             if external.is_outside(db, upper):
                 external.swap(db, upper)
                 swapped = upper
@@ -109,40 +107,34 @@ def commit(
 
 
 def _write_image(
-    db: Database,
-    mount: Mount,
-    layer_id: str,
-    config: dict[str, object],
-    author: str,
-    comment: str,
-    created_by: str,
+    db: Database, mount: Mount, config: dict[str, object], author: str, comment: str, created_by: str
 ) -> Image:
-    """Write the image's rows and add its top layer to the mount's stack."""
-    stack = images.stack_layers(db, "mount", mount.id)
-    past = images.stack_history(db, "mount", mount.id)
-    step = HistoryEntry(
-        to_datetime(now()), created_by or f"layerfs commit {mount.name}", author, comment, False, layer_id
-    )
-    parent = db.scalar("SELECT parent FROM mounts WHERE id = ?", (mount.id,))
+    """Put the upper on the mount's stack and make an image of that."""
+    query = "SELECT step, parent FROM mounts WHERE id = ?"
+    below, parent = db.execute(query, (mount.id,)).fetchone()
+    made_by = created_by or f"layerfs commit {mount.name}"
+    entry = HistoryEntry(to_datetime(now()), made_by, author, comment, False, mount.upper)
+    step = stacks.add(db, below, entry)
     image = images.insert(
         db,
-        layer_ids=[*stack, layer_id],
-        history=[*past, step],
+        step=step,
+        history=(*stacks.history(db, below), entry),
         config=config,
         author=author,
         comment=comment,
-        parent=str(parent) if parent else None,
+        parent=parent,
     )
-    images.append_layer(db, "mount", mount.id, len(stack), layer_id)
-    images.append_step(db, "mount", mount.id, len(past), step)
+    db.execute("UPDATE mounts SET step = ?, parent = ? WHERE id = ?", (step, image.id, mount.id))
     return image
 
 
 def _upper(db: Database, mount: Mount) -> Layer:
     """Return the present upper of *mount*, which must be what the caller knows it to be."""
-    present = mounts.get(db, mount.id)
-    if present.upper is None:
+    row = db.execute("SELECT upper FROM mounts WHERE id = ?", (mount.id,)).fetchone()
+    if row is None:
+        raise NotFound(f"no such mount: {mount.name}")
+    if row[0] is None:
         raise Conflict(f"cannot commit {mount.name}: it is mounted read-only")
-    if present.upper != mount.upper:
+    if row[0] != mount.upper:
         raise Conflict(f"cannot commit {mount.name}: it has been committed since; look at it again")
-    return layers.get(db, present.upper)
+    return layers.get(db, row[0])

@@ -60,7 +60,7 @@ def _check_rows(db: Database) -> list[str]:
 
 def _forget(db: Database, layer: Layer) -> bool:
     with db.transaction():
-        unused = layers.delete_unused(db, [layer.id])
+        unused = layers.delete_unused(db, layer.id)
     if unused:
         layers.discard(db, layer.id)
     return bool(unused)

@@ -2,142 +2,85 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import re
-import sqlite3
-from collections.abc import Sequence
 from typing import Any
 
 from layerfs.errors import BadRequest, NotFound
 from layerfs.store import events, layers
 from layerfs.store.database import Database
-from layerfs.store.model import HistoryEntry, HistoryRow, Image, now, to_datetime, to_nanoseconds
+from layerfs.store.model import HistoryEntry, HistoryRow, Image, now, to_datetime
 from layerfs.store.references import id_prefix, normalize
+from layerfs.store.stacks import all_histories, canonical_json, digest, layers_in, with_ids
+from layerfs.store.stacks import history as history_of
 
+_COLUMNS = "id, step, parent, created, author, comment, architecture, os, config"
 _GO_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
 
 def insert(
     db: Database,
     *,
-    layer_ids: Sequence[str],
-    history: Sequence[HistoryEntry],
+    step: str,
+    history: tuple[HistoryEntry, ...],
     config: dict[str, Any],
     author: str,
     comment: str,
     parent: str | None = None,
 ) -> Image:
-    """Write a new image's rows and return it; part of a transaction that also writes its layers' rows.
+    """Write the row of a new image and return it; part of a transaction.
 
-    Its id is the SHA-256 of everything it consists of, as canonical JSON.
+    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of.
     """
     created = now()
     machine = platform.machine()
     architecture = _GO_MACHINES.get(machine, machine)
-    document = {
+    columns = {
         "architecture": architecture,
         "author": author,
         "comment": comment,
-        "config": config,
+        "config": canonical_json(config),
         "created": created,
-        "history": [
-            [to_nanoseconds(step.created), step.created_by, step.author, step.comment, step.layer]
-            for step in history
-        ],
-        "layers": list(layer_ids),
         "os": "linux",
         "parent": parent,
+        "step": step,
     }
-    image_id = hashlib.sha256(canonical_json(document).encode("ascii")).hexdigest()
+    image_id = digest({**columns, "config": config})
+    names = ", ".join(columns)
     db.execute(
-        "INSERT INTO images (id, parent, created, author, comment, architecture, os, config)"
-        " VALUES (?, ?, ?, ?, ?, ?, 'linux', ?)",
-        (image_id, parent, created, author, comment, architecture, canonical_json(config)),
+        f"INSERT INTO images (id, {names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (image_id, *columns.values())
     )
-    insert_stack(db, "image", image_id, layer_ids, history)
     return Image(
-        image_id,
-        tuple(layer_ids),
-        config,
-        tuple(history),
-        to_datetime(created),
-        author,
-        comment,
-        parent,
-        architecture,
-        "linux",
-        (),
-    )
-
-
-def canonical_json(value: object) -> str:
-    """Return the one JSON text of *value*: keys sorted, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def insert_stack(
-    db: Database, owner: str, owner_id: str, layer_ids: Sequence[str], history: Sequence[HistoryEntry]
-) -> None:
-    """Write the layers and the history of an *owner*, which is an "image" or a "mount"."""
-    for position, layer in enumerate(layer_ids):
-        append_layer(db, owner, owner_id, position, layer)
-    for position, step in enumerate(history):
-        append_step(db, owner, owner_id, position, step)
-
-
-def append_layer(db: Database, owner: str, owner_id: str, position: int, layer_id: str) -> None:
-    """Write one layer of the stack of an "image" or a "mount"."""
-    db.execute(
-        f"INSERT INTO {owner}_layers ({owner}, position, layer) VALUES (?, ?, ?)",
-        (owner_id, position, layer_id),
-    )
-
-
-def append_step(db: Database, owner: str, owner_id: str, position: int, step: HistoryEntry) -> None:
-    """Write one step of the history of an "image" or a "mount"."""
-    created = to_nanoseconds(step.created)
-    db.execute(
-        f"INSERT INTO {owner}_history ({owner}, position, created, created_by, author, comment, layer)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (owner_id, position, created, step.created_by, step.author, step.comment, step.layer),
-    )
-
-
-def stack_layers(db: Database, owner: str, owner_id: str) -> tuple[str, ...]:
-    """Return the layers of an "image" or a "mount", bottom first."""
-    rows = db.execute(f"SELECT layer FROM {owner}_layers WHERE {owner} = ? ORDER BY position", (owner_id,))
-    return tuple(layer for (layer,) in rows)
-
-
-def stack_history(db: Database, owner: str, owner_id: str) -> tuple[HistoryEntry, ...]:
-    """Return the history of an "image" or a "mount", oldest first."""
-    rows = db.execute(
-        f"SELECT created, created_by, author, comment, layer FROM {owner}_history"
-        f" WHERE {owner} = ? ORDER BY position",
-        (owner_id,),
-    )
-    return tuple(
-        HistoryEntry(to_datetime(created), created_by, author, comment, layer is None, layer)
-        for created, created_by, author, comment, layer in rows
+        id=image_id,
+        layers=layers_in(history),
+        config=config,
+        history=history,
+        created=to_datetime(created),
+        author=author,
+        comment=comment,
+        parent=parent,
+        architecture=architecture,
+        os="linux",
+        tags=(),
     )
 
 
 def get(db: Database, image_id: str) -> Image:
     """Return the image with exactly this id; raises `NotFound`."""
     with db.snapshot():
-        row = db.execute("SELECT * FROM images WHERE id = ?", (image_id,)).fetchone()
+        row = db.execute(f"SELECT {_COLUMNS} FROM images WHERE id = ?", (image_id,)).fetchone()
         if row is None:
             raise NotFound(f"no such image: {image_id}")
-        return _from_row(db, row)
+        return _from_row(db, row, history_of(db, row[1]))
 
 
 def every(db: Database) -> list[Image]:
     """Return all images, newest first."""
     with db.snapshot():
-        rows = db.execute("SELECT * FROM images ORDER BY created DESC, id").fetchall()
-        return [_from_row(db, row) for row in rows]
+        rows = db.execute(f"SELECT {_COLUMNS} FROM images ORDER BY created DESC, id").fetchall()
+        histories = all_histories(db) if rows else {}
+        return [_from_row(db, row, histories[row[1]]) for row in rows]
 
 
 def resolve(db: Database, reference: str) -> Image:
@@ -172,27 +115,29 @@ def named_by_id(image: Image, reference: str) -> bool:
 def history(db: Database, image: Image) -> list[HistoryRow]:
     """Return the steps that made *image*, newest first, with sizes; measures what nobody measured yet."""
     with db.snapshot():
-        ends: dict[int, Image] = {}
-        ancestor = image
-        while True:
-            ends.setdefault(len(ancestor.history), ancestor)
-            if ancestor.parent is None:
-                break
-            ancestor = get(db, ancestor.parent)
-    rows = []
-    for count, step in enumerate(image.history, 1):
-        end = ends.get(count)
-        rows.append(
-            HistoryRow(
-                end.id if end else "<missing>",
-                step.created,
-                step.created_by,
-                layers.size(db, step.layer) if step.layer else 0,
-                step.comment,
-                end.tags if end else (),
-            )
+        top = db.scalar("SELECT step FROM images WHERE id = ?", (image.id,))
+        if top is None:
+            raise NotFound(f"no such image: {image.id}")
+        steps = with_ids(db, str(top))
+        ends = [_image_at(db, step) for step, _ in steps[:-1]] + [(image.id, image.tags)]
+    rows = [
+        HistoryRow(
+            image_id,
+            entry.created,
+            entry.created_by,
+            layers.size(db, entry.layer) if entry.layer else 0,
+            entry.comment,
+            tags,
         )
+        for (_, entry), (image_id, tags) in zip(steps, ends, strict=True)
+    ]
     return rows[::-1]
+
+
+def _image_at(db: Database, step: str) -> tuple[str, tuple[str, ...]]:
+    """Return the id and the tags of the image that ends with *step*."""
+    image_id = db.scalar("SELECT id FROM images WHERE step = ? ORDER BY created LIMIT 1", (step,))
+    return (str(image_id), _tags(db, str(image_id))) if image_id is not None else ("<missing>", ())
 
 
 def size(db: Database, image: Image) -> int:
@@ -230,19 +175,23 @@ def _by_prefix(db: Database, prefix: str) -> str | None:
     return found[0] if found else None
 
 
-def _from_row(db: Database, row: sqlite3.Row) -> Image:
-    image_id, parent, created, author, comment, architecture, system, config = row
-    tags = db.execute("SELECT name FROM tags WHERE image = ? ORDER BY name", (image_id,))
+def _tags(db: Database, image_id: str) -> tuple[str, ...]:
+    rows = db.execute("SELECT name FROM tags WHERE image = ? ORDER BY name", (image_id,))
+    return tuple(name for (name,) in rows)
+
+
+def _from_row(db: Database, row: tuple[Any, ...], past: tuple[HistoryEntry, ...]) -> Image:
+    image_id, _, parent, created, author, comment, architecture, system, config = row
     return Image(
-        image_id,
-        stack_layers(db, "image", image_id),
-        json.loads(config),
-        stack_history(db, "image", image_id),
-        to_datetime(created),
-        author,
-        comment,
-        parent,
-        architecture,
-        system,
-        tuple(name for (name,) in tags),
+        id=image_id,
+        layers=layers_in(past),
+        config=json.loads(config),
+        history=past,
+        created=to_datetime(created),
+        author=author,
+        comment=comment,
+        parent=parent,
+        architecture=architecture,
+        os=system,
+        tags=_tags(db, image_id),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NoSpace, from_os_error
-from layerfs.store import dockerfile, events, images, layers, settle, tar
+from layerfs.store import dockerfile, events, images, layers, settle, stacks, tar
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from layerfs.store.references import normalize
@@ -44,9 +44,14 @@ def import_image(
         settle.bring_to_rest(own / "fs", own)
         with db.transaction():
             layers.insert(db, layer_id, "sealed", size=size)
-            step = HistoryEntry(to_datetime(now()), f"Imported from {called}", "", message, False, layer_id)
+            entry = HistoryEntry(to_datetime(now()), f"Imported from {called}", "", message, False, layer_id)
             image = images.insert(
-                db, layer_ids=[layer_id], history=[step], config=config, author="", comment=message
+                db,
+                step=stacks.add(db, None, entry),
+                history=(entry,),
+                config=config,
+                author="",
+                comment=message,
             )
             events.record(db, "image", "import", image.id, {"name": name or ""})
             if name:

@@ -150,19 +150,18 @@ def discard(db: Database, layer_id: str) -> None:
         keep(layer_id)
 
 
-def delete_unused(db: Database, layer_ids: Sequence[str]) -> list[str]:
-    """Delete the rows of those of these layers that no image and no mount uses, and return their ids.
+def delete_unused(db: Database, layer_id: str) -> list[str]:
+    """Delete a layer's row unless a stack or a mount uses it; return its id in a list if it went.
 
-    Part of a transaction, after which the caller calls `discard` for each.
+    Part of a transaction, after which the caller calls `discard` for what is returned.
     """
-    used = (
-        "SELECT EXISTS (SELECT 1 FROM image_layers WHERE layer = ?1)"
-        " OR EXISTS (SELECT 1 FROM mount_layers WHERE layer = ?1)"
-        " OR EXISTS (SELECT 1 FROM mounts WHERE upper = ?1)"
+    deleted = db.scalar(
+        "DELETE FROM layers WHERE id = ?1"
+        " AND NOT EXISTS (SELECT 1 FROM steps WHERE layer = ?1)"
+        " AND NOT EXISTS (SELECT 1 FROM mounts WHERE upper = ?1) RETURNING id",
+        (layer_id,),
     )
-    unused = [layer_id for layer_id in dict.fromkeys(layer_ids) if not db.number(used, (layer_id,))]
-    delete = "DELETE FROM layers WHERE id = ?"
-    return [layer_id for layer_id in unused if db.execute(delete, (layer_id,)).rowcount]
+    return [str(deleted)] if deleted is not None else []
 
 
 @contextmanager

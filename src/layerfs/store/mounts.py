@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.runtime import check_name
-from layerfs.store import events, external, images, layers
+from layerfs.store import events, external, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
 from layerfs.store.system import copy_attributes
+
+_COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral"
 
 
 def create(
@@ -76,30 +77,31 @@ def _insert(
     ephemeral: bool,
 ) -> str:
     mount_id = secrets.token_hex(32)
-    parent = image.id if image and stack == image.layers else None
-    db.execute(
-        "INSERT INTO mounts (id, name, image, parent, config, upper, options, created, ephemeral)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            mount_id,
-            name,
-            image.id if image else None,
-            parent,
-            images.canonical_json(image.config if image else {}),
-            upper,
-            images.canonical_json(options),
-            now(),
-            ephemeral,
-        ),
-    )
-    past = image.history if image and parent else _plain_history(db, stack)
-    images.insert_stack(db, "mount", mount_id, stack, past)
-    attributes = {"name": name, "image": image.id if image else ""}
-    events.record(db, "container", "create", mount_id, attributes)
+    parent = step = None
+    if image and tuple(stack) == image.layers:
+        parent, step = image.id, db.scalar("SELECT step FROM images WHERE id = ?", (image.id,))
+        if step is None:
+            raise NotFound(f"no such image: {image.id}")
+    columns = {
+        "id": mount_id,
+        "name": name,
+        "step": step or stacks.add_all(db, _plain_history(db, stack)),
+        "image": image.id if image else None,
+        "parent": parent,
+        "config": stacks.canonical_json(image.config if image else {}),
+        "upper": upper,
+        "options": stacks.canonical_json(options),
+        "created": now(),
+        "ephemeral": ephemeral,
+    }
+    names = ", ".join(columns)
+    db.execute(f"INSERT INTO mounts ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", list(columns.values()))
+    events.record(db, "container", "create", mount_id, {"name": name, "image": image.id if image else ""})
     return mount_id
 
 
 def _plain_history(db: Database, stack: Sequence[str]) -> list[HistoryEntry]:
+    """Return a history for layers that nobody knows one of."""
     return [
         HistoryEntry(
             layer.created,
@@ -124,9 +126,11 @@ def find(db: Database, reference: str) -> Mount:
     """Return the mount with this name, id, or beginning of an id; raises `NotFound` or `BadRequest`."""
     with db.snapshot():
         wanted = reference.removeprefix("/")
-        row = db.execute("SELECT * FROM mounts WHERE name = ?1 OR id = ?1", (wanted,)).fetchone()
+        row = db.execute(f"SELECT {_COLUMNS} FROM mounts WHERE name = ?1 OR id = ?1", (wanted,)).fetchone()
         if row is None and wanted and not set(wanted) - set("0123456789abcdef"):
-            rows = db.execute("SELECT * FROM mounts WHERE id GLOB ? LIMIT 2", (wanted + "*",)).fetchall()
+            rows = db.execute(
+                f"SELECT {_COLUMNS} FROM mounts WHERE id GLOB ? LIMIT 2", (wanted + "*",)
+            ).fetchall()
             if len(rows) > 1:
                 raise BadRequest(f"several mounts have an id that begins with {wanted}: give more of it")
             row = rows[0] if rows else None
@@ -138,7 +142,7 @@ def find(db: Database, reference: str) -> Mount:
 def get(db: Database, mount_id: str) -> Mount:
     """Return the mount with exactly this id; raises `NotFound`."""
     with db.snapshot():
-        row = db.execute("SELECT * FROM mounts WHERE id = ?", (mount_id,)).fetchone()
+        row = db.execute(f"SELECT {_COLUMNS} FROM mounts WHERE id = ?", (mount_id,)).fetchone()
         if row is None:
             raise NotFound(f"no such mount: {mount_id}")
         return _from_row(db, row)
@@ -147,7 +151,7 @@ def get(db: Database, mount_id: str) -> Mount:
 def every(db: Database) -> list[Mount]:
     """Return all mounts, newest first."""
     with db.snapshot():
-        rows = db.execute("SELECT * FROM mounts ORDER BY created DESC, id").fetchall()
+        rows = db.execute(f"SELECT {_COLUMNS} FROM mounts ORDER BY created DESC, id").fetchall()
         return [_from_row(db, row) for row in rows]
 
 
@@ -177,25 +181,26 @@ def remove(db: Database, mount_id: str) -> None:
     """
     with db.transaction():
         mount = get(db, mount_id)
-        db.execute("DELETE FROM mounts WHERE id = ?", (mount_id,))
+        step = db.scalar("DELETE FROM mounts WHERE id = ? RETURNING step", (mount_id,))
         events.record(db, "container", "destroy", mount_id, {"name": mount.name, "image": mount.image or ""})
-        doomed = layers.delete_unused(db, [*mount.layers, *([mount.upper] if mount.upper else [])])
+        doomed = layers.delete_unused(db, mount.upper) if mount.upper else []
+        doomed += stacks.release(db, str(step))
     for layer_id in doomed:
         layers.discard(db, layer_id)
 
 
-def _from_row(db: Database, row: sqlite3.Row) -> Mount:
-    mount_id, name, image, _, config, upper, mountpoint, options, created, started, ephemeral = row
+def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
+    mount_id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral = row
     return Mount(
-        mount_id,
-        name,
-        image,
-        json.loads(config),
-        images.stack_layers(db, "mount", mount_id),
-        upper,
-        os.fsdecode(mountpoint) if mountpoint is not None else None,
-        json.loads(options),
-        to_datetime(created),
-        to_datetime(started) if started is not None else None,
-        bool(ephemeral),
+        id=mount_id,
+        name=name,
+        image=image,
+        config=json.loads(config),
+        layers=stacks.layers_in(stacks.history(db, step)),
+        upper=upper,
+        mountpoint=os.fsdecode(mountpoint) if mountpoint is not None else None,
+        options=json.loads(options),
+        created=to_datetime(created),
+        started=to_datetime(started) if started is not None else None,
+        ephemeral=bool(ephemeral),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layerfs.errors import Conflict
-from layerfs.store import events, images, layers
+from layerfs.store import events, images, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Removal
 from layerfs.store.references import normalize, repository
@@ -58,10 +58,10 @@ def _delete(
         images.untag(db, name)
         removals.append(Removal(untagged=name))
     db.execute("UPDATE mounts SET parent = ? WHERE parent = ?", (image.parent, image.id))
-    db.execute("DELETE FROM images WHERE id = ?", (image.id,))
+    step = db.scalar("DELETE FROM images WHERE id = ? RETURNING step", (image.id,))
     events.record(db, "image", "delete", image.id, {"name": f"sha256:{image.id}"})
     removals.append(Removal(deleted=f"sha256:{image.id}"))
-    unused = layers.delete_unused(db, image.layers[::-1])
+    unused = stacks.release(db, str(step))
     removals += [Removal(deleted=f"sha256:{layer_id}") for layer_id in unused]
     doomed += unused
     if prune and image.parent:

@@ -21,8 +21,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT, WITHOUT ROWID
         """,
         """
+        CREATE TABLE steps (  -- a step and those below it are a stack and its history
+            id TEXT PRIMARY KEY,
+            parent TEXT REFERENCES steps,  -- the step before, NULL for the first
+            layer TEXT REFERENCES layers,  -- NULL: an empty layer
+            created INTEGER NOT NULL,
+            created_by TEXT NOT NULL,
+            author TEXT NOT NULL,
+            comment TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX steps_parent ON steps (parent)",
+        "CREATE INDEX steps_layer ON steps (layer)",
+        """
         CREATE TABLE images (
             id TEXT PRIMARY KEY,
+            step TEXT NOT NULL REFERENCES steps,
             parent TEXT REFERENCES images,
             created INTEGER NOT NULL,
             author TEXT NOT NULL,
@@ -32,11 +46,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             config TEXT NOT NULL
         ) STRICT, WITHOUT ROWID
         """,
+        "CREATE INDEX images_step ON images (step)",
         "CREATE INDEX images_parent ON images (parent)",
         """
         CREATE TABLE mounts (
             id TEXT PRIMARY KEY,
             name TEXT NOT NULL UNIQUE,
+            step TEXT NOT NULL REFERENCES steps,
             image TEXT,  -- what it was made from; the image may be gone
             parent TEXT REFERENCES images,  -- the parent of the next commit
             config TEXT NOT NULL,
@@ -48,35 +64,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ephemeral INTEGER NOT NULL
         ) STRICT, WITHOUT ROWID
         """,
+        "CREATE INDEX mounts_step ON mounts (step)",
         "CREATE INDEX mounts_image ON mounts (image)",
         "CREATE INDEX mounts_parent ON mounts (parent)",
-        *(
-            statement
-            for owner in ("image", "mount")
-            for statement in (
-                f"""
-                CREATE TABLE {owner}_layers (
-                    {owner} TEXT NOT NULL REFERENCES {owner}s ON DELETE CASCADE,
-                    position INTEGER NOT NULL,  -- 0 is the bottom
-                    layer TEXT NOT NULL REFERENCES layers,
-                    PRIMARY KEY ({owner}, position)
-                ) STRICT, WITHOUT ROWID
-                """,
-                f"CREATE INDEX {owner}_layers_layer ON {owner}_layers (layer)",
-                f"""
-                CREATE TABLE {owner}_history (
-                    {owner} TEXT NOT NULL REFERENCES {owner}s ON DELETE CASCADE,
-                    position INTEGER NOT NULL,  -- 0 is the oldest
-                    created INTEGER NOT NULL,
-                    created_by TEXT NOT NULL,
-                    author TEXT NOT NULL,
-                    comment TEXT NOT NULL,
-                    layer TEXT,  -- NULL: an empty layer
-                    PRIMARY KEY ({owner}, position)
-                ) STRICT, WITHOUT ROWID
-                """,
-            )
-        ),
         """
         CREATE TABLE tags (
             name TEXT PRIMARY KEY,  -- repository:tag

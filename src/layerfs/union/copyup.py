@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from layerfs.union import syscalls, xattr
 from layerfs.union.layer import LayerDir
-from layerfs.union.links import other_names
+from layerfs.union.links import Path, other_names
 from layerfs.union.node import Directory, File
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -56,7 +56,7 @@ class CopyUp:
         self._made = False
         self._st = node.stat()
         self._length = self._st.st_size if length is None else min(length, self._st.st_size)
-        self._links: list[list[bytes]] = []
+        self._links: list[Path] = []
         if node.is_regular:
             self._source = os.dup(union.data(node))
         else:
@@ -83,7 +83,8 @@ class CopyUp:
             self._made = True
             self._copy_metadata()
         if st.st_nlink > 1 and node.names:
-            self._links = other_names(node.home.layer, st.st_ino)
+            layer, layers = node.home.layer, self._union.layers
+            self._links = other_names(layer, st.st_ino, tuple(layers[: layers.index(layer)]))
 
     def _copy_metadata(self) -> None:
         upper, name = self._upper, self._temporary
@@ -142,7 +143,7 @@ class CopyUp:
         node.place(home, name)
 
     def _unseen_names(self) -> Iterator[tuple[Directory, bytes]]:
-        """Yield the file's other names in the union, as far as they stand where its layer has them."""
+        """Yield the file's other names in the union, whether anybody has looked them up or not."""
         union, node = self._union, self._node
         for path in self._links:
             directory: object = union.root

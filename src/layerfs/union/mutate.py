@@ -129,7 +129,7 @@ def _add(
             os.close(made)
         (os.rmdir if directory else os.unlink)(entry, dir_fd=place)
         raise
-    union.changed(parent)
+    union.name_added(parent, name)
     return home, made
 
 
@@ -189,7 +189,7 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
         node.place(home, name)
     node.names.append((parent, name))
     parent.children[name] = node
-    union.changed(parent)
+    union.name_added(parent, name)
     return node.stat()
 
 
@@ -214,7 +214,7 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     """Note that *node*, pinned, has lost *name* in *parent*."""
     node.names.remove((parent, name))
     del parent.children[name]
-    union.changed(parent)
+    union.name_removed(parent, name)
     if not union.in_upper(node):
         node.hidden += 1  # a lower object keeps its names
         node.drop_pin()
@@ -274,8 +274,8 @@ def directory_gone(union: Union, node: Directory) -> None:
     """Note that *node*, its top part pinned, has lost its name."""
     assert node.parent is not None
     node.parent.children.pop(node.name, None)
-    union.changed(node.parent)
-    union.changed(node)
+    union.name_removed(node.parent, node.name)
+    union.drop_listing(node)
     node.removed = True
     union.release(node)
 

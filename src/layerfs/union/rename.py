@@ -52,7 +52,6 @@ def rename(
         syscalls.renameat2(home.fd(), name, new_home.fd(), new_name, syscalls.RENAME_EXCHANGE)
         _settle(union, node, parent, name, new_parent, new_name)
         _settle(union, target, new_parent, new_name, parent, name)
-        parent.children[name] = target
         return
     _prepare(union, upper, node, new_parent, new_name)
     if isinstance(target, Directory):
@@ -180,8 +179,9 @@ def _settle(
     union: Union, node: Node, parent: Directory, name: bytes, new_parent: Directory, new_name: bytes
 ) -> None:
     """Bring the nodes in step with a rename that has happened on disk."""
-    if parent.children.get(name) is node:
+    if parent.children.get(name) is node:  # not after an exchange: there stands the other one already
         del parent.children[name]
+        union.name_removed(parent, name)
     new_parent.children[new_name] = node
     new_home = new_parent.dirs[0]
     if isinstance(node, Directory):
@@ -191,5 +191,4 @@ def _settle(
         node.names[node.names.index((parent, name))] = (new_parent, new_name)
         if node.home is parent.dirs[0] and node.entry == name:
             node.place(new_home, new_name)
-    union.changed(parent)
-    union.changed(new_parent)
+    union.name_added(new_parent, new_name)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import stat
+from contextlib import suppress
 from itertools import count
 
 from layerfs.union import syscalls, xattr
 from layerfs.union.layer import Layer
 from layerfs.union.whiteout import make_whiteout
 
+_log = logging.getLogger(__name__)
+
 _WORK = b"work"
+_WHITEOUT = b"whiteout"
 
 
 class Upper(Layer):
@@ -84,6 +89,8 @@ class Upper(Layer):
         The descriptor on the work directory stays open: a copy-up on its way still has a file there.
         """
         self.mutable = False
+        with suppress(OSError):
+            os.unlink(_WHITEOUT, dir_fd=self.work)
         fcntl.flock(self.root.fd(), fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -102,15 +109,32 @@ class Upper(Layer):
     def whiteout(self, directory: int, name: bytes, *, over: bool) -> None:
         """Put a whiteout at *name* in the upper directory *directory*; with *over*, in place of a file."""
         if not over:
-            make_whiteout(directory, name)
+            self._link_whiteout(directory, name)
             return
         temporary = self.temporary()
-        make_whiteout(self.work, temporary)
+        self._link_whiteout(self.work, temporary)
         try:
             os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=directory)
         except OSError:
             os.unlink(temporary, dir_fd=self.work)
             raise
+
+    def _link_whiteout(self, directory: int, name: bytes) -> None:
+        """Make *name* one more link to the layer's one whiteout inode, as overlayfs does: links are cheap."""
+        try:
+            os.link(_WHITEOUT, name, src_dir_fd=self.work, dst_dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            make_whiteout(directory, name)
+            if error.errno in (errno.ENOENT, errno.EMLINK):
+                self._share_whiteout(directory, name)
+
+    def _share_whiteout(self, directory: int, name: bytes) -> None:
+        with suppress(OSError):
+            os.unlink(_WHITEOUT, dir_fd=self.work)
+        with suppress(OSError):  # without it the next one is made, not linked
+            os.link(name, _WHITEOUT, src_dir_fd=directory, dst_dir_fd=self.work, follow_symlinks=False)
 
     def discard(self, name: bytes) -> None:
         """Remove *name*, whatever it is, from the work directory; what cannot go waits for the next start."""
@@ -119,7 +143,7 @@ class Upper(Layer):
         except IsADirectoryError:
             shutil.rmtree(self.work_object(name), ignore_errors=True)
         except OSError:
-            pass
+            _log.warning("cannot remove %r from %r", name, self.work_path)
 
     def exchange(self, temporary: bytes, directory: int, name: bytes) -> None:
         """Swap *temporary* of the work directory with *name* in *directory*, atomically."""

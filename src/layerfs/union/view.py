@@ -7,6 +7,7 @@ change nothing.
 
 from __future__ import annotations
 
+import bisect
 import errno
 import os
 import stat
@@ -166,11 +167,33 @@ class Union:
                 oldest.listing = None
         return directory.listing
 
-    def changed(self, directory: Directory) -> None:
-        """Note that names were added to or removed from *directory*."""
+    def drop_listing(self, directory: Directory) -> None:
+        """Forget what is remembered of the names in *directory*."""
         if directory.listing is not None:
             directory.listing = None
             self._listings.pop(directory, None)
+
+    def name_added(self, directory: Directory, name: bytes) -> None:
+        """Note that *directory* now has *name*; it may have had it before."""
+        if directory.listing is not None:
+            pair = (_cookie(name), name)
+            position = bisect.bisect_left(directory.listing, pair)
+            there = directory.listing[position : position + 1]
+            if there != [pair]:
+                if there and there[0][0] == pair[0]:
+                    self.drop_listing(directory)  # two names with one hash: make the listing anew
+                else:
+                    directory.listing.insert(position, pair)
+
+    def name_removed(self, directory: Directory, name: bytes) -> None:
+        """Note that *directory* has no *name* any more."""
+        if directory.listing is not None:
+            pair = (_cookie(name), name)
+            position = bisect.bisect_left(directory.listing, pair)
+            if directory.listing[position : position + 1] == [pair]:
+                del directory.listing[position]
+            else:
+                self.drop_listing(directory)
 
     def is_empty(self, directory: Directory) -> bool:
         """Tell whether *directory* has no names."""
@@ -186,7 +209,7 @@ class Union:
             if isinstance(node, File):
                 self._open_files.pop(node, None)
             else:
-                self.changed(node)
+                self.drop_listing(node)
         self.table.forget(node, count)
 
     # -- attributes -----------------------------------------------------------------------------
@@ -295,10 +318,14 @@ def copy_attributes(source: int, target: int) -> None:
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
+def _cookie(name: bytes) -> int:
+    """Return the cookie of *name*: positive, below 2**63, and not one of those for "." and ".."."""
+    return max(xxhash.xxh3_64_intdigest(name) >> 1, 3)
+
+
 def _with_cookies(names: list[bytes]) -> list[tuple[int, bytes]]:
-    """Return (cookie, name) pairs in order; cookies are positive, below 2**63 and all different."""
-    digest = xxhash.xxh3_64_intdigest
-    pairs = sorted((digest(name) >> 1 or 1, name) for name in names)
+    """Return (cookie, name) pairs in the order of the cookies, which are all different."""
+    pairs = sorted((_cookie(name), name) for name in names)
     last = 0
     for position, (cookie, name) in enumerate(pairs):
         if cookie <= last:  # two names with one hash: the second moves up by one

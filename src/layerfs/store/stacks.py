@@ -1,0 +1,117 @@
+"""Stacks of layers and their histories, which images and mounts share.
+
+Each step of a history names the step before it, so a step stands for a whole stack, and a commit adds
+one row however high the stack is. A step's id is the SHA-256 of its content, the id of the step before
+included. Steps that no image, mount or other step refers to are deleted, and with them their layers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+from layerfs.errors import LayerfsError
+from layerfs.store import layers
+from layerfs.store.database import Database
+from layerfs.store.model import HistoryEntry, to_datetime, to_nanoseconds
+
+_COLUMNS = "layer, created, created_by, author, comment"
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of *value*: keys sorted, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def digest(value: object) -> str:
+    """Return the SHA-256 of *value* as canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def add(db: Database, parent: str | None, entry: HistoryEntry) -> str:
+    """Write a step on top of the step *parent* and return its id; part of a transaction."""
+    created = to_nanoseconds(entry.created)
+    values = (parent, entry.layer, created, entry.created_by, entry.author, entry.comment)
+    step = digest(values)
+    db.execute(
+        f"INSERT OR IGNORE INTO steps (id, parent, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", (step, *values)
+    )
+    return step
+
+
+def add_all(db: Database, entries: Sequence[HistoryEntry]) -> str:
+    """Write a whole history, oldest first, and return the id of its last step."""
+    step = None
+    for entry in entries:
+        step = add(db, step, entry)
+    if step is None:
+        raise LayerfsError("a stack needs at least one step")
+    return step
+
+
+def history(db: Database, step: str) -> tuple[HistoryEntry, ...]:
+    """Return the steps up to *step*, oldest first."""
+    return tuple(entry for _, entry in with_ids(db, step))
+
+
+def with_ids(db: Database, step: str) -> list[tuple[str, HistoryEntry]]:
+    """Return the steps up to *step* and their ids, oldest first."""
+    rows = db.execute(
+        f"""
+        WITH RECURSIVE chain (id, parent, {_COLUMNS}, depth) AS (
+            SELECT id, parent, {_COLUMNS}, 0 FROM steps WHERE id = ?
+            UNION ALL
+            SELECT steps.id, steps.parent, steps.layer, steps.created, steps.created_by, steps.author,
+                steps.comment, depth + 1
+            FROM chain JOIN steps ON steps.id = chain.parent
+        )
+        SELECT id, {_COLUMNS} FROM chain ORDER BY depth DESC
+        """,
+        (step,),
+    )
+    return [(row[0], _entry(row[1:])) for row in rows]
+
+
+def all_histories(db: Database) -> dict[str, tuple[HistoryEntry, ...]]:
+    """Return every step's history; for many images at once, whose stacks share most of their steps."""
+    rows = db.execute(f"SELECT id, parent, {_COLUMNS} FROM steps").fetchall()
+    steps = {row[0]: (row[1], _entry(row[2:])) for row in rows}
+    found: dict[str, tuple[HistoryEntry, ...]] = {}
+    for step in steps:
+        missing = []
+        below: str | None = step
+        while below is not None and below not in found:
+            missing.append(below)
+            below = steps[below][0]
+        past = found[below] if below is not None else ()
+        for name in reversed(missing):
+            past = found[name] = (*past, steps[name][1])
+    return found
+
+
+def layers_in(entries: Sequence[HistoryEntry]) -> tuple[str, ...]:
+    """Return the layers that a history made, bottom first."""
+    return tuple(entry.layer for entry in entries if entry.layer is not None)
+
+
+def release(db: Database, step: str | None) -> list[str]:
+    """Delete a step and those below it as far as nothing refers to them; part of a transaction.
+
+    Returns the layers that went with them, topmost first: the caller then calls `layers.discard`.
+    """
+    used = (
+        "SELECT EXISTS (SELECT 1 FROM images WHERE step = ?1) OR EXISTS (SELECT 1 FROM mounts WHERE step = ?1)"
+        " OR EXISTS (SELECT 1 FROM steps WHERE parent = ?1)"
+    )
+    doomed: list[str] = []
+    while step is not None and not db.number(used, (step,)):
+        step, layer = db.execute("DELETE FROM steps WHERE id = ? RETURNING parent, layer", (step,)).fetchone()
+        if layer is not None:
+            doomed += layers.delete_unused(db, layer)
+    return doomed
+
+
+def _entry(row: tuple[str | None, int, str, str, str]) -> HistoryEntry:
+    layer, created, created_by, author, comment = row
+    return HistoryEntry(to_datetime(created), created_by, author, comment, layer is None, layer)
