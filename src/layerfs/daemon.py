@@ -23,7 +23,7 @@ from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
-from layerfs.fuse import session
+from layerfs.fuse import session, wire
 from layerfs.fuse.flush import flush
 from layerfs.fuse.operations import Operations
 from layerfs.notify import Notifier
@@ -126,7 +126,9 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
-                self._device = (await trio.to_thread.run_sync(os.stat, self.mountpoint)).st_dev
+                # Should serving fail, this waits for an answer that never comes: then let it wait alone.
+                st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
+                self._device = st.st_dev
                 await nursery.start(http.serve, listener, App(self.root, self))
                 nursery.start_soon(self._obey_signals)
                 nursery.start_soon(self._settle)
@@ -207,6 +209,7 @@ class Daemon:
             "Layers": [os.fsdecode(layer.path) for layer in reversed(union.layers)],
             "Upper": os.fsdecode(union.upper.path) if union.upper else None,
             "Options": self._mount.options,
+            "Extension": wire.status(),
             "CachedInodes": len(union.table),
             "OpenDirectories": len(union.directories),
             "FilesOpenForWriting": len(self._operations.writing),

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import trio
 
+from layerfs.union import syscalls
 from layerfs.union.copyup import CopyUp
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
@@ -82,6 +83,12 @@ class Contents:
         written = os.pwrite(fd, data, offset)
         while written < len(data):  # the next try says why
             written += os.pwrite(fd, data[written:], offset + written)
+
+    async def fallocate(self, node: File, mode: int, offset: int, length: int) -> None:
+        """Allocate space for a file, or punch or zero a part of it, as fallocate(2) with *mode*."""
+        await self.copy_up(node)
+        fd = self._union.data(node, write=True)
+        await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
 
     async def sync(self, node: Node, *, data_only: bool) -> None:
         """Write *node* to disk, if it is in the upper: lower layers do not change."""

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from typing import cast
 
 import pyfuse3
+import trio
 from pyfuse3 import FileHandleT, FlagT, InodeT, ModeT
 
-from layerfs.fuse import handles
+from layerfs.fuse import handles, wire
 from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
 from layerfs.fuse.contents import Contents
 from layerfs.fuse.reply import operation
@@ -46,6 +47,8 @@ class Operations(pyfuse3.Operations):
         self.contents = Contents(union, durable=durable)
         self.requests: dict[str, int] = Counter()
         self.writing: set[File] = set()
+        if wire.extension is not None:
+            wire.extension.set_fallocate(self._on_fallocate)
 
     # -- nodes ----------------------------------------------------------------------------------
 
@@ -73,6 +76,15 @@ class Operations(pyfuse3.Operations):
         """Return *node*'s entry, and count that the kernel knows it once more."""
         node.references += 1
         return entry(self.union, node, st)
+
+    def _masked(self, parent: Directory, mode: int, ctx: pyfuse3.RequestContext) -> ModeT:
+        """Return *mode* less the caller's umask, which a default ACL overrules (acl(5)).
+
+        Without the extension the kernel has applied the umask already, ACL or not.
+        """
+        if mode & ctx.umask and wire.is_active() and not self.union.has_default_acl(parent):
+            mode &= ~ctx.umask
+        return ModeT(mode)
 
     # -- lookup and attributes --------------------------------------------------------------------
 
@@ -154,6 +166,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Make a fifo, socket, device or regular file."""
         parent = self._directory(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         return self._entry(*mutate.mknod(self.union, parent, name, mode, rdev, Owner(ctx.uid, ctx.gid)))
 
     @operation
@@ -162,6 +175,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Make a directory."""
         parent = self._directory(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         return self._entry(*mutate.mkdir(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid)))
 
     @operation
@@ -220,6 +234,7 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it."""
         parent = self._directory(parent_inode)
+        mode = self._masked(parent, mode, ctx)
         node, st = mutate.create(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid))
         return self._opened(node, flags), self._entry(node, st)
 
@@ -261,8 +276,19 @@ class Operations(pyfuse3.Operations):
     @operation
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write to a file: all or, with the errno, as much as fitted."""
-        await self.contents.write(self._file(handles.inode_of(fh)), off, buf)
+        node = self._file(handles.inode_of(fh))
+        takes_set_id = wire.extension is not None and wire.extension.takes_set_id()
+        await self.contents.write(node, off, buf)
+        if takes_set_id:
+            self._drop_set_id(node)
         return len(buf)
+
+    def _drop_set_id(self, node: File) -> None:
+        """Clear the set-id bits that a write takes, and have the kernel ask for the mode again."""
+        mode = _without_set_id(node.stat().st_mode)
+        if mode is not None:
+            attributes.chmod(self.union, node, mode)
+            pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)  # takes no lock, waits for nothing
 
     @operation
     async def flush(self, fh: FileHandleT) -> None:
@@ -273,6 +299,26 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a file to disk."""
         await self.contents.sync(self._file(handles.inode_of(fh)), data_only=datasync)
+
+    def _on_fallocate(self, request: wire.Request, inode: int, mode: int, offset: int, length: int) -> None:
+        trio.lowlevel.spawn_system_task(self._fallocate, request, inode, mode, offset, length)
+
+    async def _fallocate(
+        self, request: wire.Request, inode: int, mode: int, offset: int, length: int
+    ) -> None:
+        """Answer fallocate(2), which comes by way of the extension."""
+        assert wire.extension is not None
+        try:
+            await self.fallocate(inode, mode, offset, length)
+        except pyfuse3.FUSEError as error:
+            wire.extension.reply_error(request, error.errno)
+        else:
+            wire.extension.reply_error(request, 0)
+
+    @operation
+    async def fallocate(self, inode: int, mode: int, offset: int, length: int) -> None:
+        """Allocate, punch or zero a part of a file."""
+        await self.contents.fallocate(self._file(inode), mode, offset, length)
 
     # -- directories ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import trio
 
 from layerfs import mounttable
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
+from layerfs.fuse import busypoll
 from layerfs.fuse.operations import Operations
 
 _DEVICE = "/dev/fuse"
@@ -75,6 +76,7 @@ def _escape(name: str) -> str:
 
 async def serve() -> None:
     """Answer requests until the filesystem is unmounted."""
+    busypoll.install()
     await pyfuse3.main(min_tasks=4)
 
 

@@ -15,7 +15,7 @@ from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.store import layers
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now
-from layerfs.store.system import copy_attributes, exchange, remove_tree
+from layerfs.store.system import copy_attributes, exchange, remove_trees
 
 
 def check_upper(db: Database, upper: Path, work: Path) -> None:
@@ -115,6 +115,6 @@ def recover(db: Database, layer: Layer) -> str | None:
         if note.exists() and (own / "fs").stat().st_ino != int(note.read_text()):
             exchange(layer.path, own / "fs")
             done = f"gave {layer.path} its tree back: its commit was cut short"
-        remove_tree(own / "fs")
+        remove_trees(own / "fs")
     note.unlink(missing_ok=True)
     return done

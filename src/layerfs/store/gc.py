@@ -14,7 +14,7 @@ from layerfs.errors import from_os_error
 from layerfs.store import external, layers
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
-from layerfs.store.system import remove_tree
+from layerfs.store.system import remove_trees
 
 _IDLE = 600 * 10**9
 """Nanoseconds for which an external layer may wait for the mount that it was registered for."""
@@ -30,7 +30,7 @@ def recover(db: Database) -> list[str]:
             rubbish = [gone for path in strange if (gone := _set_aside(db, path))]
         done += _check_rows(db)
         for path in rubbish:
-            remove_tree(path)
+            remove_trees(path)
             done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
     except OSError as error:
         raise from_os_error(error, f"clean up the store {db.root}") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from layerfs.errors import BadRequest, NotFound
 from layerfs.store import events, layers
-from layerfs.store.database import Database
+from layerfs.store.database import Database, Value
 from layerfs.store.model import HistoryEntry, HistoryRow, Image, now, to_datetime
 from layerfs.store.references import id_prefix, normalize
 from layerfs.store.stacks import all_histories, canonical_json, digest, layers_in, with_ids
@@ -36,7 +36,7 @@ def insert(
     created = now()
     machine = platform.machine()
     architecture = _GO_MACHINES.get(machine, machine)
-    columns = {
+    columns: dict[str, Value] = {
         "architecture": architecture,
         "author": author,
         "comment": comment,

@@ -19,7 +19,7 @@ from pathlib import Path
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
-from layerfs.store.system import remove_tree, walk
+from layerfs.store.system import remove_trees, walk
 
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
@@ -138,16 +138,20 @@ def keep(layer_id: str) -> None:
         os.close(fd)
 
 
-def discard(db: Database, layer_id: str) -> None:
-    """Remove the directory of a layer that no row names (any more); raises `LayerfsError`."""
-    path = directory(db, layer_id)
-    gone = path.with_name(path.name + GONE)
-    with suppress(FileNotFoundError):  # another process may be cleaning up as well
-        path.rename(gone)
+def discard(db: Database, *layer_ids: str) -> None:
+    """Remove the directories of layers that no row names (any more); raises `LayerfsError`."""
+    gone = []
+    for layer_id in layer_ids:
+        path = directory(db, layer_id)
+        gone.append(path.with_name(path.name + GONE))
+        with suppress(FileNotFoundError):  # another process may be cleaning up as well
+            path.rename(gone[-1])
     try:
-        remove_tree(gone)
+        for start in range(0, len(gone), 500):  # as many as fit a command line
+            remove_trees(*gone[start : start + 500])
     finally:
-        keep(layer_id)
+        for layer_id in layer_ids:
+            keep(layer_id)
 
 
 def delete_unused(db: Database, layer_id: str) -> list[str]:

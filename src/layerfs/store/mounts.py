@@ -185,8 +185,7 @@ def remove(db: Database, mount_id: str) -> None:
         events.record(db, "container", "destroy", mount_id, {"name": mount.name, "image": mount.image or ""})
         doomed = layers.delete_unused(db, mount.upper) if mount.upper else []
         doomed += stacks.release(db, str(step))
-    for layer_id in doomed:
-        layers.discard(db, layer_id)
+    layers.discard(db, *doomed)
 
 
 def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:

@@ -33,8 +33,7 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
         image = images.get(db, image.id)
         if by_id or not image.tags:
             _delete(db, image, removals, doomed, force=force, prune=prune, quiet=keep_quietly)
-    for layer_id in doomed:
-        layers.discard(db, layer_id)
+    layers.discard(db, *doomed)
     return removals
 
 

@@ -101,7 +101,8 @@ def release(db: Database, step: str | None) -> list[str]:
     Returns the layers that went with them, topmost first: the caller then calls `layers.discard`.
     """
     used = (
-        "SELECT EXISTS (SELECT 1 FROM images WHERE step = ?1) OR EXISTS (SELECT 1 FROM mounts WHERE step = ?1)"
+        "SELECT EXISTS (SELECT 1 FROM images WHERE step = ?1)"
+        " OR EXISTS (SELECT 1 FROM mounts WHERE step = ?1)"
         " OR EXISTS (SELECT 1 FROM steps WHERE parent = ?1)"
     )
     doomed: list[str] = []

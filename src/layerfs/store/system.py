@@ -101,11 +101,11 @@ def walk(root_fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
         pending += [prefix + name for name in sorted(names, reverse=True)]
 
 
-def remove_tree(path: Path) -> None:
-    """Remove *path* and what is below it, as far down as it goes; raises `LayerfsError`."""
+def remove_trees(*paths: Path) -> None:
+    """Remove *paths* and what is below them, as far down as it goes; raises `LayerfsError`."""
     for attempt in range(2):
         done = subprocess.run(
-            ["rm", "-rf", "--one-file-system", "--", path],
+            ["rm", "-rf", "--one-file-system", "--", *paths],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**os.environ, "LC_ALL": "C"},
@@ -114,6 +114,6 @@ def remove_tree(path: Path) -> None:
         if done.returncode == 0:
             return
         if attempt == 0 and os.geteuid() != 0:  # directories that their owner may not write to
-            subprocess.run(["chmod", "-R", "u+rwX", "--", path], capture_output=True, check=False)
+            subprocess.run(["chmod", "-R", "u+rwX", "--", *paths], capture_output=True, check=False)
     line = done.stderr.decode(errors="replace").partition("\n")[0].removeprefix("rm: ")
-    raise LayerfsError(f"cannot remove {path}: {line}")
+    raise LayerfsError(f"cannot remove {paths[0].parent}: {line}")

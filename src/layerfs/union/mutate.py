@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from layerfs.union import merge
+from layerfs.union import merge, syscalls, xattr
 from layerfs.union.copyup import copy_up, copy_up_directory, writable_upper
 from layerfs.union.layer import LayerDir
 from layerfs.union.node import Directory, File, Node
@@ -114,23 +115,70 @@ def _add(
     Returns the directory of the upper that holds it, and what *make* returned.
     """
     upper, home, over = _room_for(union, parent, name)
-    place, entry = (upper.work, upper.temporary()) if over else (home.fd(), name)
+    if over:
+        with _workplace(upper, home) as place:
+            entry = upper.temporary()
+            made = _make(place, entry, home, owner, make, mode, directory)
+            try:
+                if directory:
+                    mark_opaque(upper, place, entry)
+                    syscalls.renameat2(place, entry, home.fd(), name, syscalls.RENAME_EXCHANGE)
+                else:
+                    os.rename(entry, name, src_dir_fd=place, dst_dir_fd=home.fd())
+            except OSError:
+                _unmake(place, entry, made, directory)
+                raise
+            if directory:
+                os.unlink(entry, dir_fd=place)  # the whiteout
+    else:
+        made = _make(home.fd(), name, home, owner, make, mode, directory)
+    union.name_added(parent, name)
+    return home, made
+
+
+def _make(
+    place: int,
+    entry: bytes,
+    home: LayerDir,
+    owner: Owner,
+    make: Callable[[int, bytes], _Made],
+    mode: int,
+    directory: bool,
+) -> _Made:
+    """Make *entry* in the directory *place*, as it is to be in *home*."""
     made = make(place, entry)
     try:
         _give(place, entry, owner, mode, os.fstat(home.fd()), directory=directory)
-        if over and directory:
-            mark_opaque(upper, place, entry)
-            upper.exchange(entry, home.fd(), name)
-            upper.discard(entry)
-        elif over:
-            os.rename(entry, name, src_dir_fd=place, dst_dir_fd=home.fd())
     except OSError:
-        if isinstance(made, int):
-            os.close(made)
-        (os.rmdir if directory else os.unlink)(entry, dir_fd=place)
+        _unmake(place, entry, made, directory)
         raise
-    union.name_added(parent, name)
-    return home, made
+    return made
+
+
+def _unmake(place: int, entry: bytes, made: object, directory: bool) -> None:
+    if isinstance(made, int):
+        os.close(made)
+    (os.rmdir if directory else os.unlink)(entry, dir_fd=place)
+
+
+@contextmanager
+def _workplace(upper: Upper, home: LayerDir) -> Iterator[int]:
+    """Yield a directory beside the upper in which new objects inherit the same ACLs as in *home*."""
+    acl = xattr.default_acl(home.fd())
+    if acl is None:
+        yield upper.work
+        return
+    name = upper.temporary()
+    os.mkdir(name, 0o700, dir_fd=upper.work)
+    fd = -1
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work)
+        os.setxattr(fd, xattr.DEFAULT_ACL, acl)
+        yield fd
+    finally:
+        if fd >= 0:
+            os.close(fd)
+        upper.discard(name)
 
 
 def _room_for(union: Union, parent: Directory, name: bytes) -> tuple[Upper, LayerDir, bool]:

@@ -19,6 +19,8 @@ _MNT_DETACH = 2
 
 _renameat2 = _libc.renameat2
 _renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
@@ -32,6 +34,11 @@ def _check(result: int, name: bytes | None = None) -> None:
 def renameat2(old_dir: int, old: bytes, new_dir: int, new: bytes, flags: int) -> None:
     """Rename *old* in directory *old_dir* to *new* in *new_dir* with *flags*: renameat2(2)."""
     _check(_renameat2(old_dir, old, new_dir, new, flags), old)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate, or with *mode* punch or zero, *length* bytes of a file from *offset*: fallocate(2)."""
+    _check(_fallocate(fd, mode, offset, length))
 
 
 def syncfs(fd: int) -> None:

@@ -304,6 +304,10 @@ class Union:
             return b"/proc/self/fd/%d" % node.dirs[0].fd(), True
         return node.path()
 
+    def has_default_acl(self, directory: Directory) -> bool:
+        """Tell whether new objects in *directory* inherit an access control list (acl(5))."""
+        return xattr.default_acl(directory.dirs[0].fd()) is not None
+
     def statvfs(self) -> os.statvfs_result:
         """Return the figures of the filesystem that takes the writes, or of the top layer's."""
         return os.fstatvfs(self.layers[0].root.fd())

@@ -18,6 +18,8 @@ FUSE_OVERLAYFS = b"user.fuseoverlayfs."
 PRIVATE = (TRUSTED, USER, FUSE_OVERLAYFS)
 _ESCAPE = b"overlay."
 
+DEFAULT_ACL = b"system.posix_acl_default"
+
 OPAQUE = b"opaque"
 REDIRECT = b"redirect"
 WHITEOUT = b"whiteout"
@@ -114,6 +116,16 @@ def recorded_inode(dir_fd: int, name: bytes) -> int | None:
             continue
         return int(value) if value.isdigit() else None
     return None
+
+
+def default_acl(fd: int) -> bytes | None:
+    """Return the default ACL of the directory *fd*, as the attribute that holds it; None without one."""
+    try:
+        return os.getxattr(fd, DEFAULT_ACL)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
 
 
 def copy(source: bytes, target: bytes) -> None:

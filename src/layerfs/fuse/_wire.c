@@ -1,0 +1,255 @@
+/* What pyfuse3 leaves out between the kernel and Python.
+ *
+ * This module is loaded, with RTLD_GLOBAL, before pyfuse3, so that pyfuse3's calls of fuse_session_new()
+ * and fuse_session_mount() come here first. The session then gets our changes to its operations, to what
+ * is agreed on with the kernel at INIT, and to how requests are read and answers written:
+ *
+ * - DONT_MASK: the daemon applies the umask, because a default ACL overrules it;
+ * - HANDLE_KILLPRIV_V2, which libfuse does not know yet: without it the kernel asks for the attribute
+ *   security.capability before every single write(2). In return the daemon clears set-id bits when a
+ *   write request says so;
+ * - NO_OPENDIR_SUPPORT: no OPENDIR and RELEASEDIR, and the kernel caches listings;
+ * - CACHE_SYMLINKS; no AUTO_INVAL_DATA (nobody else changes the files); no splicing of small requests;
+ * - FALLOCATE, for which pyfuse3 has no handler.
+ *
+ * Everything works without this module, with more requests.
+ */
+
+#define FUSE_USE_VERSION 312
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define REQUEST_CAPSULE "layerfs.fuse._wire.request"
+#define MAX_READAHEAD (1 << 20)
+
+static struct fuse_lowlevel_ops original; /* pyfuse3's */
+static struct fuse_lowlevel_ops changed;
+static PyObject *fallocate_handler; /* called with (request, inode, mode, offset, length) */
+static uint64_t init_unique;        /* the INIT request under way, 0 for none */
+static int kernel_has_killpriv_v2;
+static int killpriv_v2;  /* agreed on with the kernel */
+static int hooked;       /* pyfuse3's session went through here */
+static int kills_set_id; /* the request being handled is a write that takes set-id bits */
+
+static void *libfuse(const char *symbol)
+{
+	void *function = dlsym(RTLD_NEXT, symbol);
+	const char *const names[] = {"libfuse3.so.4", "libfuse3.so.3"};
+
+	for (size_t i = 0; !function && i < sizeof(names) / sizeof(*names); i++) {
+		void *library = dlopen(names[i], RTLD_LAZY | RTLD_NOLOAD);
+		if (library)
+			function = dlsym(library, symbol);
+	}
+	return function;
+}
+
+/* -- operations ------------------------------------------------------------------------------------ */
+
+static void on_init(void *userdata, struct fuse_conn_info *conn)
+{
+	const unsigned wanted = FUSE_CAP_DONT_MASK | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_NO_OPENDIR_SUPPORT;
+
+	original.init(userdata, conn);
+	conn->want |= wanted & conn->capable;
+	conn->want &= ~(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ |
+			FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	if (conn->max_readahead > MAX_READAHEAD)
+		conn->max_readahead = MAX_READAHEAD;
+}
+
+/* Without OPENDIR there is no handle; pyfuse3 passes on the handle alone, and ours is the inode number. */
+static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
+{
+	fi->fh = ino;
+	original.readdirplus(req, ino, size, off, fi);
+}
+
+static void on_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
+{
+	fi->fh = ino;
+	original.fsyncdir(req, ino, datasync, fi);
+}
+
+static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+			 struct fuse_file_info *fi)
+{
+	PyObject *request, *result = NULL;
+
+	(void)fi;
+	request = fallocate_handler ? PyCapsule_New(req, REQUEST_CAPSULE, NULL) : NULL;
+	if (request)
+		result = PyObject_CallFunction(fallocate_handler, "OKiLL", request, (unsigned long long)ino, mode,
+					       (long long)offset, (long long)length);
+	if (!result) {
+		if (PyErr_Occurred())
+			PyErr_WriteUnraisable(fallocate_handler);
+		fuse_reply_err(req, fallocate_handler ? EIO : EOPNOTSUPP);
+	}
+	Py_XDECREF(result);
+	Py_XDECREF(request);
+}
+
+static const struct fuse_lowlevel_ops *change_operations(const struct fuse_lowlevel_ops *op, size_t size)
+{
+	memset(&original, 0, sizeof(original));
+	memcpy(&original, op, size < sizeof(original) ? size : sizeof(original));
+	changed = original;
+	changed.init = on_init;
+	changed.opendir = NULL; /* libfuse then answers ENOSYS, which the kernel remembers */
+	changed.releasedir = NULL;
+	changed.flush = NULL;
+	changed.readdirplus = on_readdirplus;
+	changed.fsyncdir = on_fsyncdir;
+	changed.fallocate = on_fallocate;
+	hooked = 1;
+	return &changed;
+}
+
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+struct fuse_session *_fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				       size_t op_size, struct libfuse_version *version, void *userdata)
+{
+	struct fuse_session *(*real)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+				     struct libfuse_version *, void *) = libfuse("_fuse_session_new");
+
+	if (!real)
+		return NULL;
+	return real(args, change_operations(op, op_size), sizeof(changed), version, userdata);
+}
+#else
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				      size_t op_size, void *userdata)
+{
+	struct fuse_session *(*real)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t, void *) =
+		libfuse("fuse_session_new");
+
+	if (!real)
+		return NULL;
+	return real(args, change_operations(op, op_size), sizeof(changed), userdata);
+}
+#endif
+
+/* -- requests and answers, as they go over /dev/fuse (linux/fuse.h) ------------------------------------ */
+
+static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
+{
+	ssize_t got = read(fd, buffer, size);
+	const struct fuse_in_header *header = buffer;
+	const void *body = header + 1;
+
+	(void)userdata;
+	kills_set_id = 0;
+	if (got < (ssize_t)sizeof(*header))
+		return got;
+	if (header->opcode == FUSE_WRITE && got >= (ssize_t)(sizeof(*header) + sizeof(struct fuse_write_in))) {
+		kills_set_id = !!(((const struct fuse_write_in *)body)->write_flags & FUSE_WRITE_KILL_SUIDGID);
+	} else if (header->opcode == FUSE_INIT) {
+		init_unique = header->unique;
+		kernel_has_killpriv_v2 =
+			!!(((const struct fuse_init_in *)body)->flags & FUSE_HANDLE_KILLPRIV_V2);
+	}
+	return got;
+}
+
+static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
+{
+	const struct fuse_out_header *header = iov[0].iov_base;
+
+	(void)userdata;
+	if (init_unique && header->unique == init_unique) {
+		init_unique = 0;
+		if (kernel_has_killpriv_v2 && !header->error && count > 1 &&
+		    iov[1].iov_len >= offsetof(struct fuse_init_out, flags) + sizeof(uint32_t)) {
+			((struct fuse_init_out *)iov[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV_V2;
+			killpriv_v2 = 1;
+		}
+	}
+	return writev(fd, iov, count);
+}
+
+int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
+{
+	static const struct fuse_custom_io io = {.read = read_request, .writev = write_answer};
+	int (*real)(struct fuse_session *, const char *) = libfuse("fuse_session_mount");
+	int result = real ? real(se, mountpoint) : -1;
+
+	if (result == 0 && hooked)
+		fuse_session_custom_io(se, &io, fuse_session_fd(se));
+	return result;
+}
+
+/* -- the module ------------------------------------------------------------------------------------- */
+
+static PyObject *is_active(PyObject *self, PyObject *nothing)
+{
+	return PyBool_FromLong(hooked);
+}
+
+static PyObject *has_killpriv(PyObject *self, PyObject *nothing)
+{
+	return PyBool_FromLong(killpriv_v2);
+}
+
+static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
+{
+	return PyBool_FromLong(kills_set_id);
+}
+
+static PyObject *set_fallocate(PyObject *self, PyObject *handler)
+{
+	Py_INCREF(handler);
+	Py_XSETREF(fallocate_handler, handler);
+	Py_RETURN_NONE;
+}
+
+static PyObject *reply_error(PyObject *self, PyObject *args)
+{
+	PyObject *request;
+	int error;
+	fuse_req_t req;
+
+	if (!PyArg_ParseTuple(args, "Oi", &request, &error))
+		return NULL;
+	req = PyCapsule_GetPointer(request, REQUEST_CAPSULE);
+	if (!req)
+		return NULL;
+	if (PyCapsule_SetName(request, "answered")) /* libfuse frees the request: once is enough */
+		return NULL;
+	fuse_reply_err(req, error);
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+	{"is_active", is_active, METH_NOARGS, "Tell whether pyfuse3's session is served through this module."},
+	{"has_killpriv", has_killpriv, METH_NOARGS,
+	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
+	{"takes_set_id", takes_set_id, METH_NOARGS,
+	 "Tell whether the request being handled is a write that clears set-id bits."},
+	{"set_fallocate", set_fallocate, METH_O,
+	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},
+	{"reply_error", reply_error, METH_VARARGS, "Answer a request with an errno, 0 for success; once."},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "_wire",
+	.m_size = -1,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__wire(void)
+{
+	return PyModule_Create(&definition);
+}

@@ -1,0 +1,101 @@
+"""Waiting for the next request: first for a moment with open eyes, then asleep.
+
+Most of what a small request costs is not its work but waking up for it: a task switch in trio, epoll, and
+the processor coming back from idle. While requests follow each other closely the next one is therefore
+polled for, for up to `SPIN` seconds, before the loop goes to sleep. When polling does not pay, it stops
+until it would have paid again; an idle mount uses no processor.
+
+pyfuse3 reads its event loop through its module attribute `trio` (its own asyncio mode replaces it in the
+same way), so `install` puts a namespace there that waits as described and is trio otherwise. Setting
+`LAYERFS_BUSYPOLL=0` does without.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from types import SimpleNamespace, TracebackType
+
+import pyfuse3
+import trio
+
+SPIN = 50e-6
+"""Seconds to poll for the next request."""
+TURN = 500e-6
+"""Seconds after which other tasks get their turn, however closely requests come."""
+_MOST_CREDIT = 8
+
+_now = time.perf_counter
+
+
+class _Lock:
+    """A lock that costs no trip through the scheduler when nobody else has it (trio's does)."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._waiting = trio.lowlevel.ParkingLot()
+
+    async def __aenter__(self) -> None:
+        while self._held:
+            await self._waiting.park()
+        self._held = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held = False
+        self._waiting.unpark()
+
+
+class Waiter:
+    """Waits for requests. `polled` and `slept` count how the wait for each ended."""
+
+    def __init__(self) -> None:
+        self.polled = 0
+        self.slept = 0
+        self._credit = 0
+        self._turn_ends = 0.0
+        self._poll: select.poll | None = None
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when *fd* has a request; takes the place of `trio.lowlevel.wait_readable`."""
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(fd, select.POLLIN)
+        start = _now()
+        if start > self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            start = _now()
+            self._turn_ends = start + TURN
+        poll = self._poll.poll
+        if self._credit > 0:
+            while True:
+                if poll(0):
+                    self.polled += 1
+                    if self._credit < _MOST_CREDIT:
+                        self._credit += 1
+                    return
+                if _now() - start > SPIN:
+                    break
+            self._credit -= 1
+        await trio.lowlevel.wait_readable(fd)
+        self.slept += 1
+        now = _now()
+        self._turn_ends = now + TURN
+        if self._credit == 0 and now - start < 2 * SPIN:
+            self._credit = 1  # it came so soon that polling would have met it
+
+
+def install() -> Waiter | None:
+    """Have pyfuse3 wait through a `Waiter`; return it, or None where it is switched off."""
+    if os.environ.get("LAYERFS_BUSYPOLL") == "0":
+        return None
+    waiter = Waiter()
+    lowlevel = SimpleNamespace(**vars(trio.lowlevel))
+    lowlevel.wait_readable = waiter.wait_readable
+    namespace = SimpleNamespace(**vars(trio))
+    namespace.lowlevel = lowlevel
+    namespace.Lock = _Lock
+    pyfuse3.trio = namespace  # type: ignore[attr-defined]  # it is how pyfuse3 finds its event loop
+    return waiter

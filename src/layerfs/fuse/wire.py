@@ -1,0 +1,68 @@
+"""The C extension beside pyfuse3, if there is one: see `_wire.c` for what it does.
+
+It has to be loaded before pyfuse3, with its symbols visible to it. Setting `LAYERFS_EXTENSION=0` does
+without.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Protocol, cast
+
+Request = object
+"""A request that has not been answered yet."""
+
+
+class Wire(Protocol):
+    """What the extension offers."""
+
+    def is_active(self) -> bool:
+        """Tell whether pyfuse3's session is served through the extension."""
+
+    def has_killpriv(self) -> bool:
+        """Tell whether the kernel leaves clearing set-id bits to the daemon, and says when."""
+
+    def takes_set_id(self) -> bool:
+        """Tell whether the request being handled is a write that clears set-id bits."""
+
+    def set_fallocate(self, handler: Callable[[Request, int, int, int, int], None]) -> None:
+        """Have *handler* called with (request, inode, mode, offset, length) for each fallocate(2)."""
+
+    def reply_error(self, request: Request, error: int) -> None:
+        """Answer *request* with an errno, 0 for success."""
+
+
+def _load() -> tuple[Wire | None, str]:
+    if os.environ.get("LAYERFS_EXTENSION") == "0":
+        return None, "switched off by LAYERFS_EXTENSION=0"
+    if "pyfuse3" in sys.modules:
+        return None, "pyfuse3 was loaded first"
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | os.RTLD_GLOBAL)
+    try:
+        from layerfs.fuse import _wire  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, f"not built, or not loadable ({error})"
+    finally:
+        sys.setdlopenflags(flags)
+    return cast(Wire, _wire), ""
+
+
+extension, _why_not = _load()
+"""The extension, or None."""
+
+
+def is_active() -> bool:
+    """Tell whether the session of this process is served through the extension."""
+    return extension is not None and extension.is_active()
+
+
+def status() -> str:
+    """Return in a few words whether the extension is at work, and if not why."""
+    if extension is None:
+        return f"not active: {_why_not}"
+    if not extension.is_active():
+        return "not active: the FUSE library calls itself in another way than the extension expects"
+    return "active" if extension.has_killpriv() else "active (the kernel has no HANDLE_KILLPRIV_V2)"
