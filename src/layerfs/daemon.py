@@ -90,7 +90,7 @@ class Daemon:
                     session.close()
             finally:
                 self._union.close()
-            self._leave_store()
+                self._leave_store()
         finally:
             self._store.close()
 

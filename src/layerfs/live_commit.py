@@ -7,6 +7,7 @@ switches to the new one. Neither touches what was written, so a commit costs the
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -52,7 +53,12 @@ async def commit(root: Path, store: Store, mount: Mount, union: Union, wording: 
                     break
                 except StoreBusy:
                     await trio.sleep(_PAUSE)
+        old = union.upper
         union.switch_upper(upper)
+        assert old is not None
+        assert mount.upper is not None
+        for layer, layer_id in ((old, mount.upper), (upper, prepared.id)):  # the trees of an upper
+            layer.path = os.fsencode(store.layer(layer_id).path)  # outside the store change places
     except BaseException as error:
         if upper is not None:
             upper.close()

@@ -51,6 +51,8 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
         try:
             syscalls.umount(os.fsencode(mountpoint), lazy=lazy)
         except OSError as error:
+            if error.errno == errno.EINVAL and mounted_at(mountpoint) is None:
+                return  # somebody else was quicker
             if error.errno == errno.EBUSY:
                 raise Conflict(
                     f"{mountpoint} is busy: a process has a file or its directory there; "

@@ -19,11 +19,11 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FlagT, InodeT, ModeT
 
-from layerfs.fuse import handles, wire
+from layerfs.fuse import handles, setid, wire
 from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
 from layerfs.fuse.contents import Contents
 from layerfs.fuse.reply import operation
-from layerfs.union import attributes, mutate, syscalls
+from layerfs.union import attributes, mutate, syscalls, xattr
 from layerfs.union.copyup import writable_upper
 from layerfs.union.mutate import Owner
 from layerfs.union.node import Directory, File, Node
@@ -124,12 +124,20 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         chown = fields.update_uid or fields.update_gid
         times = fields.update_atime or fields.update_mtime
-        if chown or times or fields.update_mode or fields.update_size:
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+        # A write, and chown(2) that changes nothing, come here with no field that we are told of and take
+        # set-id bits too; the write by whoever may open the file for it, the chown by its owner.
+        nothing = not (chown or times or fields.update_size)
+        takes_set_id = chown or nothing or (fields.update_size and ctx.uid != 0)
+        if mode is None and isinstance(node, File) and takes_set_id:
+            mode = setid.after_change(node.stat(), ctx, needs_owner=nothing and not node.writers)
+        if isinstance(node, File) and times and not (chown or mode or fields.update_size or node.names):
+            times = self.union.in_upper(
+                node
+            )  # the kernel's last word on a file that was removed: no copy for it
+        if chown or times or mode is not None or fields.update_size:
             await self.contents.copy_up(node, attr.st_size if fields.update_size else None)
             attributes.ensure_upper(self.union, node)
-            mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
-            if mode is None and isinstance(node, File) and (chown or (fields.update_size and ctx.uid)):
-                mode = _without_set_id(self.union.stat(node).st_mode)
             if chown:
                 uid = attr.st_uid if fields.update_uid else -1
                 gid = attr.st_gid if fields.update_gid else -1
@@ -247,6 +255,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self.contents.copy_up(node, 0)
             attributes.truncate(self.union, node, 0)
+            self._drop_set_id(node, ctx)
         else:
             self.union.data(node)  # what cannot be read should fail here, not later
         return self._opened(node, flags)
@@ -283,12 +292,16 @@ class Operations(pyfuse3.Operations):
             self._drop_set_id(node)
         return len(buf)
 
-    def _drop_set_id(self, node: File) -> None:
-        """Clear the set-id bits that a write takes, and have the kernel ask for the mode again."""
-        mode = _without_set_id(node.stat().st_mode)
-        if mode is not None:
-            attributes.chmod(self.union, node, mode)
-            pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)  # takes no lock, waits for nothing
+    def _drop_set_id(self, node: File, ctx: pyfuse3.RequestContext | None = None) -> None:
+        """Clear the set-id bits that a change of contents takes, and have the kernel ask for the mode again.
+
+        It says itself when a write does; the cut of an open counts unless root asks.
+        """
+        if ctx is None or ctx.uid:
+            mode = setid.after_change(node.stat(), ctx)
+            if mode is not None:
+                attributes.chmod(self.union, node, mode)
+                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)  # takes no lock, waits for nothing
 
     @operation
     async def flush(self, fh: FileHandleT) -> None:
@@ -381,6 +394,10 @@ class Operations(pyfuse3.Operations):
         await self.contents.copy_up(node)
         attributes.ensure_upper(self.union, node)
         attributes.setxattr(self.union, node, name, value)
+        if name == xattr.ACCESS_ACL:
+            st = self.union.stat(node)
+            if st.st_mode & stat.S_ISGID and not setid.may_keep_group_bit(st, ctx):
+                attributes.chmod(self.union, node, st.st_mode & ~stat.S_ISGID)
 
     @operation
     async def removexattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -390,15 +407,3 @@ class Operations(pyfuse3.Operations):
         await self.contents.copy_up(node)
         attributes.ensure_upper(self.union, node)
         attributes.removexattr(self.union, node, name)
-
-
-def _without_set_id(mode: int) -> int | None:
-    """Return the permissions in *mode* less the set-id bits that a change takes; None if there are none.
-
-    The group's bit stays where the group may not execute: there it means mandatory locking
-    (chown(2), write(2); fs/attr.c, setattr_should_drop_sgid).
-    """
-    drop = mode & stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        drop |= mode & stat.S_ISGID
-    return stat.S_IMODE(mode & ~drop) if drop else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 import pyfuse3
 import trio
@@ -15,6 +16,8 @@ from layerfs.fuse import busypoll
 from layerfs.fuse.operations import Operations
 
 _DEVICE = "/dev/fuse"
+_ENDED = (errno.ENODEV, errno.ECONNABORTED)
+"""How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
 
 def check_mountpoint(mountpoint: str, name: str) -> None:
@@ -77,7 +80,19 @@ def _escape(name: str) -> str:
 async def serve() -> None:
     """Answer requests until the filesystem is unmounted."""
     busypoll.install()
-    await pyfuse3.main(min_tasks=4)
+    try:
+        await pyfuse3.main(min_tasks=4)
+    except* OSError as errors:
+        if any(error.errno not in _ENDED for error in _leaves(errors)):
+            raise
+
+
+def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 def stop() -> None:

@@ -10,15 +10,17 @@ import os
 import stat
 
 from layerfs.union import xattr
-from layerfs.union.copyup import copy_up, copy_up_directory
+from layerfs.union.copyup import copy_up, copy_up_directory, copy_up_removed
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
 
 
 def ensure_upper(union: Union, node: Node) -> None:
-    """Bring *node* into the upper if it is not there."""
+    """Bring *node* into the upper if it is not there, also one that has been removed and is still open."""
+    if union.in_upper(node):
+        return
     if isinstance(node, Directory):
-        copy_up_directory(union, node)
+        (copy_up_removed if node.removed else copy_up_directory)(union, node)
     else:
         copy_up(union, node)
 

@@ -200,6 +200,16 @@ def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
     return directory.dirs[0]
 
 
+def copy_up_removed(union: Union, directory: Directory) -> None:
+    """Give a lower *directory* that has been removed while in use a nameless part to change."""
+    upper = writable_upper(union)
+    temporary = make_directory_like(upper, directory.dirs[0].fd())
+    part = LayerDir(upper, None, b"", os.open(temporary, os.O_RDONLY | os.O_CLOEXEC, dir_fd=upper.work))
+    part.pinned = True
+    os.rmdir(temporary, dir_fd=upper.work)
+    directory.dirs.insert(0, part)
+
+
 def make_directory_like(upper: Upper, source: int) -> bytes:
     """Make an empty directory with the attributes of directory *source* in the work directory.
 

@@ -18,6 +18,7 @@ FUSE_OVERLAYFS = b"user.fuseoverlayfs."
 PRIVATE = (TRUSTED, USER, FUSE_OVERLAYFS)
 _ESCAPE = b"overlay."
 
+ACCESS_ACL = b"system.posix_acl_access"
 DEFAULT_ACL = b"system.posix_acl_default"
 
 OPAQUE = b"opaque"
