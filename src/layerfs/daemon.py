@@ -183,6 +183,8 @@ class Daemon:
             wording = live_commit.Wording(reference, comment, author, changes)
             image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
             self._mount = self._store.mount(self.mount_id)
+            on_disk = self._operations.contents.commit_on_disk = trio.Event()
+            trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
         self._settling.append(sealed)
         self._to_settle.set()
         return image
@@ -259,6 +261,18 @@ class Daemon:
             raise Conflict(f"{self.name} is being unmounted")
 
     # -- in the background --------------------------------------------------------------------------
+
+    async def _sync_store(self, done: trio.Event) -> None:
+        try:
+            await trio.to_thread.run_sync(self._sync_store_now)
+        except (LayerfsError, OSError) as error:
+            _log.error("cannot write the store to disk: %s", error)
+        finally:
+            done.set()
+
+    def _sync_store_now(self) -> None:
+        with Store(self.root) as store:
+            store.sync()
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.

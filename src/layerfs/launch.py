@@ -10,13 +10,15 @@ import json
 import logging
 import os
 import secrets
+import select
+import signal
 import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from layerfs import errors, runtime
+from layerfs import errors, mounttable, runtime
 from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.fuse import session
 from layerfs.store import Store
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from layerfs.store.model import Image, Mount
 
 _log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0
+"""Seconds that a daemon may take until its mount answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +141,13 @@ def _start_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunL
         _be_daemon(root, mount_id, mountpoint, lock, report)
     os.close(report)
     with os.fdopen(answer, "rb") as pipe:
-        text = pipe.read()
+        in_time, _, _ = select.select([pipe], [], [], _PATIENCE)
+        text = pipe.read() if in_time else b""
     if text == b"ok":
         return
+    if not in_time:
+        os.kill(pid, signal.SIGKILL)
+        mounttable.unmount(mountpoint, lazy=True)
     os.waitpid(pid, 0)
     if not text:
         log = runtime.log_path(_name_of(lock))

@@ -35,6 +35,9 @@ class Contents:
             mmap.mmap(-1, _BUFFER)
         )  # one buffer: an answer is sent before the next read
         self.copies = 0
+        self.commit_on_disk = trio.Event()
+        """Set unless a commit is not on disk yet: until it is, nothing above it can be."""
+        self.commit_on_disk.set()
 
     async def copy_up(self, node: Node, length: int | None = None) -> None:
         """Have *node* in the upper on return, and between here and the caller's next `await`.
@@ -91,7 +94,12 @@ class Contents:
         await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
 
     async def sync(self, node: Node, *, data_only: bool) -> None:
-        """Write *node* to disk, if it is in the upper: lower layers do not change."""
+        """Write *node* to disk, if it is in the upper: lower layers do not change.
+
+        A commit that came before must be on disk first: an upper that the store forgot in a power cut
+        would be no place to have saved anything.
+        """
+        await self.commit_on_disk.wait()
         if not self._union.in_upper(node):
             return
         if isinstance(node, Directory):
