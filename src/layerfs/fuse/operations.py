@@ -93,8 +93,8 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find *name* in a directory."""
-        node = self.union.lookup(self._directory(parent_inode), name)
-        return NO_ENTRY if node is None else self._entry(node, self.union.stat(node))
+        found = self.union.find(self._directory(parent_inode), name)
+        return self._entry(*found) if found else NO_ENTRY
 
     @operation
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -355,16 +355,16 @@ class Operations(pyfuse3.Operations):
         for position in range(bisect.bisect_left(listing, (start_id + 1, b"")), len(listing)):
             cookie, name = listing[position]
             try:
-                node = union.lookup(directory, name)
-                if node is None:
+                found = union.find(directory, name)
+                if found is None:
                     continue
-                attributes = entry(union, node, union.stat(node))
+                attributes = entry(union, *found)
             except OSError:
                 continue  # a lookup of this one name will say what is wrong with it
             if not pyfuse3.readdir_reply(token, name, attributes, cookie):
-                union.release(node)
+                union.release(found[0])
                 return
-            node.references += 1
+            found[0].references += 1
 
     @operation
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -21,6 +21,7 @@ from layerfs.union.layer import DirectoryCache, Layer, LayerDir
 from layerfs.union.node import ROOT, Directory, File, InodeTable, Node
 from layerfs.union.upper import Upper
 
+_NAME_MAX = 255
 _LISTINGS = 64
 """How many directory listings are remembered."""
 
@@ -109,29 +110,38 @@ class Union:
     def lookup(self, parent: Directory, name: bytes) -> Node | None:
         """Return the node called *name* in *parent*, or None where there is no such name."""
         node = parent.children.get(name)
+        if node is None:
+            found = self.find(parent, name)
+            node = found[0] if found else None
+        return node
+
+    def find(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result] | None:
+        """Return what `lookup` does, with the node's `stat`, which a first lookup needs anyway."""
+        node = parent.children.get(name)
         if node is not None:
-            return node
+            return node, self.stat(node)
         if parent.removed:
             return None
+        if len(name) > _NAME_MAX:  # where a layer's names are known, no call below would say so
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         target = merge.resolve(parent.dirs, name)
         if target is None:
             return None
         if isinstance(target, list):
             return self._directory(parent, name, target)
-        return self._file(parent, name, target)
+        st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+        recorded = xattr.recorded_inode(target.fd(), name) if target.layer.below else None
+        ino = self.table.number(st.st_dev, st.st_ino) if recorded is None else recorded
+        return self.enter_file(parent, name, target, st, ino), st
 
-    def _directory(self, parent: Directory, name: bytes, dirs: list[LayerDir]) -> Directory:
-        st = os.fstat(dirs[-1].fd())  # the lowest part: it stays when parts are added on top
-        node = Directory(self.table.number(st.st_dev, st.st_ino), dirs, parent, name)
+    def _directory(
+        self, parent: Directory, name: bytes, dirs: list[LayerDir]
+    ) -> tuple[Directory, os.stat_result]:
+        lowest = os.fstat(dirs[-1].fd())  # it stays the lowest when parts are added on top
+        node = Directory(self.table.number(lowest.st_dev, lowest.st_ino), dirs, parent, name)
         self.table.add(node)
         parent.children[name] = node
-        return node
-
-    def _file(self, parent: Directory, name: bytes, home: LayerDir) -> File:
-        st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
-        recorded = xattr.recorded_inode(home.fd(), name) if home.layer.below else None
-        ino = self.table.number(st.st_dev, st.st_ino) if recorded is None else recorded
-        return self.enter_file(parent, name, home, st, ino)
+        return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
 
     def enter_file(
         self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int
