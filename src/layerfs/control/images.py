@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.control.config import joined_reference
@@ -37,7 +38,7 @@ def list_images(call: Call) -> Response:
     used = counts(mount.image for mount in call.store.mounts())
     answer = [
         image_summary(
-            image,
+            _with_wanted_tags(image, filters),
             size=call.store.image_size(image),
             containers=used.get(image.id, 0) if call.request.version >= (1, 51) else -1,
             named_none=call.request.version < (1, 43),
@@ -51,10 +52,18 @@ def _matches(image: Image, filters: Filters) -> bool:
     dangling = boolean_filter(filters, "dangling")
     if dangling is not None and dangling is bool(image.tags):
         return False
-    patterns = filters.get("reference")
-    if patterns and not any(reference_matches(pattern, tag) for pattern in patterns for tag in image.tags):
+    if filters.get("reference") and not _with_wanted_tags(image, filters).tags:
         return False
     return label_matches(filters, image.config.get("Labels") or {})
+
+
+def _with_wanted_tags(image: Image, filters: Filters) -> Image:
+    """Return *image* with those of its tags that a filter by reference asks for, as dockerd answers."""
+    patterns = filters.get("reference")
+    if not patterns:
+        return image
+    wanted = [tag for tag in image.tags if any(reference_matches(pattern, tag) for pattern in patterns)]
+    return replace(image, tags=tuple(wanted))
 
 
 def inspect_image(call: Call) -> Response:

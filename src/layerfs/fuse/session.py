@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pyfuse3
 import trio
 
-from layerfs import mounttable
+from layerfs import mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import busypoll
 from layerfs.fuse.operations import Operations
@@ -27,7 +27,7 @@ def check_mountpoint(mountpoint: str, name: str) -> None:
     daemon that died, and is taken away.
     """
     while (there := mounttable.mounted_at(mountpoint)) and there.type == mounttable.TYPE:
-        if there.source != name and not _is_dead(mountpoint):
+        if there.source != name and not _is_dead(mountpoint, there.source):
             raise Conflict(f"{there.source} is mounted at {mountpoint}: unmount it first, or choose another")
         mounttable.unmount(mountpoint, lazy=True)
     try:
@@ -40,9 +40,15 @@ def check_mountpoint(mountpoint: str, name: str) -> None:
         raise Conflict(f"mountpoint {mountpoint} is not a directory")
 
 
-def _is_dead(mountpoint: str) -> bool:
+def _is_dead(mountpoint: str, name: str) -> bool:
+    """Tell whether the daemon of the mount *name* at *mountpoint* has ended.
+
+    The kernel answers stat(2) from its cache even then; statvfs(3) always goes to the daemon.
+    """
+    if runtime.running_pid(name) is not None:
+        return False
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
