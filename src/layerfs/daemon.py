@@ -104,7 +104,8 @@ class Daemon:
                 active = self._store.layer(self._mount.upper)
                 assert active.work is not None
                 upper = Upper(active.path, active.work)
-            return Union(lowers, upper, descriptors=descriptors)
+            metacopy = bool(self._mount.options.get("metacopy"))
+            return Union(lowers, upper, descriptors=descriptors, metacopy=metacopy)
         except OSError:
             for layer in lowers:
                 layer.close()

@@ -24,10 +24,10 @@ def test_the_command_line_comes_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text(TEXT)
     wanted = MountOptions()
-    assert apply_config(file, wanted, None, tmp_path / "store") == "/mnt/x"
+    assert apply_config(file, wanted, None, tmp_path / "store") == ("/mnt/x", tmp_path / "store")
     assert wanted == MountOptions(image="debian:12", name="base", read_only=True, switches={"suid": False})
     wanted = MountOptions(lowers=("/a",), name="other", switches={"suid": True})
-    assert apply_config(file, wanted, "/mnt/y", tmp_path / "store") == "/mnt/y"
+    assert apply_config(file, wanted, "/mnt/y", tmp_path / "store") == ("/mnt/y", tmp_path / "store")
     assert wanted == MountOptions(lowers=("/a",), name="other", read_only=True, switches={"suid": True})
 
 
@@ -35,7 +35,7 @@ def test_plain_directories(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('lower = ["/a", "/b:c"]\nupper = "/u"\nwork = "/w"\nread_only = false\n')
     wanted = MountOptions()
-    assert apply_config(file, wanted, "/mnt", tmp_path / "store") == "/mnt"
+    assert apply_config(file, wanted, "/mnt", tmp_path / "store") == ("/mnt", tmp_path / "store")
     assert wanted == MountOptions(lowers=("/a", "/b:c"), upper="/u", work="/w")
 
 
@@ -45,7 +45,7 @@ def test_a_mount_that_exists_is_resumed(tmp_path: Path) -> None:
     with Store(tmp_path / "store") as store:
         store.create_mount("base", image=store.import_image(make_tree(tmp_path / "tree"), "debian:12"))
     wanted = MountOptions()
-    assert apply_config(file, wanted, None, tmp_path / "store") == "/mnt/x"
+    assert apply_config(file, wanted, None, tmp_path / "store") == ("/mnt/x", tmp_path / "store")
     assert wanted == MountOptions(name="base")
 
 

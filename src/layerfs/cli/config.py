@@ -9,12 +9,16 @@ from typing import Any
 from layerfs.cli.options import MountOptions, parse_options
 from layerfs.errors import NotFound, UsageError, from_os_error
 
-TEXTS = ("image", "upper", "work", "name", "mountpoint", "options")
+TEXTS = ("image", "upper", "work", "name", "mountpoint", "options", "root")
 KEYS = (*TEXTS, "lower", "read_only")
 
 
-def apply_config(path: Path, wanted: MountOptions, mountpoint: str | None, root: Path) -> str | None:
-    """Fill what *wanted* leaves open from the file *path*; return *mountpoint*, or else the file's.
+def apply_config(
+    path: Path, wanted: MountOptions, mountpoint: str | None, root: Path
+) -> tuple[str | None, Path]:
+    """Fill what *wanted* leaves open from the file *path*.
+
+    Returns *mountpoint*, or else the file's, and the file's store, or else the one at *root*.
 
     A file describes a mount for good: once the store at *root* has a mount of the name, that one is
     resumed, and what the file says of image, directories and options has had its effect.
@@ -23,9 +27,10 @@ def apply_config(path: Path, wanted: MountOptions, mountpoint: str | None, root:
     values = read_config(path)
     mountpoint = mountpoint or values.get("mountpoint")
     wanted.name = wanted.name or values.get("name")
+    root = Path(values.get("root", root))
     if not (wanted.image or wanted.lowers):
         if wanted.name is not None and _exists(root, wanted.name):
-            return mountpoint
+            return mountpoint, root
         wanted.image = values.get("image")
         wanted.lowers = tuple(values.get("lower", ()))
         wanted.upper = wanted.upper or values.get("upper")
@@ -33,7 +38,7 @@ def apply_config(path: Path, wanted: MountOptions, mountpoint: str | None, root:
     from_options = parse_options([values.get("options", "")])
     wanted.switches = from_options.switches | wanted.switches
     wanted.read_only = wanted.read_only or from_options.read_only or values.get("read_only", False)
-    return mountpoint
+    return mountpoint, root
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def mount_command(
     if config is not None:
         from layerfs.cli.config import apply_config
 
-        mountpoint = apply_config(Path(config), wanted, mountpoint, root)
+        mountpoint, root = apply_config(Path(config), wanted, mountpoint, root)
     if mountpoint is None:
         raise UsageError("give the MOUNTPOINT; see 'layerfs mount --help'")
     made = start(root, wanted, mountpoint, foreground=foreground)

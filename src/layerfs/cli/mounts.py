@@ -145,7 +145,7 @@ def _mounted_on(client: Client, path: str) -> str | None:
     The directory itself is not looked at: its daemon may be dead, or hang.
     """
     parent, name = os.path.split(os.path.abspath(path))
-    directory = os.fsencode(os.path.join(os.path.realpath(parent), name)).decode(errors="replace")
+    directory = os.path.join(os.path.realpath(parent), name).encode(errors="replace").decode()  # as in JSON
     for item in client.request("GET", "/containers/json", all=True):
         if item["Mountpoint"] == directory and item["State"] in ("running", "dead"):
             identifier: str = item["Id"]

@@ -17,6 +17,8 @@ SWITCHES = {
     "atime": "noatime",
     "allow_other": "noallow_other",
     "default_permissions": "nodefault_permissions",
+    "metacopy=on": "metacopy=off",
+    "volatile": "novolatile",
 }
 """Options of the mount that are on or off; the last one given counts."""
 IGNORED = re.compile(
@@ -57,7 +59,7 @@ def parse_options(texts: list[str]) -> MountOptions:
             _set(options, name, value)
         elif name in ("ro", "rw") and not equals:
             options.read_only = name == "ro"
-        elif not equals and (switch := _switch(name)):
+        elif switch := _switch(option):
             options.switches[switch[0]] = switch[1]
         elif not IGNORED.fullmatch(option):
             raise UsageError(f"unknown mount option {option!r}")
@@ -77,10 +79,10 @@ def _set(options: MountOptions, name: str, value: str) -> None:
 
 
 def _switch(name: str) -> tuple[str, bool] | None:
-    """Return the switch that *name* sets, and to what."""
+    """Return the switch that the option *name* sets, and to what."""
     for on, off in SWITCHES.items():
         if name in (on, off):
-            return on, name == on
+            return on.partition("=")[0], name == on
     return None
 
 

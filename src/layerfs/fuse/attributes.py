@@ -28,7 +28,7 @@ def entry(union: Union, node: Node, st: os.stat_result) -> pyfuse3.EntryAttribut
     attributes.st_rdev = st.st_rdev
     attributes.st_size = st.st_size
     attributes.st_blksize = st.st_blksize
-    attributes.st_blocks = st.st_blocks
+    attributes.st_blocks = union.blocks(node, st)
     attributes.st_atime_ns = st.st_atime_ns
     attributes.st_mtime_ns = st.st_mtime_ns
     attributes.st_ctime_ns = st.st_ctime_ns

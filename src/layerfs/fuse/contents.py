@@ -15,7 +15,7 @@ from typing import TypeVar
 import trio
 
 from layerfs.union import syscalls
-from layerfs.union.copyup import CopyUp
+from layerfs.union.copyup import CopyUp, FillIn
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
 
@@ -39,20 +39,26 @@ class Contents:
         """Set unless a commit is not on disk yet: until it is, nothing above it can be."""
         self.commit_on_disk.set()
 
-    async def copy_up(self, node: Node, length: int | None = None) -> None:
+    async def copy_up(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> None:
         """Have *node* in the upper on return, and between here and the caller's next `await`.
 
-        With *length* only so many bytes of it are copied: the caller is about to cut it.
+        With *length* only so many bytes of it are copied: the caller is about to cut it. With
+        *metadata_only* the caller changes no contents, and they may stay below.
         Several requests for one file share one copy; other files are not waited for.
         """
         if isinstance(node, Directory):
             return
-        while not self._union.in_upper(node):
+        union = self._union
+        while not (union.in_upper(node) if metadata_only else union.is_whole(node)):
             under_way = self._copying.get(node)
             if under_way is not None:
                 await under_way.wait()
                 continue
-            job = CopyUp(self._union, node, length, durable=self._durable)
+            job: CopyUp | FillIn
+            if union.in_upper(node):
+                job = FillIn(union, node, durable=self._durable)
+            else:
+                job = CopyUp(union, node, length, metadata_only=metadata_only, durable=self._durable)
             done = self._copying[node] = trio.Event()
             try:
                 await trio.to_thread.run_sync(job.copy)
@@ -104,11 +110,21 @@ class Contents:
             return
         if isinstance(node, Directory):
             fd = node.dirs[0].fd()
+        elif node.contents is not None:
+            await self._sync_metadata(node)
+            return
         elif node.is_regular:
             fd = self._union.data(node)
         else:
             return
         await self._in_thread(fd, os.fdatasync if data_only else os.fsync)
+
+    async def _sync_metadata(self, node: File) -> None:
+        fd = node.open(os.O_RDONLY)
+        try:
+            await trio.to_thread.run_sync(os.fsync, fd)
+        finally:
+            os.close(fd)
 
     async def _in_thread(self, fd: int, work: Callable[[int], _T]) -> _T:
         own = os.dup(fd)  # the other may be closed meanwhile

@@ -136,7 +136,10 @@ class Operations(pyfuse3.Operations):
                 node
             )  # the kernel's last word on a file that was removed: no copy for it
         if chown or times or mode is not None or fields.update_size:
-            await self.contents.copy_up(node, attr.st_size if fields.update_size else None)
+            if fields.update_size:
+                await self.contents.copy_up(node, attr.st_size)
+            else:
+                await self.contents.copy_up(node, metadata_only=True)
             attributes.ensure_upper(self.union, node)
             if chown:
                 uid = attr.st_uid if fields.update_uid else -1
@@ -200,7 +203,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         """Make another name for a file."""
         node = self._file(inode)
-        await self.contents.copy_up(node)
+        await self.contents.copy_up(node, metadata_only=True)
         parent = self._directory(new_parent_inode)
         return self._entry(node, mutate.link(self.union, node, parent, new_name))
 
@@ -230,7 +233,7 @@ class Operations(pyfuse3.Operations):
             moving.append((self._directory(parent_inode_new), name_new))
         for parent, name in moving:
             node = mutate.existing(self.union, parent, name)
-            await self.contents.copy_up(node)
+            await self.contents.copy_up(node, metadata_only=True)
         old, new = self._directory(parent_inode_old), self._directory(parent_inode_new)
         rename(self.union, old, name_old, new, name_new, flags)
 
@@ -391,7 +394,7 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Set an extended attribute."""
         node = self._node(inode)
-        await self.contents.copy_up(node)
+        await self.contents.copy_up(node, metadata_only=True)
         attributes.ensure_upper(self.union, node)
         attributes.setxattr(self.union, node, name, value)
         if name == xattr.ACCESS_ACL:
@@ -404,6 +407,6 @@ class Operations(pyfuse3.Operations):
         """Remove an extended attribute; one that is not there costs no copy-up."""
         node = self._node(inode)
         self.union.getxattr(node, name)
-        await self.contents.copy_up(node)
+        await self.contents.copy_up(node, metadata_only=True)
         attributes.ensure_upper(self.union, node)
         attributes.removexattr(self.union, node, name)

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 from layerfs.union import syscalls, xattr
 from layerfs.union.layer import LayerDir
@@ -32,8 +33,8 @@ def writable_upper(union: Union) -> Upper:
 
 def copy_up(union: Union, node: File) -> None:
     """Bring *node* into the upper, all three steps in a row. Raises `OSError`, having changed nothing."""
-    if not union.in_upper(node):
-        job = CopyUp(union, node)
+    if not union.is_whole(node):
+        job = FillIn(union, node) if union.in_upper(node) else CopyUp(union, node)
         try:
             job.copy()
             job.finish()
@@ -44,23 +45,40 @@ def copy_up(union: Union, node: File) -> None:
 class CopyUp:
     """One copy-up of *node* under way; `close` it in any case.
 
-    With *length* only so many bytes are copied, for a file that is about to be cut to that length.
+    With *length* only so many bytes are copied, for a file that is about to be cut to that length. With
+    *metadata_only*, where the union allows that form and the file has no other name, none are.
     """
 
-    def __init__(self, union: Union, node: File, length: int | None = None, *, durable: bool = True) -> None:
+    def __init__(
+        self,
+        union: Union,
+        node: File,
+        length: int | None = None,
+        *,
+        metadata_only: bool = False,
+        durable: bool = True,
+    ) -> None:
         self._union = union
         self._node = node
         self._upper = writable_upper(union)
         self._durable = durable
         self._temporary = self._upper.temporary()
         self._made = False
-        self._st = node.stat()
-        self._length = self._st.st_size if length is None else min(length, self._st.st_size)
+        self._st = st = node.stat()
+        self._length = st.st_size if length is None else min(length, st.st_size)
         self._links: list[Path] = []
-        if node.is_regular:
-            self._source = os.dup(union.data(node))
-        else:
-            self._source = node.open(os.O_PATH)
+        self._metadata_only = (
+            metadata_only
+            and union.metacopy
+            and node.is_regular
+            and (st.st_nlink == 1 and st.st_size > 0 and bool(node.names))
+        )
+        self._object = node.open(os.O_PATH)
+        try:
+            self._contents = os.dup(union.data(node)) if node.is_regular else -1
+        except OSError:
+            os.close(self._object)
+            raise
 
     def copy(self) -> None:
         """Make the copy in the work directory. Touches no node, so any thread may do it."""
@@ -69,7 +87,11 @@ class CopyUp:
             target = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work)
             self._made = True
             try:
-                copy_data(self._source, target, self._length)
+                if self._metadata_only:
+                    os.ftruncate(target, st.st_size)
+                    os.setxattr(target, self._upper.prefix + xattr.METACOPY, b"")
+                else:
+                    copy_data(self._contents, target, self._length)
                 self._copy_metadata()
                 if self._durable:  # else a power cut could leave an empty file over a whole one
                     os.fsync(target)
@@ -77,7 +99,7 @@ class CopyUp:
                 os.close(target)
         else:
             if stat.S_ISLNK(st.st_mode):
-                os.symlink(os.readlink(b"", dir_fd=self._source), name, dir_fd=work)
+                os.symlink(os.readlink(b"", dir_fd=self._object), name, dir_fd=work)
             else:
                 os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work)
             self._made = True
@@ -88,7 +110,7 @@ class CopyUp:
 
     def _copy_metadata(self) -> None:
         upper, name = self._upper, self._temporary
-        copy_metadata(b"/proc/self/fd/%d" % self._source, self._st, upper, name)
+        copy_metadata(b"/proc/self/fd/%d" % self._object, self._st, upper, name)
         ino = self._node.ino
         try:
             os.setxattr(
@@ -101,6 +123,7 @@ class CopyUp:
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
         union, node = self._union, self._node
+        before = (node.home, node.entry)
         work = self._upper.work  # a commit may have changed the upper since; it is one filesystem
         if not node.names:
             pin = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
@@ -111,6 +134,10 @@ class CopyUp:
             node.orphan = True
         else:
             self._place(work)
+        if not self._metadata_only:
+            node.contents = None
+        elif node.contents is None:
+            node.contents = before
         node.hidden = 0
         node.backing = node.stat().st_ino
         union.drop_data(node)
@@ -154,9 +181,51 @@ class CopyUp:
 
     def close(self) -> None:
         """Close what the copy-up had open and remove what it leaves unfinished."""
-        os.close(self._source)
+        os.close(self._object)
+        if self._contents >= 0:
+            os.close(self._contents)
         if self._made:
             self._upper.discard(self._temporary)
+
+
+class FillIn:
+    """The contents for a file whose metadata is in the upper already; three steps, as in `CopyUp`.
+
+    Until the last one the file counts as having none, so an end at any moment does no harm.
+    """
+
+    def __init__(self, union: Union, node: File, *, durable: bool = True) -> None:
+        self._union = union
+        self._node = node
+        self._durable = durable
+        self._st = node.stat()
+        self._contents = os.dup(union.data(node))
+        try:
+            self._target = node.open(os.O_RDWR)
+        except OSError:
+            os.close(self._contents)
+            raise
+
+    def copy(self) -> None:
+        """Copy the contents; any thread may do it."""
+        copy_data(self._contents, self._target, self._st.st_size)
+        if self._durable:
+            os.fsync(self._target)
+
+    def finish(self) -> None:
+        """Make the file whole."""
+        os.utime(self._target, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
+        prefix = writable_upper(self._union).prefix
+        os.removexattr(self._target, prefix + xattr.METACOPY)
+        with suppress(OSError):  # it has one only if it has been renamed
+            os.removexattr(self._target, prefix + xattr.REDIRECT)
+        self._node.contents = None
+        self._union.drop_data(self._node)
+
+    def close(self) -> None:
+        """Close what was open."""
+        os.close(self._contents)
+        os.close(self._target)
 
 
 class _KeptTimes:

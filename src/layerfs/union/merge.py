@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 
-from layerfs.union.layer import LayerDir
+from layerfs.union import xattr
+from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
+
+Place = tuple[LayerDir, bytes]
+"""A name in a directory of a layer."""
 
 
 def resolve(dirs: Sequence[LayerDir], name: bytes) -> list[LayerDir] | LayerDir | None:
@@ -50,9 +55,7 @@ def _follow(redirect: bytes, directory: LayerDir, siblings: Sequence[LayerDir]) 
     same parent (kernel documentation, "overlayfs", "redirect_dir").
     """
     absolute = redirect.startswith(b"/")
-    names = redirect[1:].split(b"/") if absolute else [redirect]
-    if any(name in (b"", b".", b"..") or b"/" in name for name in names):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), directory.name)
+    names = _names_in(redirect, directory.name)
     below: list[LayerDir] = [layer.root for layer in directory.layer.below] if absolute else list(siblings)
     directory.redirect = redirect
     for name in names:
@@ -61,6 +64,41 @@ def _follow(redirect: bytes, directory: LayerDir, siblings: Sequence[LayerDir]) 
             return []
         below = target
     return below
+
+
+def contents(below: Sequence[LayerDir], layer: Layer, name: bytes, redirect: bytes | None) -> Place:
+    """Return where the contents of a regular file are of which *layer* has the metadata alone.
+
+    *below* are the directories under the one that holds it, *redirect* is where it was renamed from
+    (kernel documentation, "overlayfs", "Metadata only copy up"). Raises `OSError`: EIO where no such
+    file is below, EINVAL for a redirect that makes no sense.
+    """
+    if redirect is not None:
+        *above, name = _names_in(redirect, name)
+        if redirect.startswith(b"/"):
+            below = [lower.root for lower in layer.below]
+            for part in above:
+                target = resolve(below, part)
+                below = target if isinstance(target, list) else []
+    home = resolve(below, name)
+    if not isinstance(home, LayerDir):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+    if not stat.S_ISREG(os.stat(name, dir_fd=home.fd(), follow_symlinks=False).st_mode):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+    if home.layer.below:
+        marks = xattr.read_file_marks(home.fd(), name)
+        if marks.metacopy:
+            rest = below[list(below).index(home) + 1 :]
+            return contents(rest, home.layer, name, marks.redirect)
+    return home, name
+
+
+def _names_in(redirect: bytes, name: bytes) -> list[bytes]:
+    """Return the names that a redirect of *name* is made of; raises EINVAL for what it must not hold."""
+    names = redirect[1:].split(b"/") if redirect.startswith(b"/") else [redirect]
+    if any(part in (b"", b".", b"..") or b"/" in part for part in names):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+    return names
 
 
 def names(dirs: Sequence[LayerDir]) -> list[bytes]:

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple, TypeVar
 
 from layerfs.union import merge, syscalls, xattr
@@ -218,7 +218,10 @@ def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
 def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_result:
     """Make *name* in *parent* another name of *node*; copies a lower file up first."""
     upper, home, over = _room_for(union, parent, name)
-    copy_up(union, node)
+    if not union.in_upper(node):
+        copy_up(union, node)
+    elif node.contents is not None:
+        mark_contents(union, upper, node)
     if node.pin >= 0:
         source, place, follow = b"/proc/self/fd/%d" % node.pin, None, True
     else:
@@ -239,6 +242,30 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
     parent.children[name] = node
     union.name_added(parent, name)
     return node.stat()
+
+
+def mark_contents(union: Union, upper: Upper, node: File) -> None:
+    """Note on disk where the contents are of a file that has only metadata in the upper: its name changes."""
+    parent, name = node.names[0]
+    path = lower_path(union, parent).rstrip(b"/") + b"/" + name
+    with suppress(FileExistsError):  # it has been renamed before, and what is noted holds
+        target, follow = node.path()
+        os.setxattr(target, upper.prefix + xattr.REDIRECT, path, os.XATTR_CREATE, follow_symlinks=follow)
+
+
+def lower_path(union: Union, node: Directory) -> bytes:
+    """Return the absolute path under which the layers below the upper know *node*."""
+    parts: list[bytes] = []
+    for directory in node.ancestors():
+        part = directory.dirs[0]
+        redirect = part.redirect if part.layer is union.upper else None
+        if redirect is not None and redirect.startswith(b"/"):
+            parts.append(redirect[1:])
+            break
+        parts.append(redirect or directory.name)
+    else:
+        parts.pop()  # the root's empty name
+    return b"/" + b"/".join(reversed(parts))
 
 
 def unlink(union: Union, parent: Directory, name: bytes) -> None:

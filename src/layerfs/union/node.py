@@ -46,10 +46,12 @@ class File:
     Its object in the layers is `entry` in `home`, or, once that name is gone while the kernel still
     knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `names`
     are the names known in the union; `hidden` counts those of a lower file that whiteouts took away.
+    `contents` says where the contents are of a file whose metadata alone has been copied up.
     """
 
     __slots__ = (
         "backing",
+        "contents",
         "entry",
         "fd",
         "hidden",
@@ -71,6 +73,7 @@ class File:
         self.home = home
         self.entry = entry
         self.names: list[tuple[Directory, bytes]] = []
+        self.contents: tuple[LayerDir, bytes] | None = None
         self.pin = -1
         self.orphan = False
         self.fd = -1
@@ -104,6 +107,13 @@ class File:
         if self.pin >= 0:
             return os.open(b"/proc/self/fd/%d" % self.pin, flags | os.O_CLOEXEC)
         return os.open(self.entry, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.home.fd())
+
+    def open_contents(self, flags: int) -> int:
+        """Open what a regular file holds, wherever that is, to read it."""
+        if self.contents is None:
+            return self.open(flags)
+        home, entry = self.contents
+        return os.open(entry, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home.fd())
 
     def pin_object(self) -> None:
         """Keep hold of the object: its name in the layer is about to go."""

@@ -12,7 +12,14 @@ import os
 from layerfs.union import merge, syscalls, xattr
 from layerfs.union.copyup import copy_up, copy_up_directory, make_directory_like, writable_upper
 from layerfs.union.layer import LayerDir
-from layerfs.union.mutate import directory_gone, existing, mark_opaque, name_gone
+from layerfs.union.mutate import (
+    directory_gone,
+    existing,
+    lower_path,
+    mark_contents,
+    mark_opaque,
+    name_gone,
+)
 from layerfs.union.node import Directory, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -102,8 +109,10 @@ def _into_upper(union: Union, node: Node, parent: Directory) -> LayerDir:
     """Bring *node* into the upper and return its directory there."""
     if isinstance(node, Directory):
         copy_up_directory(union, node)
-    else:
+    elif not union.in_upper(node):
         copy_up(union, node)
+    elif node.contents is not None:
+        mark_contents(union, writable_upper(union), node)
     return copy_up_directory(union, parent)
 
 
@@ -124,21 +133,6 @@ def _prepare(union: Union, upper: Upper, node: Node, parent: Directory, name: by
             part.redirect = redirect
     elif merge.exists(union.lower_parts(parent), name) and part.parent is not None:
         mark_opaque(upper, part.parent.fd(), part.name)
-
-
-def lower_path(union: Union, node: Directory) -> bytes:
-    """Return the absolute path under which the layers below the upper know *node*."""
-    parts: list[bytes] = []
-    for directory in node.ancestors():
-        part = directory.dirs[0]
-        redirect = part.redirect if part.layer is union.upper else None
-        if redirect is not None and redirect.startswith(b"/"):
-            parts.append(redirect[1:])
-            break
-        parts.append(redirect or directory.name)
-    else:
-        parts.pop()  # the root's empty name
-    return b"/" + b"/".join(reversed(parts))
 
 
 def _empty_upper_part(union: Union, upper: Upper, target: Directory, home: LayerDir) -> None:

@@ -30,12 +30,18 @@ class Union:
     """A stack of layers as one tree."""
 
     def __init__(
-        self, lowers: Sequence[Layer], upper: Upper | None = None, *, descriptors: int = 4096
+        self,
+        lowers: Sequence[Layer],
+        upper: Upper | None = None,
+        *,
+        descriptors: int = 4096,
+        metacopy: bool = False,
     ) -> None:
         """Merge *lowers* (bottom to top) under *upper*; without an upper the union is read-only.
 
-        At most about *descriptors* file descriptors are kept open. The union owns the layers: `close`
-        closes them.
+        At most about *descriptors* file descriptors are kept open. With *metacopy* a change of a file's
+        metadata copies nothing but metadata up; such trees are for readers that know that form. The union
+        owns the layers: `close` closes them.
         """
         if not lowers and upper is None:
             raise ValueError("a union needs a layer")
@@ -52,6 +58,7 @@ class Union:
         self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
         self.root.references = 1
         self.table.add(self.root)
+        self.metacopy = metacopy
         self._descriptors = descriptors
         self._open_files: OrderedDict[File, None] = OrderedDict()
         self._listings: OrderedDict[Directory, None] = OrderedDict()
@@ -88,6 +95,10 @@ class Union:
         if isinstance(node, Directory):
             return node.dirs[0].layer is self.upper
         return node.home.layer is self.upper or node.orphan
+
+    def is_whole(self, node: File) -> bool:
+        """Tell whether a file's contents can be changed without a copy: they are in the upper, too."""
+        return node.contents is None and self.in_upper(node)
 
     def upper_part(self, directory: Directory) -> LayerDir | None:
         """Return the part of *directory* that lies in the upper, if it has one."""
@@ -130,9 +141,17 @@ class Union:
         if isinstance(target, list):
             return self._directory(parent, name, target)
         st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-        recorded = xattr.recorded_inode(target.fd(), name) if target.layer.below else None
-        ino = self.table.number(st.st_dev, st.st_ino) if recorded is None else recorded
-        return self.enter_file(parent, name, target, st, ino), st
+        if not target.layer.below:
+            return self.enter_file(parent, name, target, st, self.table.number(st.st_dev, st.st_ino)), st
+        marks = xattr.read_file_marks(target.fd(), name)
+        ino = self.table.number(st.st_dev, st.st_ino) if marks.inode is None else marks.inode
+        contents = None
+        if marks.metacopy and stat.S_ISREG(st.st_mode):
+            below = parent.dirs[parent.dirs.index(target) + 1 :]
+            contents = merge.contents(below, target.layer, name, marks.redirect)
+        node = self.enter_file(parent, name, target, st, ino)
+        node.contents = contents
+        return node, st
 
     def _directory(
         self, parent: Directory, name: bytes, dirs: list[LayerDir]
@@ -238,6 +257,13 @@ class Union:
             return st.st_nlink if len(node.dirs) == 1 else 1
         return max(0, st.st_nlink - node.hidden)
 
+    def blocks(self, node: Node, st: os.stat_result) -> int:
+        """Return how many blocks of 512 bytes *node*'s contents take."""
+        if isinstance(node, Directory) or node.contents is None:
+            return st.st_blocks
+        home, entry = node.contents
+        return os.stat(entry, dir_fd=home.fd(), follow_symlinks=False).st_blocks
+
     def readlink(self, node: File) -> bytes:
         """Return the target of a symbolic link."""
         if node.pin >= 0:
@@ -270,16 +296,16 @@ class Union:
             self._open_files.move_to_end(node)
             return node.fd
         if write:
-            if not self.in_upper(node):
+            if not self.is_whole(node):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
             fd = node.open(os.O_RDWR)
-        elif self.in_upper(node):
+        elif self.is_whole(node):
             fd = node.open(os.O_RDONLY)
         else:
             try:
-                fd = node.open(os.O_RDONLY | os.O_NOATIME)
+                fd = node.open_contents(os.O_RDONLY | os.O_NOATIME)
             except PermissionError:
-                fd = node.open(os.O_RDONLY)
+                fd = node.open_contents(os.O_RDONLY)
         self.adopt_data(node, fd, writable=write)
         return fd
 

@@ -24,6 +24,8 @@ DEFAULT_ACL = b"system.posix_acl_default"
 OPAQUE = b"opaque"
 REDIRECT = b"redirect"
 WHITEOUT = b"whiteout"
+METACOPY = b"metacopy"
+"""On a regular file: it has metadata alone, the contents are those of the file below it."""
 INODE = b"layerfs.ino"
 """Written by layerfs alone: the inode number, in decimal, that a file had before it was copied up."""
 
@@ -107,16 +109,39 @@ def is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
     return False
 
 
-def recorded_inode(dir_fd: int, name: bytes) -> int | None:
-    """Return the inode number recorded at copy-up on *name*, or None."""
+class FileMarks(NamedTuple):
+    """What the private attributes of a file in a layer say: see `INODE`, `METACOPY` and `REDIRECT`."""
+
+    inode: int | None = None
+    metacopy: bool = False
+    redirect: bytes | None = None
+
+
+_NO_FILE_MARKS = FileMarks()
+
+
+def read_file_marks(dir_fd: int, name: bytes) -> FileMarks:
+    """Return the marks of *name*, anything but a directory, in the layer directory *dir_fd*."""
     path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
-    for prefix in (TRUSTED, USER):
-        try:
-            value = os.getxattr(path, prefix + INODE, follow_symlinks=False)
-        except OSError:
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return _NO_FILE_MARKS
+        raise
+    marks = _NO_FILE_MARKS
+    for stored in map(os.fsencode, names):
+        prefix, dot, rest = stored.partition(b".overlay.")
+        if not dot or prefix not in (b"trusted", b"user"):
             continue
-        return int(value) if value.isdigit() else None
-    return None
+        if rest == METACOPY:
+            marks = marks._replace(metacopy=True)
+        elif rest == REDIRECT:
+            marks = marks._replace(redirect=os.getxattr(path, stored, follow_symlinks=False))
+        elif rest == INODE:
+            value = os.getxattr(path, stored, follow_symlinks=False)
+            marks = marks._replace(inode=int(value) if value.isdigit() else None)
+    return marks
 
 
 def default_acl(fd: int) -> bytes | None:
