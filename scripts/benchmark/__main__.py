@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import workloads  # noqa: F401  (registers them)
-from .peers import DEFAULT_PEERS, PEERS, Stack, remove
+from .peers import DEFAULT_PEERS, PEERS, Stack, remove, wait_for_daemons
 from .registry import WORKLOADS, Stage, Workload
 from .report import Report, Result, in_units, table
 from .trees import lower_tree
@@ -70,6 +71,7 @@ def run_once(workload: Workload, peer: str, directory: Path) -> float:
         os.sync()  # what the run before has written is not this one's work
         return workload.run(Stage(peer, Stack.make(fresh, lower)))
     finally:
+        wait_for_daemons()
         remove(fresh)
 
 
@@ -95,9 +97,13 @@ def main(arguments: Sequence[str]) -> int:
     """Run what the command line asks for; return the exit code."""
     options = parse(arguments)
     selected = chosen(options.only, options.peers)
+    if not selected:
+        print("scripts/bench: no such workload: see scripts/bench --list", file=sys.stderr)
+        return 2
     if options.list:
         print(*(f"{workload.group}: {workload.name}" for workload in selected), sep="\n")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows is cleaned up
     directory = Path(tempfile.mkdtemp(prefix="layerfs-bench.", dir=options.directory))
     os.environ |= {"LAYERFS_ROOT": f"{directory}/store", "LAYERFS_RUN": f"{directory}/run"}
     report = Report(directory, options.peers, options.rounds, arguments, [])

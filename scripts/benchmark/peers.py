@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,16 +103,31 @@ def mounted(peer: str, stack: Stack) -> Iterator[None]:
             cut_off.cancel()
 
 
-def daemon_pid() -> int:
-    """Return the process that serves the present mount: the one of ours that has /dev/fuse open."""
+def our_processes() -> Iterator[Path]:
+    """Yield the /proc directories of the processes that the benchmark has started."""
     mark = f"LAYERFS_RUN={os.environ['LAYERFS_RUN']}".encode()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if mark not in (process / "environ").read_bytes().split(b"\0"):
-                continue
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                yield process
+
+
+def daemon_pid() -> int:
+    """Return the process that serves the present mount: the one of ours that has /dev/fuse open."""
+    for process in our_processes():
+        with suppress(OSError):
             if any(str(fd.readlink()) == "/dev/fuse" for fd in (process / "fd").iterdir()):
                 return int(process.name)
     raise RuntimeError("no daemon serves this mount")
+
+
+def wait_for_daemons() -> None:
+    """Wait until the daemons of what was unmounted, and their background work, have ended."""
+    give_up = time.monotonic() + 60
+    while names := [process.name for process in our_processes()]:
+        if time.monotonic() > give_up:
+            raise RuntimeError(f"process {names[0]} still runs a minute after its mount was unmounted")
+        time.sleep(0.02)
 
 
 def remove(directory: Path) -> None:

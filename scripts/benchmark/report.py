@@ -105,9 +105,8 @@ def machine(directory: Path) -> dict[str, str]:
 
 def versions(peers: Sequence[str]) -> dict[str, str]:
     """Return the versions of the programs among *peers*."""
-    asked = {"layerfs": ("layerfs", "--version"), "fuse-overlayfs": ("fuse-overlayfs", "--version")}
-    found = {peer: command(*words) for peer, words in asked.items() if peer in peers}
-    return {peer: first_match(r"(\d+\.\d[\w.+-]*)", text) for peer, text in found.items()}
+    programs = [peer for peer in peers if peer in ("layerfs", "fuse-overlayfs")]
+    return {peer: first_match(rf"{peer}.* (\d+\.\S+)", command(peer, "--version")) for peer in programs}
 
 
 @dataclass

@@ -131,7 +131,7 @@ class Daemon:
                 st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
                 self._device = st.st_dev
                 await nursery.start(http.serve, listener, App(self.root, self))
-                nursery.start_soon(self._obey_signals)
+                await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
                 self._store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
                 ready()
@@ -146,8 +146,9 @@ class Daemon:
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
-    async def _obey_signals(self) -> None:
+    async def _obey_signals(self, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
             async for number in signals:
                 if number == signal.SIGHUP:
                     continue  # there is no configuration to read again

@@ -32,17 +32,25 @@ def store_root(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 def run_dir() -> Path:
-    """Return (and create, mode 0700) the directory of sockets, locks and logs.
+    """Return the directory of sockets, locks and logs.
 
     `$LAYERFS_RUN` overrides `/run/layerfs` (root) and `$XDG_RUNTIME_DIR/layerfs` (others).
     """
     if given := os.environ.get("LAYERFS_RUN"):
-        path = Path(given).absolute()
-    elif os.geteuid() == 0:
-        path = Path("/run/layerfs")
-    else:
-        path = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/layerfs-{os.geteuid()}", "layerfs")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(given).absolute()
+    if os.geteuid() == 0:
+        return Path("/run/layerfs")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/layerfs-{os.geteuid()}", "layerfs")
+
+
+def make_run_dir() -> Path:
+    """Return `run_dir`, made (for its owner alone) where it is not there."""
+    path = run_dir()
+    old = os.umask(0o077)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    finally:
+        os.umask(old)
     return path
 
 
@@ -70,7 +78,7 @@ class RunLock:
     """
 
     def __init__(self, name: str) -> None:
-        self.path = run_dir() / f"{check_name(name)}.lock"
+        self.path = make_run_dir() / f"{check_name(name)}.lock"
         self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         for attempt in range(20):
             try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.cli.config import read_config
+from tests.conftest import detach, mounts_below
 
 CHECKOUT = Path(__file__).parents[2]
 NAME = "web"
@@ -137,12 +138,6 @@ def test_a_changed_configuration_stays(tmp_path: Path, layerfs: Path) -> None:
 # -- the daemon under a service manager -------------------------------------------------------------
 
 
-def is_mounted(path: Path) -> bool:
-    """Tell whether something is mounted on *path*, whether or not its daemon lives."""
-    with open("/proc/self/mountinfo") as mounts:
-        return any(line.split()[4] == str(path) for line in mounts)
-
-
 class Service:
     """A daemon started as systemd would, and the notifications that it sends."""
 
@@ -195,8 +190,8 @@ work = "{directory}/work"
             if process.stderr and not process.stderr.closed:
                 print(process.stderr.read())  # pytest shows it when the test fails
                 process.stderr.close()
-            if is_mounted(self.mountpoint):
-                subprocess.run(["umount", "--lazy", self.mountpoint], check=True)
+            for mountpoint in mounts_below(self.mountpoint):
+                detach(mountpoint)
 
     def receive(self) -> dict[str, str]:
         """Return the fields of the next notification."""
@@ -212,7 +207,7 @@ work = "{directory}/work"
         assert str(self.mountpoint) in fields["STATUS"]
         log = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 0, log
-        assert not is_mounted(self.mountpoint)
+        assert not mounts_below(self.mountpoint)
         return log
 
 
@@ -280,7 +275,7 @@ def test_a_restart_after_a_kill(service: Service) -> None:
         os.sync()
         process.kill()
         process.wait(PATIENCE)
-        assert is_mounted(service.mountpoint)  # dead, and in the way
+        assert mounts_below(service.mountpoint)  # dead, and in the way
         with service.running() as again:
             assert (service.mountpoint / "new").read_text() == "written\n"
             service.stop(again)

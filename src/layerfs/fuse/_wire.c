@@ -117,11 +117,12 @@ static const struct fuse_lowlevel_ops *change_operations(const struct fuse_lowle
 }
 
 #if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
-struct fuse_session *_fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
-				       size_t op_size, struct libfuse_version *version, void *userdata)
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+						size_t op_size, struct libfuse_version *version,
+						void *userdata)
 {
 	struct fuse_session *(*real)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
-				     struct libfuse_version *, void *) = libfuse("_fuse_session_new");
+				     struct libfuse_version *, void *) = libfuse("fuse_session_new_versioned");
 
 	if (!real)
 		return NULL;

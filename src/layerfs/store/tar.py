@@ -16,6 +16,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -55,10 +56,24 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         """Return the header in the block *buf*; raises `_End` for the end marker, and `BadRequest`."""
+        return cls._whole(super().frombuf, buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **options: bool) -> _Header:
+        # Python 3.13, and security updates of those before, come here instead.
+        return cls._whole(partial(super()._frombuf, **options), buf, encoding, errors)  # type: ignore[misc]
+
+    @staticmethod
+    def _whole(
+        parse: Callable[[bytes | bytearray, str, str], _Header],
+        buf: bytes | bytearray,
+        encoding: str,
+        errors: str,
+    ) -> _Header:
         if len(buf) == tarfile.BLOCKSIZE and not any(buf):
             raise _End
         try:
-            header = super().frombuf(buf, encoding, errors)
+            header = parse(buf, encoding, errors)
         except tarfile.HeaderError as error:
             what = "it ends too early" if len(buf) < tarfile.BLOCKSIZE else str(error)
             raise _damaged(what) from None
