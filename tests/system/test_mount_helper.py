@@ -1,0 +1,173 @@
+"""Mounting as mount(8) does: `layerfs SOURCE MOUNTPOINT -o ...`, mount.fuse3(8), and mount(8) itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Layerfs, Stack, errno_of, mounts_below, wait_until
+
+pytestmark = pytest.mark.root
+
+
+def escaped(path: Path) -> str:
+    """Return *path* as a part of lowerdir: backslashes, colons and commas escaped, as overlayfs has it."""
+    text = str(path).replace("\\", "\\\\")
+    return text.replace(":", "\\:").replace(",", "\\,")
+
+
+def fill(stack: Stack) -> None:
+    """Put a file into each layer."""
+    (stack.top / "both").write_text("top")
+    (stack.bottom / "both").write_text("bottom")
+    (stack.bottom / "below").write_text("bottom")
+
+
+class Mounter:
+    """Mounts by calling the command, or the helper that calls it when it finds it on its path."""
+
+    def __init__(self, layerfs: Layerfs, way: str) -> None:
+        self.layerfs = layerfs
+        self.way = way
+        self.commands = layerfs.directory / "commands"
+        self.commands.mkdir()
+        program = self.commands / "layerfs"
+        program.write_text(f'#!/bin/sh\nexec {shlex.join(layerfs.words)} "$@"\n')
+        program.chmod(0o755)
+
+    def __call__(self, options: str, mountpoint: Path) -> subprocess.CompletedProcess[str]:
+        """Mount on *mountpoint* with *options*."""
+        if self.way == "layerfs":
+            return self.layerfs("none", mountpoint, "-o", options)
+        return subprocess.run(
+            ["mount.fuse3", "none", mountpoint, "-t", "fuse.layerfs", "-o", options],
+            env={**self.layerfs.environment, "PATH": f"{self.commands}:{os.environ['PATH']}"},
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def ok(self, options: str, mountpoint: Path) -> None:
+        """Mount, which must work."""
+        done = self(options, mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture(params=["layerfs", "mount.fuse3"])
+def mounter(layerfs: Layerfs, request: pytest.FixtureRequest) -> Mounter:
+    """Both ways."""
+    return Mounter(layerfs, request.param)
+
+
+def test_mount_8(stack: Stack, layerfs: Layerfs) -> None:
+    """mount(8) looks on the system's path alone: what is there is replaced in a namespace of its own."""
+    fill(stack)
+    commands = Mounter(layerfs, "layerfs").commands
+    colon = stack.directory / "a:b"
+    stack.top.rename(colon)
+    lowers = f"{escaped(colon)}:{stack.bottom}"
+    options = f"name=one,lowerdir={lowers},upperdir={stack.upper},workdir={stack.work},nosuid"
+    script = 'mount --bind "$1" /usr/local/sbin && exec mount -t fuse.layerfs none "$2" -o "$3"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", commands, stack.mnt, options],
+        env=layerfs.environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    there = Path(f"/proc/{layerfs.pid('one')}/root{stack.mnt}")
+    assert (there / "both").read_text() == "top"
+    (there / "below").write_text("written")
+    layerfs.ok("umount", "one")
+    assert (stack.upper / "below").read_text() == "written"
+
+
+def test_the_first_lower_directory_is_the_topmost(stack: Stack, mounter: Mounter) -> None:
+    fill(stack)
+    mounter.ok(f"lowerdir={stack.top}:{stack.bottom},upperdir={stack.upper},workdir={stack.work}", stack.mnt)
+    assert (stack.mnt / "both").read_text() == "top"
+    assert sorted(os.listdir(stack.mnt)) == ["below", "both"]
+    (stack.mnt / "below").write_text("written")
+    assert (stack.upper / "below").read_text() == "written"
+
+
+def test_without_an_upper_it_is_read_only(stack: Stack, mounter: Mounter) -> None:
+    fill(stack)
+    mounter.ok(f"lowerdir={stack.top}:{stack.bottom}", stack.mnt)
+    assert errno_of((stack.mnt / "new").touch) == errno.EROFS
+    assert os.statvfs(stack.mnt).f_flag & os.ST_RDONLY
+
+
+def test_ro_with_an_upper(stack: Stack, mounter: Mounter) -> None:
+    fill(stack)
+    mounter.ok(
+        f"ro,lowerdir={stack.top}:{stack.bottom},upperdir={stack.upper},workdir={stack.work}", stack.mnt
+    )
+    assert errno_of((stack.mnt / "new").touch) == errno.EROFS
+
+
+def test_colons_in_paths(stack: Stack, mounter: Mounter) -> None:
+    fill(stack)
+    odd = stack.directory / "a:b:c"
+    stack.top.rename(odd)
+    mounter.ok(f"lowerdir={escaped(odd)}:{stack.bottom}", stack.mnt)
+    assert (stack.mnt / "both").read_text() == "top"
+
+
+def test_commas_and_backslashes_in_paths(layerfs: Layerfs, stack: Stack) -> None:
+    """Given to the command itself: mount.fuse3(8) has rules of its own for these."""
+    fill(stack)
+    odd = stack.directory / "a,b\\c:d"
+    stack.top.rename(odd)
+    Mounter(layerfs, "layerfs").ok(f"lowerdir={escaped(odd)}:{stack.bottom}", stack.mnt)
+    assert (stack.mnt / "both").read_text() == "top"
+
+
+def test_options_of_the_mount(stack: Stack, mounter: Mounter) -> None:
+    mounter.ok(f"lowerdir={stack.top}:{stack.bottom},nosuid,nodev,noexec,noatime", stack.mnt)
+    flags = os.statvfs(stack.mnt).f_flag
+    for flag in (os.ST_NOSUID, os.ST_NODEV, os.ST_NOEXEC):
+        assert flags & flag
+
+
+def test_a_name_and_mounting_again(stack: Stack, mounter: Mounter, layerfs: Layerfs) -> None:
+    options = f"name=fstab,lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work},nofail,_netdev"
+    for turn in range(2):  # as at every start of the machine
+        mounter.ok(options, stack.mnt)
+        assert len(os.listdir(stack.mnt)) == turn
+        (stack.mnt / f"turn-{turn}").touch()
+        layerfs.ok("umount", "fstab")
+    assert mounts_below(layerfs.directory) == []
+
+
+def test_an_image(stack: Stack, mounter: Mounter, layerfs: Layerfs) -> None:
+    fill(stack)
+    layerfs.ok("import", stack.bottom, "base:1")
+    mounter.ok("image=base:1,name=from-image", stack.mnt)
+    assert (stack.mnt / "both").read_text() == "bottom"
+
+
+def test_umount_8_ends_the_daemon(stack: Stack, mounter: Mounter, layerfs: Layerfs) -> None:
+    mounter.ok(f"name=one,lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work}", stack.mnt)
+    (stack.mnt / "new").write_text("x" * 100_000)
+    subprocess.run(["umount", stack.mnt], check=True, timeout=20)
+    wait_until(lambda: not layerfs.processes())
+    assert not layerfs.socket("one").exists()
+    assert "Exited" in layerfs.ok("ps", "-a")
+    assert (stack.upper / "new").read_text() == "x" * 100_000
+
+
+def test_what_is_wrong_is_said(stack: Stack, mounter: Mounter) -> None:
+    for options, words in (
+        ("lowerdir=", "needs a value"),
+        (f"lowerdir={stack.top}::{stack.bottom}", "empty"),
+        (f"lowerdir={stack.top}/missing", "missing"),
+        (f"lowerdir={stack.top},upperdir={stack.upper}", "together"),
+        (f"lowerdir={stack.top},nonsense", "nonsense"),
+        ("ro", "nothing to mount"),
+    ):
+        done = mounter(options, stack.mnt)
+        assert done.returncode != 0
+        assert words in done.stderr
+        assert mounts_below(stack.directory) == []
