@@ -109,16 +109,8 @@ class CopyUp:
             self._links = other_names(layer, st.st_ino, tuple(layers[: layers.index(layer)]))
 
     def _copy_metadata(self) -> None:
-        upper, name = self._upper, self._temporary
-        copy_metadata(b"/proc/self/fd/%d" % self._object, self._st, upper, name)
-        ino = self._node.ino
-        try:
-            os.setxattr(
-                upper.work_object(name), upper.prefix + xattr.INODE, b"%d" % ino, follow_symlinks=False
-            )
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
-                raise  # a number lost at the next mount is better than a file that cannot be written
+        source = b"/proc/self/fd/%d" % self._object
+        copy_metadata(source, self._st, self._upper, self._temporary, inode=self._node.ino)
 
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
@@ -261,12 +253,23 @@ def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
         with _KeptTimes(parent):
             temporary = make_directory_like(upper, source)
             try:
-                os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=parent.fd())
+                _move_into(upper, temporary, parent, node.name)
             except OSError:
                 upper.discard(temporary)
                 raise
         node.dirs.insert(0, parent.child(node.name))
     return directory.dirs[0]
+
+
+def _move_into(upper: Upper, temporary: bytes, parent: LayerDir, name: bytes) -> None:
+    """Rename a directory into place, also one that its owner, not being root, may not write to."""
+    mode = stat.S_IMODE(os.stat(temporary, dir_fd=upper.work).st_mode)
+    protected = os.geteuid() != 0 and not mode & stat.S_IWUSR
+    if protected:
+        os.chmod(temporary, mode | stat.S_IWUSR, dir_fd=upper.work)
+    os.rename(temporary, name, src_dir_fd=upper.work, dst_dir_fd=parent.fd())
+    if protected:
+        os.chmod(name, mode, dir_fd=parent.fd())
 
 
 def copy_up_removed(union: Union, directory: Directory) -> None:
@@ -294,12 +297,30 @@ def make_directory_like(upper: Upper, source: int) -> bytes:
     return temporary
 
 
-def copy_metadata(source: bytes, st: os.stat_result, upper: Upper, name: bytes) -> None:
-    """Give *name* in the work directory the owner, mode, attributes and times of *source* (*st*)."""
-    os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
-    if not stat.S_ISLNK(st.st_mode):
+def copy_metadata(
+    source: bytes, st: os.stat_result, upper: Upper, name: bytes, *, inode: int | None = None
+) -> None:
+    """Give *name* in the work directory the owner, attributes, mode and times of *source* (*st*).
+
+    With *inode* that number is recorded on it. Raises `OSError`: EOVERFLOW for an owner whom the user
+    namespace does not know, as overlayfs has it.
+    """
+    try:
+        os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW), name) from None
+        raise
+    target = upper.work_object(name)
+    xattr.copy(source, target)
+    if inode is not None:
+        try:
+            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
+                raise  # a number lost at the next mount is better than a file that cannot be written
+    if not stat.S_ISLNK(st.st_mode):  # last but times: who may not write to a file cannot set its attributes
         os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=upper.work)
-    xattr.copy(source, upper.work_object(name))
     os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=upper.work, follow_symlinks=False)
 
 

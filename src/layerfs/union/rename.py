@@ -125,7 +125,7 @@ def _prepare(union: Union, upper: Upper, node: Node, parent: Directory, name: by
         if part.redirect is None or not part.redirect.startswith(b"/"):
             redirect = lower_path(union, node)
             try:
-                os.setxattr(part.fd(), upper.prefix + xattr.REDIRECT, redirect)
+                xattr.set_mark(part.fd(), upper.prefix + xattr.REDIRECT, redirect)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):  # longer than an attribute
                     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV)) from error

@@ -38,7 +38,7 @@ def make_whiteout(dir_fd: int, name: bytes) -> None:
 
 def set_opaque(fd: int, prefix: bytes = xattr.TRUSTED) -> None:
     """Mark the layer directory *fd* opaque, with a private attribute of the given *prefix*."""
-    os.setxattr(fd, prefix + xattr.OPAQUE, b"y")
+    xattr.set_mark(fd, prefix + xattr.OPAQUE, b"y")
 
 
 def kind_of(dir_fd: int, name: bytes, xattr_whiteouts: bool = False) -> int | None:

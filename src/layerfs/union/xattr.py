@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import NamedTuple
 
 TRUSTED = b"trusted.overlay."
@@ -95,6 +96,21 @@ def read_marks(fd: int) -> Marks:
     if opaque or xattr_whiteouts or redirect is not None:
         return Marks(opaque, xattr_whiteouts, redirect)
     return _NO_MARKS
+
+
+def set_mark(fd: int, name: bytes, value: bytes) -> None:
+    """Set the private attribute *name* on the directory *fd*, also where its owner may not write to it."""
+    try:
+        os.setxattr(fd, name, value)
+    except PermissionError as error:
+        if error.errno != errno.EACCES:
+            raise
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.fchmod(fd, mode | stat.S_IWUSR)
+        try:
+            os.setxattr(fd, name, value)
+        finally:
+            os.fchmod(fd, mode)
 
 
 def is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
