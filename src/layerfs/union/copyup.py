@@ -13,15 +13,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-from layerfs.union import syscalls, xattr
+from layerfs.union import xattr
+from layerfs.union.copying import copy_data, copy_metadata
 from layerfs.union.layer import LayerDir
 from layerfs.union.links import Path, other_names
 from layerfs.union.node import Directory, File
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
-
-_SMALL = 4096
-_CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def writable_upper(union: Union) -> Upper:
@@ -295,66 +293,3 @@ def make_directory_like(upper: Upper, source: int) -> bytes:
         upper.discard(temporary)
         raise
     return temporary
-
-
-def copy_metadata(
-    source: bytes, st: os.stat_result, upper: Upper, name: bytes, *, inode: int | None = None
-) -> None:
-    """Give *name* in the work directory the owner, attributes, mode and times of *source* (*st*).
-
-    With *inode* that number is recorded on it. Raises `OSError`: EOVERFLOW for an owner whom the user
-    namespace does not know, as overlayfs has it.
-    """
-    try:
-        os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW), name) from None
-        raise
-    target = upper.work_object(name)
-    xattr.copy(source, target)
-    if inode is not None:
-        try:
-            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
-                raise  # a number lost at the next mount is better than a file that cannot be written
-    if not stat.S_ISLNK(st.st_mode):  # last but times: who may not write to a file cannot set its attributes
-        os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=upper.work)
-    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=upper.work, follow_symlinks=False)
-
-
-def copy_data(source: int, target: int, length: int) -> None:
-    """Copy the first *length* bytes of file *source* to the empty file *target*, holes as holes."""
-    if length <= _SMALL:
-        data = os.pread(source, length, 0)
-        if os.pwrite(target, data, 0) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return
-    if not syscalls.clone_file(source, target):
-        offset = 0
-        while offset < length:
-            try:
-                offset = os.lseek(source, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                break  # a hole up to the end
-            end = min(os.lseek(source, offset, os.SEEK_HOLE), length)
-            _copy_range(source, target, offset, end)
-            offset = end
-    os.ftruncate(target, length)
-
-
-def _copy_range(source: int, target: int, offset: int, end: int) -> None:
-    while offset < end:
-        try:
-            copied = os.copy_file_range(source, target, min(end - offset, 1 << 26), offset, offset)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            data = os.pread(source, min(end - offset, 1 << 20), offset)
-            copied = os.pwrite(target, data, offset) if data else 0
-        if copied == 0:
-            return  # the file has been cut meanwhile
-        offset += copied

@@ -1,0 +1,102 @@
+"""What a copy is made of: contents with their holes, owner, mode, attributes, times. No nodes in here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import cache
+
+from layerfs.union import syscalls, xattr
+from layerfs.union.upper import Upper
+
+_SMALL = 4096
+_CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def copy_metadata(
+    source: bytes, st: os.stat_result, upper: Upper, name: bytes, *, inode: int | None = None
+) -> None:
+    """Give *name* in the work directory the owner, attributes, mode and times of *source* (*st*).
+
+    With *inode* that number is recorded on it. Raises `OSError`: EOVERFLOW for an owner whom the user
+    namespace does not know, as overlayfs has it.
+    """
+    try:
+        if st.st_uid == _unmapped_owner():
+            _check_owner(source, st)
+        os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW), name) from None
+        raise
+    target = upper.work_object(name)
+    xattr.copy(source, target)
+    if inode is not None:
+        try:
+            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
+                raise  # a number lost at the next mount is better than a file that cannot be written
+    if not stat.S_ISLNK(st.st_mode):  # last but times: who may not write to a file cannot set its attributes
+        os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=upper.work)
+    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=upper.work, follow_symlinks=False)
+
+
+@cache
+def _unmapped_owner() -> int | None:
+    """Return the uid that stat(2) shows for owners unknown in our user namespace; None outside of one."""
+    try:
+        with open("/proc/self/uid_map") as mapping, open("/proc/sys/kernel/overflowuid") as overflow:
+            everything = mapping.read().split() == ["0", "0", str(0xFFFFFFFF)]
+            return None if everything else int(overflow.read())
+    except OSError:
+        return None
+
+
+def _check_owner(source: bytes, st: os.stat_result) -> None:
+    """Raise EINVAL for an owner that is not mapped, and only looks like the user of that number.
+
+    The kernel knows: it lets nobody open such a file with O_NOATIME (open(2), EPERM).
+    """
+    if stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode):
+        try:
+            os.close(os.open(source, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC))
+        except PermissionError:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), source) from None
+
+
+def copy_data(source: int, target: int, length: int) -> None:
+    """Copy the first *length* bytes of file *source* to the empty file *target*, holes as holes."""
+    if length <= _SMALL:
+        data = os.pread(source, length, 0)
+        if os.pwrite(target, data, 0) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return
+    if not syscalls.clone_file(source, target):
+        offset = 0
+        while offset < length:
+            try:
+                offset = os.lseek(source, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # a hole up to the end
+            end = min(os.lseek(source, offset, os.SEEK_HOLE), length)
+            _copy_range(source, target, offset, end)
+            offset = end
+    os.ftruncate(target, length)
+
+
+def _copy_range(source: int, target: int, offset: int, end: int) -> None:
+    while offset < end:
+        try:
+            copied = os.copy_file_range(source, target, min(end - offset, 1 << 26), offset, offset)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            data = os.pread(source, min(end - offset, 1 << 20), offset)
+            copied = os.pwrite(target, data, offset) if data else 0
+        if copied == 0:
+            return  # the file has been cut meanwhile
+        offset += copied
