@@ -182,6 +182,8 @@ class Daemon:
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
             await flush(self._operations, self.mountpoint, self._device)
+            for file in list(self._operations.written):
+                self._operations.settle_time(file)
             wording = live_commit.Wording(reference, comment, author, changes)
             image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
             self._mount = self._store.mount(self.mount_id)

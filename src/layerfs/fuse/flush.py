@@ -48,6 +48,13 @@ def _sync_mount(mountpoint: str, device: int) -> None:
         if os.fstat(root).st_dev != device:
             raise Conflict(f"{mountpoint} is hidden by another mount: unmount that one first")
         syscalls.syncfs(root)
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Conflict(
+            f"something written to {mountpoint} before could not be stored ({error.strerror}); "
+            f"try again to go on without it"
+        ) from None
     finally:
         os.close(root)
 

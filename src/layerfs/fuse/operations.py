@@ -34,7 +34,8 @@ from layerfs.union.view import Union
 class Operations(pyfuse3.Operations):
     """Answers the kernel's requests from *union*.
 
-    `requests` counts them by name; `writing` holds the files that are open for writing somewhere.
+    `requests` counts them by name; `writing` holds the files that are open for writing somewhere, `written`
+    those whose modification time on disk a delayed write has moved, with the time that the kernel knows.
     """
 
     supports_dot_lookup = False
@@ -47,6 +48,7 @@ class Operations(pyfuse3.Operations):
         self.contents = Contents(union, durable=durable)
         self.requests: dict[str, int] = Counter()
         self.writing: set[File] = set()
+        self.written: dict[File, int] = {}
         if wire.extension is not None:
             wire.extension.set_fallocate(self._on_fallocate)
 
@@ -125,12 +127,13 @@ class Operations(pyfuse3.Operations):
         chown = fields.update_uid or fields.update_gid
         times = fields.update_atime or fields.update_mtime
         mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
-        # A write, and chown(2) that changes nothing, come here with no field that we are told of and take
-        # set-id bits too; the write by whoever may open the file for it, the chown by its owner.
+        # Two things come here with no field that asks for a change: chown(2) that changes nothing, told by
+        # its ctime (sent for regular files alone), and a write that is to take set-id bits or capabilities.
         nothing = not (chown or times or fields.update_size)
-        takes_set_id = chown or nothing or (fields.update_size and ctx.uid != 0)
+        chown_same = nothing and (fields.update_ctime or not (isinstance(node, File) and node.is_regular))
+        takes_set_id = chown or chown_same or ((nothing or fields.update_size) and ctx.uid != 0)
         if mode is None and isinstance(node, File) and takes_set_id:
-            mode = setid.after_change(node.stat(), ctx, needs_owner=nothing and not node.writers)
+            mode = setid.after_change(node.stat(), ctx, needs_owner=chown_same)
         if isinstance(node, File) and times and not (chown or mode or fields.update_size or node.names):
             times = self.union.in_upper(
                 node
@@ -153,6 +156,8 @@ class Operations(pyfuse3.Operations):
                 atime = attr.st_atime_ns if fields.update_atime else None
                 mtime = attr.st_mtime_ns if fields.update_mtime else None
                 attributes.utime(self.union, node, atime, mtime)
+            if isinstance(node, File) and node in self.written:
+                del self.written[node]
         return entry(self.union, node, self.union.stat(node))
 
     @operation
@@ -278,6 +283,17 @@ class Operations(pyfuse3.Operations):
             node.writers -= 1
             if node.writers <= 0:
                 self.writing.discard(node)
+                self.settle_time(node)
+
+    def settle_time(self, node: File) -> None:
+        """Give *node* on disk the modification time that the kernel shows.
+
+        The kernel keeps that time under the writeback cache and sends it where it changed; it writes later
+        than the time that it was written to, which must not show.
+        """
+        mtime = self.written.pop(node, None)
+        if mtime is not None and self.union.in_upper(node):
+            attributes.utime(self.union, node, None, mtime)
 
     @operation
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -290,6 +306,8 @@ class Operations(pyfuse3.Operations):
         """Write to a file: all or, with the errno, as much as fitted."""
         node = self._file(handles.inode_of(fh))
         takes_set_id = wire.extension is not None and wire.extension.takes_set_id()
+        if node not in self.written:
+            self.written[node] = node.stat().st_mtime_ns
         await self.contents.write(node, off, buf)
         if takes_set_id:
             self._drop_set_id(node)

@@ -140,7 +140,7 @@ class CopyUp:
         try:
             for directory, alias in aliases - {(parent, name)}:
                 home = copy_up_directory(union, directory)
-                with _KeptTimes(home):
+                with KeptTimes(home):
                     os.link(
                         self._temporary,
                         alias,
@@ -150,11 +150,12 @@ class CopyUp:
                     )
                 made.append((home, alias))
             home = copy_up_directory(union, parent)
-            with _KeptTimes(home):
+            with KeptTimes(home):
                 os.rename(self._temporary, name, src_dir_fd=work, dst_dir_fd=home.fd())
         except OSError:
             for home, alias in made:
-                os.unlink(alias, dir_fd=home.fd())
+                with KeptTimes(home):
+                    os.unlink(alias, dir_fd=home.fd())
             raise
         self._made = False
         node.place(home, name)
@@ -218,7 +219,7 @@ class FillIn:
         os.close(self._target)
 
 
-class _KeptTimes:
+class KeptTimes:
     """Leaves a directory's times as they were: a copy-up is no change that people made."""
 
     def __init__(self, directory: LayerDir) -> None:
@@ -248,7 +249,7 @@ def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
         assert node.parent is not None
         parent = node.parent.dirs[0]
         source = node.dirs[0].fd()
-        with _KeptTimes(parent):
+        with KeptTimes(parent):
             temporary = make_directory_like(upper, source)
             try:
                 _move_into(upper, temporary, parent, node.name)

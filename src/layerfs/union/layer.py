@@ -116,6 +116,11 @@ class LayerDir:
         self.fd()
         self.pinned = True
 
+    def unpin(self) -> None:
+        """Let the descriptor go again: the directory has kept its name."""
+        self.pinned = False
+        self.layer.directories.add(self)
+
     def close(self) -> None:
         """Close the descriptor, if open; the next `fd` opens the directory again."""
         if self._fd >= 0:

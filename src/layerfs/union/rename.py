@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from layerfs.union import merge, syscalls, xattr
-from layerfs.union.copyup import copy_up, copy_up_directory, make_directory_like, writable_upper
+from layerfs.union.copyup import (
+    KeptTimes,
+    copy_up,
+    copy_up_directory,
+    make_directory_like,
+    writable_upper,
+)
 from layerfs.union.layer import LayerDir
 from layerfs.union.mutate import (
     directory_gone,
@@ -62,15 +70,15 @@ def rename(
         return
     _prepare(union, upper, node, new_parent, new_name)
     if isinstance(target, Directory):
-        target.dirs[0].pin()
-        _empty_upper_part(union, upper, target, new_home)
-    elif target is not None:
-        target.pin_object()
-    _move(union, parent, name, home, new_home, new_name, isinstance(node, Directory))
-    if isinstance(target, Directory):
+        with _out_of_the_way(union, upper, target, new_home):
+            _move(union, parent, name, home, new_home, new_name, is_directory=True)
         directory_gone(union, target)
-    elif target is not None:
-        name_gone(union, target, new_parent, new_name)
+    else:
+        if target is not None:
+            target.pin_object()
+        _move(union, parent, name, home, new_home, new_name, is_directory=isinstance(node, Directory))
+        if target is not None:
+            name_gone(union, target, new_parent, new_name)
     _settle(union, node, parent, name, new_parent, new_name)
 
 
@@ -135,17 +143,34 @@ def _prepare(union: Union, upper: Upper, node: Node, parent: Directory, name: by
         mark_opaque(upper, part.parent.fd(), part.name)
 
 
-def _empty_upper_part(union: Union, upper: Upper, target: Directory, home: LayerDir) -> None:
-    """Replace *target*'s part in the upper, which holds whiteouts, by an empty opaque directory."""
-    part = union.upper_part(target)
-    if part is None or not part.kinds():
-        return
-    temporary = make_directory_like(upper, part.fd())
+@contextmanager
+def _out_of_the_way(union: Union, upper: Upper, target: Directory, home: LayerDir) -> Iterator[None]:
+    """Let something be renamed over the empty *target*; if that fails, *target* is as it was.
+
+    Where its part in the upper holds whiteouts, an empty opaque directory stands in for it meanwhile.
+    """
+    part = target.dirs[0]
+    part.pin()
+    stand_in = None
     try:
-        mark_opaque(upper, upper.work, temporary)
-        upper.exchange(temporary, home.fd(), target.name)
+        if union.upper_part(target) is not None and part.kinds():
+            stand_in = make_directory_like(upper, part.fd())
+            mark_opaque(upper, upper.work, stand_in)
+            with KeptTimes(home):
+                upper.exchange(stand_in, home.fd(), target.name)
+        try:
+            yield
+        except OSError:
+            if stand_in is not None:
+                with KeptTimes(home):
+                    upper.exchange(stand_in, home.fd(), target.name)
+            raise
+    except OSError:
+        part.unpin()
+        raise
     finally:
-        upper.discard(temporary)
+        if stand_in is not None:
+            upper.discard(stand_in)
 
 
 def _move(
@@ -155,6 +180,7 @@ def _move(
     home: LayerDir,
     new_home: LayerDir,
     new_name: bytes,
+    *,
     is_directory: bool,
 ) -> None:
     """Rename within the upper and leave a whiteout behind where a lower layer has the old name."""
