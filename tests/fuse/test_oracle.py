@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.fuse.oracle.budget import Budget, Enough
@@ -52,6 +52,9 @@ def test_does_what_the_kernel_does() -> None:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
-    with suppress(Enough):
+    try:
         run_state_machine_as_test(Run, settings=profile)
+    except (Enough, Flaky):  # an end in an example that begins like an earlier one looks flaky to Hypothesis
+        if not Run.budget.spent:
+            raise
     assert Run.budget.done

@@ -24,8 +24,13 @@ class Budget:
         """Count a step."""
         self.done += 1
 
-    def check(self) -> None:
-        """Raise `Enough` when no more examples are to be run."""
+    @property
+    def spent(self) -> bool:
+        """Whether no more examples are to be run."""
         late = self.seconds is not None and time.monotonic() - self._began >= self.seconds
-        if not self.failed and (late or (self.steps is not None and self.done >= self.steps)):
+        return not self.failed and (late or (self.steps is not None and self.done >= self.steps))
+
+    def check(self) -> None:
+        """Raise `Enough` when the budget is spent."""
+        if self.spent:
             raise Enough
