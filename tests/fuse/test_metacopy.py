@@ -131,6 +131,18 @@ def test_what_the_kernel_wrote(big: Stack) -> None:
     assert stat.S_IMODE((mnt / "kernels").stat().st_mode) == 0o604
 
 
+def test_what_the_kernel_renamed_in_its_directory_may_move_on(big: Stack) -> None:
+    with kernel(big) as merged:
+        (merged / "d/big").chmod(0o604)
+        (merged / "d/big").rename(merged / "d/near")  # the kernel notes the name alone
+    wanted = (big.bottom / "d/big").read_bytes()
+    mnt = big.mount(*ON)
+    os.link(mnt / "d/near", mnt / "linked")
+    (mnt / "d/near").rename(mnt / "far")
+    big.remount()
+    assert (mnt / "linked").read_bytes() == (mnt / "far").read_bytes() == wanted
+
+
 def test_off_unless_asked_for(big: Stack) -> None:
     mnt = big.mount()
     (mnt / "d/big").chmod(0o600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,11 @@ def test_files_made_without_a_name_are_not_offered(mnt: Path) -> None:
 def test_the_space_comes_back(mnt: Path, stack: Stack) -> None:
     def backing() -> list[str]:
         fds = f"/proc/{stack.layerfs.pid(stack.name)}/fd"
-        return [target for fd in os.listdir(fds) if "(deleted)" in (target := os.readlink(f"{fds}/{fd}"))]
+        targets = []
+        for fd in os.listdir(fds):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                targets.append(os.readlink(f"{fds}/{fd}"))
+        return [target for target in targets if "(deleted)" in target]
 
     fd = os.open(mnt / "file", os.O_RDWR | os.O_CREAT)
     os.write(fd, bytes(1 << 20))

@@ -126,18 +126,9 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         chown = fields.update_uid or fields.update_gid
         times = fields.update_atime or fields.update_mtime
-        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
-        # Two things come here with no field that asks for a change: chown(2) that changes nothing, told by
-        # its ctime (sent for regular files alone), and a write that is to take set-id bits or capabilities.
-        nothing = not (chown or times or fields.update_size)
-        chown_same = nothing and (fields.update_ctime or not (isinstance(node, File) and node.is_regular))
-        takes_set_id = chown or chown_same or ((nothing or fields.update_size) and ctx.uid != 0)
-        if mode is None and isinstance(node, File) and takes_set_id:
-            mode = setid.after_change(node.stat(), ctx, needs_owner=chown_same)
-        if isinstance(node, File) and times and not (chown or mode or fields.update_size or node.names):
-            times = self.union.in_upper(
-                node
-            )  # the kernel's last word on a file that was removed: no copy for it
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else self._mode_left(node, fields, ctx)
+        if times and not (chown or mode is not None or fields.update_size) and self._is_lost(node):
+            times = False  # the kernel's last word on a removed file: no reason to copy it up
         if chown or times or mode is not None or fields.update_size:
             if fields.update_size:
                 await self.contents.copy_up(node, attr.st_size)
@@ -156,9 +147,30 @@ class Operations(pyfuse3.Operations):
                 atime = attr.st_atime_ns if fields.update_atime else None
                 mtime = attr.st_mtime_ns if fields.update_mtime else None
                 attributes.utime(self.union, node, atime, mtime)
-            if isinstance(node, File) and node in self.written:
-                del self.written[node]
+            if fields.update_mtime and isinstance(node, File):
+                self.written.pop(node, None)
         return entry(self.union, node, self.union.stat(node))
+
+    def _mode_left(
+        self, node: Node, fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext
+    ) -> int | None:
+        """Return the permissions that a change leaves where it takes set-id bits; None where it does not.
+
+        Two things come with no field that asks for a change: chown(2) that changes nothing, told by its
+        ctime (sent for regular files alone), and a write that is to take set-id bits or capabilities.
+        """
+        if isinstance(node, Directory):
+            return None
+        chown = fields.update_uid or fields.update_gid
+        nothing = not (chown or fields.update_atime or fields.update_mtime or fields.update_size)
+        chown_same = nothing and (fields.update_ctime or not node.is_regular)
+        if chown or chown_same or ((nothing or fields.update_size) and ctx.uid != 0):
+            return setid.after_change(node.stat(), ctx, needs_owner=chown_same)
+        return None
+
+    def _is_lost(self, node: Node) -> bool:
+        """Tell whether *node* is a lower file that has been removed: it will never be seen again."""
+        return isinstance(node, File) and not node.names and not self.union.in_upper(node)
 
     @operation
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> bytes:

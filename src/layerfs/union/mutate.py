@@ -245,12 +245,18 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
 
 
 def mark_contents(union: Union, upper: Upper, node: File) -> None:
-    """Note on disk where the contents are of a file that has only metadata in the upper: its name changes."""
+    """Note on disk where the contents are of a file that has only metadata in the upper: its name changes.
+
+    What is noted already holds if it is a path; a name alone would hold in its own directory only.
+    """
     parent, name = node.names[0]
-    path = lower_path(union, parent).rstrip(b"/") + b"/" + name
-    with suppress(FileExistsError):  # it has been renamed before, and what is noted holds
-        target, follow = node.path()
-        os.setxattr(target, upper.prefix + xattr.REDIRECT, path, os.XATTR_CREATE, follow_symlinks=follow)
+    target, follow = node.path()
+    noted = None
+    with suppress(OSError):
+        noted = os.getxattr(target, upper.prefix + xattr.REDIRECT, follow_symlinks=follow)
+    if noted is None or not noted.startswith(b"/"):
+        path = lower_path(union, parent).rstrip(b"/") + b"/" + (noted or name)
+        os.setxattr(target, upper.prefix + xattr.REDIRECT, path, follow_symlinks=follow)
 
 
 def lower_path(union: Union, node: Directory) -> bytes:
