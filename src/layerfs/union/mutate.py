@@ -185,10 +185,10 @@ def _room_for(union: Union, parent: Directory, name: bytes) -> tuple[Upper, Laye
     """Return the upper, *parent*'s part in it, and whether a whiteout stands at *name*; EEXIST if taken."""
     upper = writable_upper(union)
     home = copy_up_directory(union, parent)
-    over = home.kind(name) == WHITEOUT
-    if not over and merge.exists(parent.dirs, name):
+    kind = home.kind(name)
+    if merge.exists(union.lower_parts(parent), name) if kind is None else kind != WHITEOUT:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-    return upper, home, over
+    return upper, home, kind == WHITEOUT
 
 
 def _give(
