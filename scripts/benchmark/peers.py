@@ -87,8 +87,8 @@ PEERS: dict[str, Callable[[Stack], None]] = {
     "bare": copy_bare,
 }
 FILESYSTEMS = ("layerfs", "overlay", "fuse-overlayfs")
-DEFAULT_PEERS = (*FILESYSTEMS, "buildah")
-ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah mounts nothing here: it only commits
+DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "umoci")
+ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah and umoci mount nothing here
 
 
 def unmount(directory: Path) -> None:

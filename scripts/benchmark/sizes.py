@@ -31,6 +31,7 @@ class Sizes:
     commit_many: int = 100_000
     large: int = 1024
     huge: int = 4096
+    image: int = 200
 
     def scaled(self, factor: float) -> Sizes:
         """Return these sizes times *factor*, none below 1."""

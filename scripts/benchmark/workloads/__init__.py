@@ -9,6 +9,7 @@ from . import (  # noqa: I001  (the report's order)
     real_work,
     life,
     commit,
+    images,
     fairness,
 )
 
@@ -17,6 +18,7 @@ __all__ = [
     "commit",
     "depth",
     "fairness",
+    "images",
     "life",
     "metadata",
     "parallel",

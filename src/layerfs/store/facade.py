@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from layerfs.store import commit, events, images, layers, mounts, removal
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
 from layerfs.store.references import normalize
+
+if TYPE_CHECKING:
+    from layerfs.store.scratch import Scratch
+    from layerfs.store.usage import Usage
 
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
 
@@ -29,6 +34,11 @@ class Store:
     def __init__(self, root: Path, *, create: bool = True) -> None:
         self._db = Database(root, create=create)
         self.root = self._db.root
+
+    @property
+    def database(self) -> Database:
+        """The database, for the rooms that load and save images."""
+        return self._db
 
     def close(self) -> None:
         """Close the database; closing twice is fine."""
@@ -130,6 +140,45 @@ class Store:
 
         return import_image(self._db, source, reference, message=message, changes=changes, progress=progress)
 
+    # Room
+
+    def usage(self) -> Usage:
+        """Return what is in the store, what its bytes are for, and what could be freed; see `layer_size`."""
+        from layerfs.store.usage import usage
+
+        return usage(self._db)
+
+    def prune_images(
+        self, *, tagged: bool, wanted: Callable[[Image], bool] = lambda image: True
+    ) -> tuple[list[Removal], int]:
+        """Remove the images, of those *wanted*, that no mount was made from and no other image.
+
+        Those that have a name go only if *tagged*. Returns what went, in order, and the bytes it freed.
+        """
+        from layerfs.store.prune import prune_images
+
+        return prune_images(self._db, tagged=tagged, wanted=wanted)
+
+    def prune_mounts(
+        self, *, wanted: Callable[[Mount], bool] = lambda mount: True
+    ) -> tuple[list[Mount], int]:
+        """Remove the mounts, of those *wanted*, that no daemon runs, and what was written to them.
+
+        Returns those that went, and the bytes it freed.
+        """
+        from layerfs.store.prune import prune_mounts
+
+        return prune_mounts(self._db, wanted=wanted)
+
+    def scratch(self) -> AbstractContextManager[Scratch]:
+        """Return a context manager that makes a directory in the store, and removes it at its end.
+
+        Should this process be killed, `recover` removes it, once no program holds its lock any more.
+        """
+        from layerfs.store.scratch import scratch
+
+        return scratch(self._db)
+
     # Mounts
 
     def mount(self, reference: str) -> Mount:
@@ -149,10 +198,12 @@ class Store:
         writable: bool = True,
         external_upper: tuple[Path, Path] | None = None,
         options: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         ephemeral: bool = False,
     ) -> Mount:
         """Make a mount of *image*, or of *layers* (ids, bottom first), and, if *writable*, its upper.
 
+        Its configuration is the image's, or *config*, and is what a commit starts from.
         The upper's root gets owner, mode, attributes and times of the root of the topmost layer.
         *external_upper* are directories that serve as the upper and for its work instead. Raises `Conflict`
         for a name or upper in use, `BadRequest` for a bad name or directory, `NotFound`.
@@ -165,8 +216,13 @@ class Store:
             writable=writable,
             external_upper=external_upper,
             options=dict(options or {}),
+            config=config,
             ephemeral=ephemeral,
         )
+
+    def update_container(self, mount_id: str, action: str, **values: Any) -> None:
+        """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+        mounts.update_container(self._db, mount_id, action, values)
 
     def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
         """Note where a mount is mounted, and since when (aware); raises `NotFound`."""

@@ -31,18 +31,22 @@ def insert(
 ) -> Image:
     """Write the row of a new image and return it; part of a transaction.
 
-    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of.
+    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of. What it was
+    made from says for which platform it is; without a parent it is for this machine's.
     """
     created = now()
     machine = platform.machine()
-    architecture = _GO_MACHINES.get(machine, machine)
+    architecture, system = _GO_MACHINES.get(machine, machine), "linux"
+    if parent is not None:
+        query = "SELECT architecture, os FROM images WHERE id = ?"
+        architecture, system = db.execute(query, (parent,)).fetchone()
     columns: dict[str, Value] = {
         "architecture": architecture,
         "author": author,
         "comment": comment,
         "config": canonical_json(config),
         "created": created,
-        "os": "linux",
+        "os": system,
         "parent": parent,
         "step": step,
     }
@@ -61,7 +65,7 @@ def insert(
         comment=comment,
         parent=parent,
         architecture=architecture,
-        os="linux",
+        os=system,
         tags=(),
     )
 
@@ -119,7 +123,9 @@ def history(db: Database, image: Image) -> list[HistoryRow]:
         if top is None:
             raise NotFound(f"no such image: {image.id}")
         steps = with_ids(db, str(top))
-        ends = [_image_at(db, step) for step, _ in steps[:-1]] + [(image.id, image.tags)]
+        made_from = _ancestors(db, image)
+        ends = [made_from.get(step, ("<missing>", ())) for step, _ in steps[:-1]]
+        ends.append((image.id, image.tags))
     rows = [
         HistoryRow(
             image_id,
@@ -134,10 +140,15 @@ def history(db: Database, image: Image) -> list[HistoryRow]:
     return rows[::-1]
 
 
-def _image_at(db: Database, step: str) -> tuple[str, tuple[str, ...]]:
-    """Return the id and the tags of the image that ends with *step*."""
-    image_id = db.scalar("SELECT id FROM images WHERE step = ? ORDER BY created LIMIT 1", (step,))
-    return (str(image_id), _tags(db, str(image_id))) if image_id is not None else ("<missing>", ())
+def _ancestors(db: Database, image: Image) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return id and tags of the images that *image* was made from here, by the step that each ends with."""
+    found = {}
+    parent: Value = image.parent
+    while parent is not None:
+        step, above = db.execute("SELECT step, parent FROM images WHERE id = ?", (parent,)).fetchone()
+        found[step] = (str(parent), _tags(db, str(parent)))
+        parent = above
+    return found
 
 
 def size(db: Database, image: Image) -> int:

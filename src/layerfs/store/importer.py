@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NoSpace, from_os_error
-from layerfs.store import dockerfile, events, images, layers, settle, stacks, tar
+from layerfs.store import dockerfile, events, images, layers, settle, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from layerfs.store.references import normalize
+from layerfs.store.streams import Ahead, Feed, Read, decompressed
+from layerfs.store.tar import Reader
+from layerfs.store.unpack import Unpacker
 
 Progress = Callable[[int], None]
 """Called now and then with the number of bytes done so far."""
@@ -39,9 +42,9 @@ def import_image(
     layer_id = layers.begin(db, "fs")
     own = layers.directory(db, layer_id)
     try:
-        _fill(own / "fs", source, layer_id, report)
+        digests = _fill(own / "fs", source, layer_id, report)
         size = layers.measure(own / "fs")
-        settle.bring_to_rest(own / "fs", own)
+        settle.bring_to_rest(own / "fs", own, digests)
         with db.transaction():
             layers.insert(db, layer_id, "sealed", size=size)
             entry = HistoryEntry(to_datetime(now()), f"Imported from {called}", "", message, False, layer_id)
@@ -78,14 +81,38 @@ def _check_source(db: Database, source: Path) -> None:
         raise BadRequest(f"cannot import {source}: it contains the store {db.root}; move one of them")
 
 
-def _fill(tree: Path, source: Path | BinaryIO, layer_id: str, report: Progress) -> None:
+def _fill(tree: Path, source: Path | BinaryIO, layer_id: str, report: Progress) -> dict[int, str]:
+    """Write *source* into *tree*; return the XXH3-128 of files by inode number, as far as they are known."""
     if not isinstance(source, Path):
-        tar.unpack(source, tree, report)
-    elif source.is_dir():
+        return _unpack(nullcontext(decompressed(_counted(source, report), more=True)), tree)
+    if source.is_dir():
         _copy(source, tree, layers.held(layer_id), report)
-    else:
-        with source.open("rb") as archive:
-            tar.unpack(archive, tree, report)
+        return {}
+    with source.open("rb") as archive:
+        return _unpack(Ahead(decompressed(_counted(archive, report), more=True)), tree)
+
+
+def _unpack(stream: AbstractContextManager[Iterator[bytes]], tree: Path) -> dict[int, str]:
+    """Unpack an archive; what may never end, a pipe, is not to be read ahead of the first error."""
+    with stream as pieces, Unpacker(tree) as unpacker:
+        reader = Reader(Feed(pieces))
+        for member in reader:
+            unpacker.add(member, reader)
+        unpacker.finish()
+        return unpacker.digests
+
+
+def _counted(stream: BinaryIO, report: Progress) -> Read:
+    done = 0
+
+    def read(size: int) -> bytes:
+        nonlocal done
+        data = stream.read(size)
+        done += len(data)
+        report(done)
+        return data
+
+    return read
 
 
 def _copy(source: Path, tree: Path, lock: int | None, report: Progress) -> None:

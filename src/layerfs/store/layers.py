@@ -24,6 +24,7 @@ from layerfs.store.system import remove_trees, walk
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
 
+_COLUMNS = "id, state, path, work, created, size, manifest_done, diff_id"
 _locks: dict[str, int] = {}
 """Descriptors that hold the locks of the layers that this process is making."""
 
@@ -35,7 +36,7 @@ def directory(db: Database, layer_id: str) -> Path:
 
 def get(db: Database, layer_id: str) -> Layer:
     """Return the layer with exactly this id; raises `NotFound`."""
-    row = db.execute("SELECT * FROM layers WHERE id = ?", (layer_id,)).fetchone()
+    row = db.execute(f"SELECT {_COLUMNS} FROM layers WHERE id = ?", (layer_id,)).fetchone()
     if row is None:
         raise NotFound(f"no such layer: {layer_id}")
     return _from_row(db, row)
@@ -48,7 +49,7 @@ def get_all(db: Database, layer_ids: Sequence[str]) -> list[Layer]:
 
 def every(db: Database) -> list[Layer]:
     """Return all layers that the store has rows of."""
-    return [_from_row(db, row) for row in db.execute("SELECT * FROM layers ORDER BY created")]
+    return [_from_row(db, row) for row in db.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY created")]
 
 
 def insert(db: Database, layer_id: str, state: LayerState, *, size: int | None = None) -> None:
@@ -245,10 +246,10 @@ def measure_once(db: Database, layer: Layer) -> int:
 
 
 def _from_row(db: Database, row: sqlite3.Row) -> Layer:
-    layer_id, state, path, work, created, size, manifest_done = row
+    layer_id, state, path, work, created, size, manifest_done, diff_id = row
     own = directory(db, layer_id)
     if path is not None:
         tree, workdir = Path(os.fsdecode(path)), Path(os.fsdecode(work)) if work else None
     else:
         tree, workdir = own / "fs", own / "work" if state == "active" else None
-    return Layer(layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done))
+    return Layer(layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done), diff_id)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,9 +62,12 @@ class Record(NamedTuple):
         return " ".join(fields).encode("ascii") + b"\n"
 
 
-def records(tree: Path) -> Iterator[Record]:
-    """Yield the record of each path in *tree*, reading all files; raises `OSError`."""
-    digests: dict[int, str] = {}  # of files with several links
+def records(tree: Path, digests: dict[int, str] | None = None) -> Iterator[Record]:
+    """Yield the record of each path in *tree*; raises `OSError`.
+
+    Files are read, but for those whose XXH3-128 is in *digests*, by inode number.
+    """
+    digests = dict(digests or {})  # and those of files with several links
     root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for path, status in walk(root):
@@ -108,17 +111,41 @@ def _digest(root: int, path: bytes) -> str:
         os.close(fd)
 
 
-def write(tree: Path, file: Path) -> None:
+def write(tree: Path, file: Path, digests: dict[int, str] | None = None) -> None:
     """Write the manifest of *tree* to *file*, which appears whole and on disk or not at all.
 
-    Raises `OSError`.
+    *digests* are known already: see `records`. Raises `OSError`.
     """
+    _write(records(tree, digests), file)
+
+
+def renew(tree: Path, file: Path, paths: Collection[bytes]) -> None:
+    """Write the manifest *file* again, with the directories *paths* of *tree* as they are now.
+
+    Raises `OSError`, and `Damaged` for the manifest.
+    """
+    root = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _write(
+            (
+                _record(root, record.path, os.stat(record.path, dir_fd=root), {})
+                if record.path in paths
+                else record
+                for record in read(file)
+            ),
+            file,
+        )
+    finally:
+        os.close(root)
+
+
+def _write(lines: Iterable[Record], file: Path) -> None:
     unfinished = file.with_name(file.name + ".tmp")
     digest = xxhash.xxh3_128(HEADER)
     count = 0
     with unfinished.open("wb") as out:
         out.write(HEADER)
-        for count, record in enumerate(records(tree), 1):  # noqa: B007
+        for count, record in enumerate(lines, 1):  # noqa: B007
             line = record.line()
             digest.update(line)
             out.write(line)

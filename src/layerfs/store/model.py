@@ -50,6 +50,8 @@ class Layer:
     size: int | None
     """Bytes of regular files, hard links counted once; None until measured."""
     manifest_done: bool
+    diff_id: str | None = None
+    """The digest of its tar archive (`sha256:...`), once it has come in or gone out as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,12 @@ class Mount:
     """Since when it is mounted; None when it was unmounted in an orderly way."""
     ephemeral: bool
     """Nobody named it: it goes when it is unmounted."""
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """What is known of the container that runs in it; empty for a mount that is none."""
+        found: dict[str, Any] = self.options.get("container") or {}
+        return found
 
 
 @dataclass(frozen=True, slots=True)

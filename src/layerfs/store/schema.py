@@ -85,4 +85,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT
         """,
     ),
+    (  # images that come in and go out: see on-disk-format.md, "Images of elsewhere"
+        "ALTER TABLE layers ADD COLUMN diff_id TEXT",  # digest of the layer's tar archive, once known
+        "ALTER TABLE layers ADD COLUMN chain_id TEXT",  # digest of the archives of it and all below it
+        "ALTER TABLE layers ADD COLUMN alone INTEGER NOT NULL DEFAULT 0",  # 1: the tree needs none below it
+        "CREATE INDEX layers_diff_id ON layers (diff_id)",
+        "CREATE INDEX layers_chain_id ON layers (chain_id)",
+        "ALTER TABLE images ADD COLUMN digest TEXT",  # SHA-256 of the document
+        "ALTER TABLE images ADD COLUMN document BLOB",  # the OCI image configuration, once it is known
+        "CREATE INDEX images_digest ON images (digest)",
+    ),
 )

@@ -50,9 +50,12 @@ def settle(db: Database, layer_id: str) -> Layer:
     return layers.get(db, layer_id)
 
 
-def bring_to_rest(tree: Path, directory: Path) -> None:
-    """Write the manifest of *tree* into a layer's *directory* and all of it to disk; raises `OSError`."""
-    manifest.write(tree, directory / "manifest")
+def bring_to_rest(tree: Path, directory: Path, digests: dict[int, str] | None = None) -> None:
+    """Write the manifest of *tree* into a layer's *directory* and all of it to disk; raises `OSError`.
+
+    *digests* are known already: see `manifest.records`.
+    """
+    manifest.write(tree, directory / "manifest", digests)
     for path in (tree, directory):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

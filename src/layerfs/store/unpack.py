@@ -8,52 +8,62 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal
+from typing import Protocol
+
+import xxhash
 
 from layerfs.errors import BadRequest
-from layerfs.store.system import PRIVATE_XATTRS
+from layerfs.store.directories import NEW_FILE, Directories, NoDirectory, Parts, is_real_root
+from layerfs.store.holes import parts_with_data
+from layerfs.store.limits import Limits
+from layerfs.store.system import remove_trees
+from layerfs.store.tar import Member
 from layerfs.union import whiteout, xattr
 
-Kind = Literal["file", "directory", "symlink", "link", "character", "block", "fifo"]
-Parts = tuple[bytes, ...]
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_TYPES = {"character": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 _CHUNK = 1 << 20
+_LONGEST = 4095
+"""Bytes of a path that the system takes (PATH_MAX)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One thing to be written, as the archive describes it."""
+_UNSAID = Member(b"", "directory", 0o755, 0, 0, 0)
+"""What a directory is of which nobody says anything."""
 
-    name: bytes
-    kind: Kind
-    mode: int
-    uid: int
-    gid: int
-    mtime_ns: int
-    xattrs: dict[str, bytes]
-    target: bytes = b""
-    """Of a symlink or hard link."""
-    device: int = 0
-    size: int = 0
-    extents: Sequence[tuple[int, int]] | None = None
-    """Offset and length of what a sparse file holds."""
+
+class Content(Protocol):
+    """What a member holds: `tar.Reader` is one."""
+
+    def some(self, size: int) -> memoryview:
+        """Return between one and *size* bytes; none only at the end."""
 
 
 class Unpacker:
-    """Writes members into the empty directory *tree*; a context manager, ended by `finish`."""
+    """Writes members into the empty directory *tree*; a context manager, ended by `finish`.
 
-    def __init__(self, tree: Path) -> None:
-        self._root = os.open(tree, _DIRECTORY)
-        self._parent: tuple[Parts, int] | None = None  # the directory written to last
-        self._directories: dict[Parts, Member] = {}  # whose attributes are set at the end
-        self._is_root = os.geteuid() == 0
+    `size` and `files` count what was in the archive so far, `digests` has the XXH3-128 of each file by
+    inode number, `replaced` tells whether later members took the place of files, `left_out` counts device
+    nodes that an ordinary user cannot make.
+    """
+
+    def __init__(self, tree: Path, limits: Limits = Limits()) -> None:  # noqa: B008 (it is frozen)
+        self._tree = tree
+        self._directories = Directories(tree)
+        self._members: dict[Parts, Member] = {}  # directories, whose attributes are set at the end
+        self._opaque: set[Parts] = set()
+        self._deleted: set[Parts] = set()
+        self._limits = limits
+        self._is_root = is_real_root()
+        self._user = os.geteuid(), os.getegid()
+        self._prefix = xattr.writable_prefix(self._directories.root)
+        self.size = 0
+        self.files = 0
+        self.digests: dict[int, str] = {}
+        self.replaced = False
+        self.left_out = 0
 
     def __enter__(self) -> Unpacker:
         """Return the unpacker."""
@@ -63,76 +73,104 @@ class Unpacker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the directories."""
-        self._forget_parent()
-        os.close(self._root)
+        self._directories.close()
 
-    def add(self, member: Member, content: BinaryIO) -> None:
-        """Write one member, in place of what has the same name.
+    def add(self, member: Member, content: Content) -> bool:
+        """Write one member, in place of what has the same name; tell whether its content was written.
 
         *content* is read for a file: its extents follow each other there, without the holes.
 
         Raises `BadRequest` for a member that leaves the tree or makes no sense in it, and `OSError`.
         """
         parts = _parts(member.name)
+        self.files += 1
+        self.size += member.size
+        self._limits.check(self.size, self.files + len(self._directories.made))
         try:
             if not parts:
-                if member.kind == "directory":
-                    self._directories[()] = member
-                return
-            parent = self._open_parent(parts)
+                if member.kind != "directory":
+                    raise refused(member.name, "the root of a layer is a directory")
+                self._members[()] = member
+                return False
+            if self._deleted:
+                self._bring_back(parts)
             if parts[-1].startswith(whiteout.AUFS_PREFIX):
-                self._white_out(parent, parts)
-                return
+                with suppress(NoDirectory):  # what stands there instead hides what is below anyway
+                    self._white_out(parts, member)
+                return False
+            parent = self._directories.open(parts[:-1], create=True)
             try:
-                self._create(parent, parts, member, content)
+                return self._create(parent, parts, member, content)
             except FileExistsError:
                 if self._clear(parent, parts, member):
-                    self._create(parent, parts, member, content)
+                    return self._create(parent, parts, member, content)
+                return False
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise refused(member.name, "a name in its path is longer than 255 bytes") from None
             error.filename = member.name
             raise
 
     def finish(self) -> None:
         """Give the directories their attributes, which writing into them would have changed."""
-        self._forget_parent()
-        for parts in sorted(self._directories, key=len, reverse=True):
-            fd = self._open(parts, create=False)
-            try:
-                self._set_attributes(fd, self._directories[parts])
-            finally:
-                os.close(fd)
+        self._limits.check(self.size, self.files + len(self._directories.made))
+        for parts in self._opaque:
+            whiteout.set_opaque(self._directories.open(parts, create=False), self._prefix)
+        for parts in sorted({*self._members, *self._unsaid()}, reverse=True):
+            fd = self._directories.open(parts, create=False)
+            self._set_attributes(fd, self._members.get(parts, _UNSAID))
 
-    def _create(self, parent: int, parts: Parts, member: Member, content: BinaryIO) -> None:
+    def inheriting(self) -> list[bytes]:
+        """Return the directories of which the archive says nothing: they are as they were below."""
+        return [
+            b"/".join(parts) or b"."
+            for parts in self._unsaid()
+            if not any(parts[:depth] in self._opaque for depth in range(len(parts) + 1))
+        ]
+
+    def _unsaid(self) -> list[Parts]:
+        return sorted({(), *self._directories.made} - self._members.keys())
+
+    def _create(self, parent: int, parts: Parts, member: Member, content: Content) -> bool:
         name = parts[-1]
-        if member.kind == "directory":
-            os.mkdir(name, 0o700, dir_fd=parent)
-            self._directories[parts] = member
-        elif member.kind == "file":
-            fd = os.open(name, _NEW_FILE, 0o600, dir_fd=parent)
+        if member.kind == "file":
+            fd = os.open(name, NEW_FILE, 0o600, dir_fd=parent)
             try:
-                _write(fd, member, content)
+                self._write(fd, member, content)
                 self._set_attributes(fd, member)
             finally:
                 os.close(fd)
+            return True
+        if member.kind == "directory":
+            os.mkdir(name, 0o700, dir_fd=parent)
+            self._members[parts] = member
         elif member.kind == "link":
             self._link(parent, name, member)
         elif member.kind == "symlink":
             os.symlink(member.target, name, dir_fd=parent)
             self._set_attributes_at(parent, name, member)
         else:
-            types = {"character": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
-            os.mknod(name, types[member.kind] | 0o600, member.device, dir_fd=parent)
+            self._make_node(parent, name, member)
+        return False
+
+    def _make_node(self, parent: int, name: bytes, member: Member) -> None:
+        if member.major >= 1 << 12 or member.minor >= 1 << 20:
+            raise refused(member.name, "there are no devices of such numbers")
+        try:
+            device = os.makedev(member.major, member.minor)
+            os.mknod(name, _TYPES[member.kind] | 0o600, device, dir_fd=parent)
+        except PermissionError:
+            if self._is_root or member.kind == "fifo":
+                raise
+            self.left_out += 1
+        else:
             self._set_attributes_at(parent, name, member)
 
     def _link(self, parent: int, name: bytes, member: Member) -> None:
         target = _parts(member.target)
+        missing = refused(member.name, f"it is a link to {_shown(member.target)}, which is not there")
         try:
-            directory = self._open(target[:-1], create=False)
-        except FileNotFoundError:
-            raise _refused(
-                member.name, f"it is a link to {_shown(member.target)}, which is not there"
-            ) from None
-        try:
+            directory = self._directories.open(target[:-1], create=False)
             os.link(
                 target[-1] if target else b".",
                 name,
@@ -141,134 +179,181 @@ class Unpacker:
                 follow_symlinks=False,
             )
         except FileNotFoundError:
-            raise _refused(
-                member.name, f"it is a link to {_shown(member.target)}, which is not there"
-            ) from None
-        finally:
-            os.close(directory)
+            raise missing from None
+        except PermissionError:  # as link(2) answers for directories
+            if os.fsdecode(name) in os.listdir(parent):
+                raise FileExistsError from None
+            raise refused(member.name, f"it is a link to {_shown(member.target)}, a directory") from None
 
     def _clear(self, parent: int, parts: Parts, member: Member) -> bool:
         """Make room for *member*; False when it is a directory that is there already."""
         name = parts[-1]
-        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
             if member.kind == "link" and _parts(member.target) == parts:
-                raise _refused(member.name, "it is a link to itself")
+                raise refused(member.name, "it is a link to itself")
             os.unlink(name, dir_fd=parent)
+            if parts in self._deleted:
+                self._deleted.discard(parts)
+                if (
+                    member.kind == "directory"
+                ):  # what the layers below have of that name is deleted all the same
+                    self._opaque.add(parts)
+            self.replaced |= stat.S_ISREG(status.st_mode)
             return True
         if member.kind == "directory":
-            self._directories[parts] = member
+            self._members[parts] = member
             return False
+        self._remove(parent, parts)
+        return True
+
+    def _remove(self, parent: int, parts: Parts) -> None:
+        """Remove a directory and all in it, for something else of that name."""
         try:
-            os.rmdir(name, dir_fd=parent)
+            os.rmdir(parts[-1], dir_fd=parent)
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            raise _refused(member.name, "it replaces a directory that has entries") from None
-        self._directories.pop(parts, None)
-        return True
+            remove_trees(self._tree / os.fsdecode(b"/".join(parts)))
+            self.replaced = True
+        self._directories.forget(parts)
+        gone = [path for path in self._members if path[: len(parts)] == parts]
+        for path in gone:
+            del self._members[path]
+        for paths in (self._directories.made, self._opaque, self._deleted):
+            paths -= {path for path in paths if path[: len(parts)] == parts}
 
-    def _white_out(self, parent: int, parts: Parts) -> None:
+    def _bring_back(self, parts: Parts) -> None:
+        """Make directories above *parts* that the archive deletes, but then puts something into."""
+        for depth in range(1, len(parts)):
+            above = parts[:depth]
+            if above in self._deleted:
+                parent = self._directories.open(above[:-1], create=False)
+                os.unlink(above[-1], dir_fd=parent)
+                os.mkdir(above[-1], 0o700, dir_fd=parent)
+                self._directories.made.add(above)
+                self._deleted.discard(above)
+                self._opaque.add(above)
+
+    def _white_out(self, parts: Parts, member: Member) -> None:
         name = parts[-1]
+        parent = self._directories.open(parts[:-1], create=True)
         if name == whiteout.AUFS_OPAQUE:
-            whiteout.set_opaque(parent, xattr.writable_prefix(self._root))
+            self._opaque.add(parts[:-1])
             return
         if name.startswith(whiteout.AUFS_PREFIX * 2):
             return  # AUFS' own housekeeping
         deleted = name.removeprefix(whiteout.AUFS_PREFIX)
         if deleted in (b"", b".", b".."):
-            raise _refused(b"/".join(parts), "it is a whiteout of nothing")
-        with suppress(FileExistsError):  # then the layer has something of that name, which counts
+            raise refused(member.name, "it is a whiteout of nothing")
+        place = (*parts[:-1], deleted)
+        try:
             whiteout.make_whiteout(parent, deleted)
+            self._deleted.add(place)
+        except FileExistsError:  # then the layer has something of that name, which counts
+            if stat.S_ISDIR(os.stat(deleted, dir_fd=parent, follow_symlinks=False).st_mode):
+                self._opaque.add(place)
 
-    def _open_parent(self, parts: Parts) -> int:
-        if self._parent is None or self._parent[0] != parts[:-1]:
-            fd = self._open(parts[:-1], create=True)
-            self._forget_parent()
-            self._parent = parts[:-1], fd
-        return self._parent[1]
-
-    def _forget_parent(self) -> None:
-        if self._parent is not None:
-            os.close(self._parent[1])
-            self._parent = None
-
-    def _open(self, parts: Parts, *, create: bool) -> int:
-        """Open a directory of the tree, making it and those above it where they are missing."""
-        fd = os.open(b".", _DIRECTORY, dir_fd=self._root)
-        for depth, name in enumerate(parts, 1):
-            try:
-                if create:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, 0o755, dir_fd=fd)
-                below = os.open(name, _DIRECTORY, dir_fd=fd)
-            except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                    raise
-                where = _shown(b"/".join(parts[:depth]))
-                raise _refused(b"/".join(parts), f"{where} is a link or file, not a directory") from None
-            finally:
-                os.close(fd)
-            fd = below
-        return fd
+    def _write(self, fd: int, member: Member, content: Content) -> None:
+        """Write a file's content, leaving holes where there are blocks of zeros."""
+        digest = xxhash.xxh3_128()
+        end = written = 0
+        for offset, length in member.extents if member.extents is not None else [(0, member.size)]:
+            _hash_zeros(digest, offset - end)
+            end = offset + length
+            while offset < end:
+                piece = content.some(min(end - offset, _CHUNK))
+                digest.update(piece)
+                for start, stop in parts_with_data(piece, offset):
+                    _write_all(fd, piece[start:stop], offset + start)
+                    written = offset + stop
+                offset += len(piece)
+        _hash_zeros(digest, member.size - end)
+        if written < member.size:
+            os.ftruncate(fd, member.size)
+        self.digests[os.fstat(fd).st_ino] = digest.hexdigest()
 
     def _set_attributes(self, fd: int, member: Member) -> None:
-        self._allowed(lambda: os.chown(fd, member.uid, member.gid))
-        os.chmod(fd, member.mode)  # after chown(2), which clears the set-id bits
+        mode = self._owned(member, lambda: os.fchown(fd, member.uid, member.gid))
+        os.fchmod(fd, mode)  # after chown(2), which clears the set-id bits
         for name, value in member.xattrs.items():
             self._set_xattr(fd, name, value)
         os.utime(fd, ns=(member.mtime_ns, member.mtime_ns))
 
     def _set_attributes_at(self, parent: int, name: bytes, member: Member) -> None:
-        self._allowed(lambda: os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False))
+        mode = self._owned(
+            member, lambda: os.chown(name, member.uid, member.gid, dir_fd=parent, follow_symlinks=False)
+        )
         if member.kind != "symlink":
-            os.chmod(name, member.mode, dir_fd=parent)
+            os.chmod(name, mode, dir_fd=parent)
         for attribute, value in member.xattrs.items():
             self._set_xattr(b"/proc/self/fd/%d/%s" % (parent, name), attribute, value)
         os.utime(name, ns=(member.mtime_ns, member.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
-    def _set_xattr(self, file: int | bytes, name: str, value: bytes) -> None:
-        if name.startswith(PRIVATE_XATTRS):
-            return  # what a directory is to an overlay is not for an archive to say
-        follow = isinstance(file, int)
-        self._allowed(lambda: os.setxattr(file, name, value, follow_symlinks=follow))
+    def _owned(self, member: Member, chown: Callable[[], None]) -> int:
+        """Give a member to its owner; return the mode that it may have then.
 
-    def _allowed(self, action: Callable[[], None]) -> None:
-        """Do what only root may do; others go without."""
+        What stays with an ordinary user must not let others act as that user.
+        """
+        mode = member.mode
         try:
-            action()
+            chown()
+        except OSError as error:
+            if self._is_root or error.errno not in (
+                errno.EPERM,
+                errno.EINVAL,
+            ):  # EINVAL: not in the namespace
+                raise
+            if member.uid != self._user[0]:
+                mode &= ~stat.S_ISUID
+            if member.gid != self._user[1] and member.kind != "directory":
+                mode &= ~stat.S_ISGID
+        return mode
+
+    def _set_xattr(self, file: int | bytes, name: bytes, value: bytes) -> None:
+        """Set an attribute; what a directory is to an overlay is not for an archive to say."""
+        follow = isinstance(file, int)
+        stored = xattr.stored_name(name)
+        try:
+            os.setxattr(file, stored, value, follow_symlinks=follow)
         except PermissionError:
             if self._is_root:
                 raise
 
 
-def _write(fd: int, member: Member, content: BinaryIO) -> None:
-    for offset, length in member.extents if member.extents is not None else [(0, member.size)]:
-        os.lseek(fd, offset, os.SEEK_SET)
-        while length > 0:
-            chunk = memoryview(content.read(min(length, _CHUNK)))
-            if not chunk:
-                raise _refused(member.name, "its content is cut short")
-            length -= len(chunk)
-            while chunk:
-                chunk = chunk[os.write(fd, chunk) :]
-    os.ftruncate(fd, member.size)
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _hash_zeros(digest: xxhash.xxh3_128, count: int) -> None:
+    while count > 0:
+        digest.update(bytes(min(count, _CHUNK)))
+        count -= _CHUNK
 
 
 def _parts(name: bytes) -> Parts:
     if name.startswith(b"/"):
-        raise _refused(name, "its path is absolute")
-    parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
+        raise refused(name, "its path is absolute")
+    if len(name) > _LONGEST:
+        raise refused(name, f"its path is longer than {_LONGEST} bytes")
+    parts = tuple([part for part in name.split(b"/") if part not in (b"", b".")])
     if b".." in parts:
-        raise _refused(name, "its path contains '..'")
+        raise refused(name, "its path contains '..'")
+    for part in parts[:-1]:
+        if part.startswith(whiteout.AUFS_PREFIX):
+            raise refused(name, "a directory cannot have the name of a whiteout")
     return parts
 
 
-def _refused(name: bytes, why: str) -> BadRequest:
+def refused(name: bytes, why: str) -> BadRequest:
+    """Return the error that says why an archive with a member *name* is not unpacked."""
     return BadRequest(f"the archive is refused because of its member {_shown(name)}: {why}")
 
 
 def _shown(name: bytes) -> str:
-    try:
-        return repr(name.decode())
-    except UnicodeDecodeError:
-        return repr(name)[1:]
+    shown = name if len(name) <= 256 else name[:256] + b"..."
+    with suppress(UnicodeDecodeError):
+        return repr(shown.decode())
+    return repr(shown)[1:]

@@ -1,0 +1,71 @@
+"""Directories of which a layer's archive says nothing, though something is in them: they stay as below.
+
+An archive need not have an entry for each directory above its files. Whoever unpacks all layers into
+one directory leaves such a directory as it is; in a stack, the topmost layer's counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from layerfs.oci.unpacking import INHERITING
+from layerfs.store import manifest
+from layerfs.store.directories import Directories, Parts, is_real_root
+from layerfs.union import merge, xattr
+from layerfs.union.layer import Layer, LayerDir
+
+
+def inherit(layer: Path, below: Sequence[Path]) -> None:
+    """Give directories of the unpacked *layer* the attributes that the trees *below* (bottom first) have.
+
+    Raises `OSError`.
+    """
+    note = layer / INHERITING
+    paths = note.read_bytes().split(b"\0")[:-1]
+    opened: list[Layer] = []
+    own = Directories(layer / "fs")
+    try:
+        for tree in below:
+            opened.append(Layer(tree))
+            opened[-1].below = tuple(reversed(opened[:-1]))
+        roots = [lower.root for lower in reversed(opened)]
+        for path in paths:
+            parts = tuple(path.split(b"/")) if path != b"." else ()
+            if found := _find(roots, parts):
+                _copy(found[0].fd(), own.open(parts, create=False))
+            for lower in opened:
+                lower.directories.trim(8)
+    finally:
+        own.close()
+        for lower in opened:
+            lower.close()
+    if below:
+        manifest.renew(layer / "fs", layer / "manifest", set(paths))
+    note.unlink()
+
+
+def _find(roots: Sequence[LayerDir], parts: Parts) -> Sequence[LayerDir]:
+    found = roots
+    for name in parts:
+        below = merge.resolve(found, name)
+        if not isinstance(below, list):
+            return []
+        found = below
+    return found
+
+
+def _copy(source: int, target: int) -> None:
+    """Give the directory *target* the owner, mode, attributes and times of the directory *source*."""
+    status = os.fstat(source)
+    try:
+        os.fchown(target, status.st_uid, status.st_gid)
+    except OSError as error:
+        if is_real_root() or error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+    xattr.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

@@ -1,0 +1,193 @@
+"""Load: images of a layout or archive become images of the store, wholly or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from layerfs.errors import BadRequest, from_os_error
+from layerfs.oci import contents
+from layerfs.oci.contents import Blob, Found
+from layerfs.oci.inherit import inherit
+from layerfs.oci.pool import Pool
+from layerfs.oci.source import Source, opened
+from layerfs.oci.unpacking import Job, Progress
+from layerfs.store import Store, elsewhere, layers
+from layerfs.store.database import Database
+from layerfs.store.elsewhere import NewImage, NewLayer
+from layerfs.store.limits import Limits
+from layerfs.store.model import Image, to_nanoseconds
+from layerfs.store.references import normalize
+from layerfs.store.system import sync_filesystem
+
+Report = Callable[[int, int], None]
+"""Called now and then with the bytes read so far, and those to read in all (0 while not known)."""
+
+_DEFAULT = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that is in the store now."""
+
+    image: Image
+    references: tuple[str, ...]
+    """The names it was given, as `repository:tag`."""
+    left_out: int = 0
+    """Device nodes that are not in its layers, because an ordinary user cannot make them."""
+
+
+def load(
+    store: Store,
+    source: Path | BinaryIO,
+    *,
+    platform: str | None = None,
+    references: Sequence[str] | None = None,
+    limits: Limits = _DEFAULT,
+    progress: Report | None = None,
+) -> list[Loaded]:
+    """Load the images of an OCI layout, an OCI archive or an archive of `docker save`.
+
+    *source* is a directory, a file, or a stream; *platform* (OS/ARCHITECTURE[/VARIANT]) chooses from an
+    index, by default for this machine. *references* are names for the image instead of those it brings along.
+    Layers that the store has already are shared. On failure the store is as it was. Raises `NotFound`,
+    `BadRequest` for what is damaged, hostile or more than *limits*, `NoSpace` and others.
+    """
+    names = tuple(normalize(reference) for reference in references) if references is not None else None
+    report = progress or (lambda done, total: None)
+    with opened(source, store.root, lambda done: report(done, 0)) as files:
+        found = contents.images(files, platform)
+        if names is not None and len(found) > 1:
+            raise BadRequest(f"it holds {len(found)} images: load them under their own names")
+        wanted = [(image, _new_image(image, image.names if names is None else names)) for image in found]
+        return _load(store.database, files, wanted, limits, report)
+
+
+def _load(
+    db: Database, source: Source, wanted: Sequence[tuple[Found, NewImage]], limits: Limits, report: Report
+) -> list[Loaded]:
+    """Unpack what the store has not, then write the rows of all images in one transaction."""
+    made: list[NewLayer] = []
+    used: list[str] = []
+    left_out = [0] * len(wanted)
+    try:
+        while True:
+            for at, (found, new) in enumerate(wanted):
+                left_out[at] += _unpack_missing(db, source, found.layers, new, made, limits, report)
+            try:
+                with db.transaction():
+                    loaded = [elsewhere.insert(db, new, made) for _, new in wanted]
+                used = [layer_id for _, layer_ids in loaded for layer_id in layer_ids]
+                break
+            except elsewhere.Vanished:  # somebody has just removed an image that had it
+                continue
+    finally:
+        layers.discard(db, *(layer.id for layer in made if layer.id not in used))
+        for layer_id in used:
+            layers.keep(layer_id)
+    return [
+        Loaded(image, new.tags, count)
+        for (image, _), (_, new), count in zip(loaded, wanted, left_out, strict=True)
+    ]
+
+
+def _new_image(found: Found, names: tuple[str, ...]) -> NewImage:
+    config = found.config
+    return NewImage(
+        config.data,
+        config.diff_ids,
+        config.history,
+        config.fields.get("config") or {},
+        to_nanoseconds(config.created),
+        config.author,
+        config.text("architecture", "unknown"),
+        config.text("os", "linux"),
+        names,
+    )
+
+
+def _unpack_missing(
+    db: Database,
+    source: Source,
+    blobs: Sequence[Blob],
+    new: NewImage,
+    made: list[NewLayer],
+    limits: Limits,
+    report: Report,
+) -> int:
+    """Unpack the layers that the store has not, and note them in *made*; return what was left out of them."""
+    if elsewhere.find_image(db, new.document) is not None:
+        return 0
+    chain = elsewhere.chain_ids(new.diff_ids)
+    present = {
+        **elsewhere.shared_layers(db, new.diff_ids),
+        **{layer.chain_id: layer.id for layer in made},
+    }
+    missing = [
+        (chain_id, blob) for chain_id, blob in zip(chain, blobs, strict=True) if chain_id not in present
+    ]
+    with ExitStack() as stack:
+        jobs = []
+        started: list[str] = []
+        try:
+            for _, blob in missing:
+                region = stack.enter_context(source.open(blob.name))
+                if region is None:
+                    raise BadRequest(f"a layer is missing: there is no {blob.name}")
+                if blob.size is not None and region.size != blob.size:
+                    raise BadRequest(f"{blob.name} has {region.size} bytes, not {blob.size}: it is damaged")
+                layer_id = layers.begin(db, "fs")
+                started.append(layer_id)
+                directory = layers.directory(db, layer_id)
+                jobs.append(Job(directory, region, blob.diff_id, blob.digest, limits))
+            done = _run(jobs, started, limits, report)
+            new_layers = [
+                NewLayer(layer_id, job.diff_id, chain_id, result.size, alone=not result.inheriting)
+                for layer_id, job, result, (chain_id, _) in zip(started, jobs, done, missing, strict=True)
+            ]
+            present.update({layer.chain_id: layer.id for layer in new_layers})
+            _inherit(db, [present[chain_id] for chain_id in chain], new_layers)
+            _sync(db)
+        except BaseException:
+            layers.discard(db, *started)
+            raise
+    made += new_layers
+    return sum(result.left_out for result in done)
+
+
+def _inherit(db: Database, stack: Sequence[str], new: Sequence[NewLayer]) -> None:
+    """Complete those *new* layers of a *stack* whose archives left it to the layers below."""
+    waiting = {layer.id for layer in new if not layer.alone}
+    trees = [layers.directory(db, layer_id) / "fs" for layer_id in stack]
+    try:
+        for depth, layer_id in enumerate(stack):
+            if layer_id in waiting:
+                inherit(layers.directory(db, layer_id), trees[:depth])
+    except OSError as error:
+        raise from_os_error(error, "complete a layer") from None
+
+
+def _run(jobs: Sequence[Job], layer_ids: Sequence[str], limits: Limits, report: Report) -> list[Progress]:
+    total = sum(job.region.size for job in jobs)
+
+    def watch(state: Sequence[Progress]) -> None:
+        limits.check(sum(job.size for job in state), sum(job.files for job in state))
+        report(sum(job.read for job in state), total)
+
+    locks = [fd for layer_id in layer_ids if (fd := layers.held(layer_id)) is not None]
+    return Pool(jobs, [*{job.region.fd for job in jobs}, *locks], watch).run()
+
+
+def _sync(db: Database) -> None:
+    """Bring what was unpacked to the disk before a row says that it is there."""
+    fd = os.open(db.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sync_filesystem(fd)
+    except OSError as error:
+        raise from_os_error(error, f"write to {db.layers}") from None
+    finally:
+        os.close(fd)

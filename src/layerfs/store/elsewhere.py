@@ -1,0 +1,147 @@
+"""Images that come from elsewhere or go there: their rows, which have a digest that others know them by.
+
+A layer's `diff_id` is the digest of its tar archive, its `chain_id` that of all the archives up to it. A
+layer is shared by images with the same archives below it, or, where `alone` says that its tree is what
+its archive says whatever lies below, by all images that have the archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from layerfs.store import events, images, layers, stacks
+from layerfs.store.database import Database
+from layerfs.store.model import HistoryEntry, Image
+from layerfs.store.stacks import canonical_json
+
+
+@dataclass(frozen=True, slots=True)
+class NewLayer:
+    """A layer that has been unpacked, and has no row yet."""
+
+    id: str
+    diff_id: str
+    chain_id: str
+    size: int
+    alone: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """An image that came in; its history does not name its layers yet."""
+
+    document: bytes
+    diff_ids: tuple[str, ...]
+    history: tuple[HistoryEntry, ...]
+    config: dict[str, Any]
+    created: int
+    author: str
+    architecture: str
+    os: str
+    tags: tuple[str, ...]
+
+
+class Vanished(Exception):
+    """A layer that was to be shared has been removed meanwhile."""
+
+
+def find_image(db: Database, document: bytes) -> Image | None:
+    """Return the image with this configuration document; None where the store has none."""
+    digest = hashlib.sha256(document).hexdigest()
+    found = db.scalar("SELECT id FROM images WHERE digest = ?1 OR id = ?1 LIMIT 1", (digest,))
+    return images.get(db, str(found)) if found is not None else None
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """Return what identifies each layer together with all below it (OCI image specification, "ChainID")."""
+    chain: list[str] = []
+    for digest in diff_ids:
+        both = f"{chain[-1]} {digest}" if chain else ""
+        chain.append(f"sha256:{hashlib.sha256(both.encode()).hexdigest()}" if both else digest)
+    return chain
+
+
+def shared_layers(db: Database, diff_ids: Sequence[str]) -> dict[str, str]:
+    """Return the layers that the store has of a stack of archives, by chain ID."""
+    found = {}
+    for diff_id, chain_id in zip(diff_ids, chain_ids(diff_ids), strict=True):
+        layer = db.scalar(
+            "SELECT id FROM layers WHERE chain_id = ?1 OR (diff_id = ?2 AND alone)"
+            " ORDER BY chain_id = ?1 DESC, created LIMIT 1",
+            (chain_id, diff_id),
+        )
+        if layer is not None:
+            found[chain_id] = str(layer)
+    return found
+
+
+def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image, list[str]]:
+    """Write the rows of an image and of the layers *made* for it; part of a transaction.
+
+    Returns the image, and which of the layers have been taken into use: another process may have
+    been first. Raises `Vanished`.
+    """
+    if (image := find_image(db, new.document)) is not None:
+        _tag(db, image, new.tags)
+        return images.get(db, image.id), []
+    chain = chain_ids(new.diff_ids)
+    present = shared_layers(db, new.diff_ids)
+    used = [layer for layer in made if layer.chain_id in chain and layer.chain_id not in present]
+    for layer in used:
+        layers.insert(db, layer.id, "sealed", size=layer.size)
+        note_diff_id(db, layer.id, layer.diff_id, layer.chain_id, alone=layer.alone)
+        present[layer.chain_id] = layer.id
+    if any(chain_id not in present for chain_id in chain):
+        raise Vanished
+    stack = iter(chain)
+    history = [
+        entry if entry.empty_layer else replace(entry, layer=present[next(stack)]) for entry in new.history
+    ]
+    digest = hashlib.sha256(new.document).hexdigest()
+    db.execute(
+        "INSERT INTO images (id, step, parent, created, author, comment, architecture, os, config, digest,"
+        " document) VALUES (?, ?, NULL, ?, ?, '', ?, ?, ?, ?, ?)",
+        (
+            digest,
+            stacks.add_all(db, history),
+            new.created,
+            new.author,
+            new.architecture,
+            new.os,
+            canonical_json(new.config),
+            digest,
+            new.document,
+        ),
+    )
+    image = images.get(db, digest)
+    events.record(db, "image", "load", image.id, {"name": new.tags[0] if new.tags else f"sha256:{digest}"})
+    _tag(db, image, new.tags)
+    return images.get(db, digest), [layer.id for layer in used]
+
+
+def _tag(db: Database, image: Image, tags: Iterable[str]) -> None:
+    for tag in tags:
+        images.tag(db, image.id, tag)
+
+
+def note_diff_id(db: Database, layer_id: str, diff_id: str, chain_id: str, *, alone: bool) -> None:
+    """Write down the digest of a layer's tar archive; part of a transaction."""
+    db.execute(
+        "UPDATE layers SET diff_id = ?, chain_id = ?, alone = ? WHERE id = ?",
+        (diff_id, chain_id, alone, layer_id),
+    )
+
+
+def document(db: Database, image: Image) -> bytes | None:
+    """Return the configuration that an image came with or went out with; None where it did neither."""
+    found = db.scalar("SELECT document FROM images WHERE id = ?", (image.id,))
+    return found if isinstance(found, bytes) else None
+
+
+def note_document(db: Database, image: Image, data: bytes) -> None:
+    """Write down the configuration with which an image goes out; part of a transaction."""
+    digest = hashlib.sha256(data).hexdigest()
+    db.execute("UPDATE images SET document = ?, digest = ? WHERE id = ?", (data, digest, image.id))
