@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from layerfs.control import events, here, table
+from layerfs.control import events, export, export_stream, here, table
 from layerfs.control.live import LiveMount
 from layerfs.control.message import Request, Response, Stream
 from layerfs.errors import LayerfsError
@@ -30,6 +30,8 @@ class App:
             route, call = table.find(self.root, request)
             if route.handler is events.past_events:
                 return here.watch_events(call)
+            if route.handler is export.export:
+                return await export_stream.stream(call)
             handler = here.HANDLERS.get(route.handler)
             if handler is not None and self.live is not None and here.is_meant(self.live, call):
                 return await handler(self.live, call)

@@ -50,12 +50,13 @@ def boolean_filter(filters: Filters, name: str) -> bool | None:
 
 
 def label_matches(filters: Filters, labels: Mapping[str, str]) -> bool:
-    """Return whether *labels* have every `NAME` and `NAME=VALUE` that the filter "label" names."""
-    for wanted in filters.get("label", ()):
+    """Return whether *labels* have every `NAME` and `NAME=VALUE` of the filter "label", none of "label!"."""
+
+    def has(wanted: str) -> bool:
         name, equals, value = wanted.partition("=")
-        if name not in labels or (equals and labels[name] != value):
-            return False
-    return True
+        return name in labels and (not equals or labels[name] == value)
+
+    return all(map(has, filters.get("label", ()))) and not any(map(has, filters.get("label!", ())))
 
 
 def reference_matches(pattern: str, tag: str) -> bool:

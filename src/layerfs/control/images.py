@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def list_images(call: Call) -> Response:
         limit = call.store.resolve(name).created
         shown = [image for image in shown if image.created > limit]
     used = counts(mount.image for mount in call.store.mounts())
+    sizes = _shared_sizes(call, images) if call.query.flag("shared-size") else {}
     answer = [
         image_summary(
             _with_wanted_tags(image, filters),
@@ -43,9 +45,19 @@ def list_images(call: Call) -> Response:
             containers=used.get(image.id, 0) if call.request.version >= (1, 51) else -1,
             named_none=call.request.version < (1, 43),
         )
+        | {"SharedSize": sizes.get(image.id, -1)}
         for image in shown
     ]
     return json_response(answer)
+
+
+def _shared_sizes(call: Call, images: list[Image]) -> dict[str, int]:
+    """Return for each of *images* the bytes of those of its layers that others of them have too."""
+    users = Counter(layer for image in images for layer in set(image.layers))
+    return {
+        image.id: sum(call.store.layer_size(layer) for layer in image.layers if users[layer] > 1)
+        for image in images
+    }
 
 
 def _matches(image: Image, filters: Filters) -> bool:

@@ -1,4 +1,4 @@
-"""Routes about the daemon and its machine: `_ping`, `version`, `info`, `system/df`."""
+"""Routes about the daemon and its machine: `_ping`, `version`, `info`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from layerfs import __version__
 from layerfs.control.message import API_VERSION, MIN_API_VERSION, Response, json_response
 from layerfs.control.routes import Call, route
-from layerfs.control.shapes import container_summary, counts, go_architecture, image_summary
+from layerfs.control.shapes import go_architecture
 from layerfs.control.state import state_of
 
 
@@ -88,27 +88,6 @@ def info(call: Call) -> Response:
     return json_response(answer)
 
 
-def disk_usage(call: Call) -> Response:
-    """Return images and mounts with their sizes; a layer that several share is counted once in the sum."""
-    images, mounts = call.store.images(), call.store.mounts()
-    used = counts(mount.image for mount in mounts)
-    by_id = {image.id: image for image in images}
-    layers = {layer for image in images for layer in image.layers}
-    answer = {
-        "LayersSize": sum(call.store.layer_size(layer) for layer in layers),
-        "Images": [
-            image_summary(
-                image, size=call.store.image_size(image), containers=used.get(image.id, 0), named_none=False
-            )
-            for image in images
-        ],
-        "Containers": [container_summary(mount, by_id.get(mount.image or "")) for mount in mounts],
-        "Volumes": [],
-        "BuildCache": [],
-    }
-    return json_response(answer)
-
-
 def _operating_system() -> str:
     try:
         return platform.freedesktop_os_release()["PRETTY_NAME"]
@@ -121,5 +100,4 @@ ROUTES = (
     route("HEAD", "/_ping", ping),
     route("GET", "/version", version),
     route("GET", "/info", info),
-    route("GET", "/system/df", disk_usage),
 )

@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from layerfs.control import containers, events, images, native, system
+from layerfs.control import containers, events, export, images, native, prune, system, usage
 from layerfs.control.message import (
     API_VERSION,
     MIN_API_VERSION,
@@ -20,7 +20,16 @@ from layerfs.control.message import (
 from layerfs.control.routes import Call, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 
-ROUTES = (*system.ROUTES, *images.ROUTES, *containers.ROUTES, *events.ROUTES, *native.ROUTES)
+ROUTES = (
+    *system.ROUTES,
+    *usage.ROUTES,
+    *prune.ROUTES,
+    *images.ROUTES,
+    *containers.ROUTES,
+    *export.ROUTES,
+    *events.ROUTES,
+    *native.ROUTES,
+)
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from layerfs.errors import BadRequest
 
 ZERO_TIME = "0001-01-01T00:00:00Z"
 """Go's zero time, which Docker shows for a time that never was."""
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_AGO = re.compile(rf"(?:{_DURATION.pattern})+", re.ASCII)
 
 
 def timestamp(moment: datetime | None) -> str:
@@ -30,6 +33,23 @@ def parse_time(text: str, name: str) -> int | None:
         raise BadRequest(f"invalid value for {name!r}: {text[:100]!r} is not a Unix time")
     seconds, fraction = match.groups()
     return int(seconds) * 1_000_000_000 + int((fraction or "").ljust(9, "0"))
+
+
+def parse_until(text: str) -> datetime:
+    """Return the moment that the filter "until" means: a Unix time, an ISO 8601 time, or how long ago.
+
+    Durations are Go's: "24h", "1h30m", "0.5s". A time without a zone is local. Raises `BadRequest`.
+    """
+    try:
+        if parts := _AGO.fullmatch(text) and _DURATION.findall(text):
+            return datetime.now(UTC) - timedelta(seconds=sum(float(n) * _SECONDS[unit] for n, unit in parts))
+        if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
+            return datetime.fromtimestamp(float(text), UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        raise BadRequest(
+            f"invalid filter 'until': {text[:100]!r} is neither a time nor a duration such as 24h or 1h30m"
+        ) from None
 
 
 def duration(seconds: float) -> str:

@@ -112,7 +112,8 @@ def _write_image(
     """Put the upper on the mount's stack and make an image of that."""
     query = "SELECT step, parent FROM mounts WHERE id = ?"
     below, parent = db.execute(query, (mount.id,)).fetchone()
-    made_by = created_by or f"layerfs commit {mount.name}"
+    ran = " ".join(mount.config.get("Cmd") or ()) if mount.container else ""  # as docker's history says it
+    made_by = created_by or ran or f"layerfs commit {mount.name}"
     entry = HistoryEntry(to_datetime(now()), made_by, author, comment, False, mount.upper)
     step = stacks.add(db, below, entry)
     image = images.insert(

@@ -2,7 +2,8 @@
 
 The rows are the truth. A directory below `layers/` without a row belongs to whoever holds its lock, and
 is rubbish when nobody does: a copy that was cut short, a next upper whose commit never came, or a layer
-whose rows are gone but whose tree is not yet. A row whose tree is missing goes when nothing uses it.
+whose rows are gone but whose tree is not yet. The same goes for scratch directories. A row whose tree is
+missing goes when nothing uses it, and a mount without a name goes with its daemon, however that ended.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import from_os_error
-from layerfs.store import external, layers
+from layerfs.store import external, layers, scratch
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
+from layerfs.store.prune import forget_mounts
 from layerfs.store.system import remove_trees
 
 _IDLE = 600 * 10**9
@@ -22,19 +24,35 @@ _IDLE = 600 * 10**9
 
 def recover(db: Database) -> list[str]:
     """Put right what crashes left; return a line for each thing done. Raises `LayerfsError`."""
-    done: list[str] = []
+    done = forget_mounts(db)
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}
             strange = [path for path in sorted(db.layers.iterdir()) if path.name not in owned]
             rubbish = [gone for path in strange if (gone := _set_aside(db, path))]
+            unfinished = scratch.abandoned(db)
         done += _check_rows(db)
+        for path in unfinished:
+            remove_trees(path)
+            done.append(f"removed {path}: what was put together there was not finished")
+        for path in _forgotten(db):
+            remove_trees(path)
+            done.append(f"removed {path}: its container is gone")
         for path in rubbish:
             remove_trees(path)
             done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
     except OSError as error:
         raise from_os_error(error, f"clean up the store {db.root}") from None
     return done
+
+
+def _forgotten(db: Database) -> list[Path]:
+    """Return the directories of containers that are none any more: each is made after the mount's row."""
+    try:
+        found = sorted((db.root / "containers").iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for path in found if db.scalar("SELECT 1 FROM mounts WHERE id = ?", (path.name,)) is None]
 
 
 def _check_rows(db: Database) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from layerfs.runtime import check_name
 from layerfs.store import events, external, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
-from layerfs.store.system import copy_attributes
+from layerfs.store.system import copy_attributes, remove_trees
 
 _COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral"
 
@@ -29,6 +29,7 @@ def create(
     writable: bool,
     external_upper: tuple[Path, Path] | None,
     options: dict[str, Any],
+    config: Mapping[str, Any] | None,
     ephemeral: bool,
 ) -> Mount:
     """Write a mount's row and make its upper; see `Store.create_mount`."""
@@ -55,7 +56,7 @@ def create(
                 external.insert_upper(db, upper, *external_upper)
             elif upper:
                 layers.insert(db, upper, "active")
-            mount_id = _insert(db, name, image, stack, upper, options, ephemeral)
+            mount_id = _insert(db, name, image, stack, upper, options, config, ephemeral)
     except BaseException as error:
         if upper:
             layers.discard(db, upper)
@@ -74,9 +75,12 @@ def _insert(
     stack: Sequence[str],
     upper: str | None,
     options: dict[str, Any],
+    config: Mapping[str, Any] | None,
     ephemeral: bool,
 ) -> str:
     mount_id = secrets.token_hex(32)
+    if config is None:
+        config = image.config if image else {}
     parent = step = None
     if image and tuple(stack) == image.layers:
         parent, step = image.id, db.scalar("SELECT step FROM images WHERE id = ?", (image.id,))
@@ -88,7 +92,7 @@ def _insert(
         "step": step or stacks.add_all(db, _plain_history(db, stack)),
         "image": image.id if image else None,
         "parent": parent,
-        "config": stacks.canonical_json(image.config if image else {}),
+        "config": stacks.canonical_json(dict(config)),
         "upper": upper,
         "options": stacks.canonical_json(options),
         "created": now(),
@@ -174,6 +178,18 @@ def set_unmounted(db: Database, mount_id: str) -> None:
         events.record(db, "container", "unmount", mount_id, {"name": mount.name, "image": mount.image or ""})
 
 
+def update_container(db: Database, mount_id: str, action: str, values: Mapping[str, Any]) -> None:
+    """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+    with db.transaction():
+        mount = get(db, mount_id)
+        options = {**mount.options, "container": {**mount.container, **values}}
+        db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
+        attributes = {"name": mount.name, "image": mount.image or ""}
+        if values.get("ExitCode") is not None and action == "die":
+            attributes["exitCode"] = str(values["ExitCode"])
+        events.record(db, "container", action, mount_id, attributes)
+
+
 def remove(db: Database, mount_id: str) -> None:
     """Remove a mount and its upper, and the layers that only it used; raises `NotFound`.
 
@@ -186,6 +202,8 @@ def remove(db: Database, mount_id: str) -> None:
         doomed = layers.delete_unused(db, mount.upper) if mount.upper else []
         doomed += stacks.release(db, str(step))
     layers.discard(db, *doomed)
+    if (own := db.root / "containers" / mount_id).exists():  # a container's log and volumes
+        remove_trees(own)
 
 
 def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from layerfs.errors import Conflict
+from contextlib import suppress
+
+from layerfs.errors import Conflict, NotFound
 from layerfs.store import events, images, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Removal
@@ -35,6 +37,21 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
             _delete(db, image, removals, doomed, force=force, prune=prune, quiet=keep_quietly)
     layers.discard(db, *doomed)
     return removals
+
+
+def remove_unneeded(db: Database, image_id: str, *, tagged: bool) -> tuple[list[Removal], list[str]]:
+    """Remove an image unless something needs it or, without *tagged*, it has a name.
+
+    Returns what went, in order, and the layers among it. Says nothing where the image stays, or is gone.
+    """
+    removals: list[Removal] = []
+    doomed: list[str] = []
+    with suppress(NotFound), db.transaction():
+        image = images.get(db, image_id)
+        if tagged or not image.tags:
+            _delete(db, image, removals, doomed, force=False, prune=False, quiet=True)
+    layers.discard(db, *doomed)
+    return removals, doomed
 
 
 def _delete(
