@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,11 +170,13 @@ class Daemon:
     # -- what the control socket asks for -----------------------------------------------------------
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str]
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
     ) -> Image:
         """Seal the upper as the top layer of a new image; the mount goes on with an empty one.
 
-        What was written before the call is in the layer. Raises `LayerfsError`; then nothing changed.
+        What was written before the call is in the layer. With *pause*, the processes of a container stand
+        still meanwhile, so the layer is what they had written at one moment. Raises `LayerfsError`; then
+        nothing changed.
         """
         self._store.check_commit(reference, changes)
         async with self._changing:
@@ -181,11 +184,12 @@ class Daemon:
             sealed = self._mount.upper
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
-            await flush(self._operations, self.mountpoint, self._device)
-            for file in list(self._operations.written):
-                self._operations.settle_time(file)
             wording = live_commit.Wording(reference, comment, author, changes)
-            image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
+            flush_all = partial(flush, self._operations, self.mountpoint, self._device)
+            async with live_commit.stillness(self.mount_id, flush_all, pause=pause):
+                for file in list(self._operations.written):
+                    self._operations.settle_time(file)
+                image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
             self._mount = self._store.mount(self.mount_id)
             on_disk = self._operations.contents.commit_on_disk = trio.Event()
             trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
@@ -203,6 +207,13 @@ class Daemon:
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
 
+    async def flush(self) -> None:
+        """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
+        if self._mount.upper is not None:
+            await flush(self._operations, self.mountpoint, self._device)
+            for file in list(self._operations.written):
+                self._operations.settle_time(file)
+
     def status(self) -> dict[str, Any]:
         """Return figures about this daemon, for people and for monitoring."""
         union = self._union
@@ -214,7 +225,7 @@ class Daemon:
             "UptimeSeconds": round(time.time() - self._started, 1),
             "Layers": [os.fsdecode(layer.path) for layer in reversed(union.layers)],
             "Upper": os.fsdecode(union.upper.path) if union.upper else None,
-            "Options": self._mount.options,
+            "Options": {name: value for name, value in self._mount.options.items() if name != "container"},
             "Extension": wire.status(),
             "CachedInodes": len(union.table),
             "OpenDirectories": len(union.directories),

@@ -8,13 +8,16 @@ switches to the new one. Neither touches what was written, so a commit costs the
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from layerfs.errors import StoreBusy, from_os_error
+from layerfs.container.freezer import Freezer, find
+from layerfs.container.record import look
+from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.store import Store
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 _PAUSE = 0.002
 _PATIENCE = 10.0
 """Seconds after which a commit gives up on a store that others keep busy."""
+_FREEZE_PATIENCE = 2.0
+"""Seconds that the processes of a container may take to stand still."""
 
 
 class Wording(NamedTuple):
@@ -34,6 +39,60 @@ class Wording(NamedTuple):
     comment: str
     author: str
     changes: Sequence[str]
+
+
+@asynccontextmanager
+async def stillness(
+    mount_id: str, flush: Callable[[], Awaitable[None]], *, pause: bool
+) -> AsyncIterator[None]:
+    """Collect what was written, by *flush*, and let the commit follow while the block lasts.
+
+    With *pause*, the processes of a container in the mount stand still from the end of their last write
+    until the commit is done; most of the collecting comes before. Raises `LayerfsError`.
+    """
+    await flush()
+    record = look(mount_id) if pause else None
+    freezer = find(record.pid, mount_id) if record and record.alive() else None
+    if freezer is None:
+        if record and record.alive():
+            raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
+        yield
+        return
+    async with _frozen(freezer):
+        await flush()
+        yield
+
+
+@asynccontextmanager
+async def _frozen(freezer: Freezer) -> AsyncIterator[None]:
+    """Freeze while the block lasts; raises `Conflict` when not everything stands still in time.
+
+    The loop goes on meanwhile: a process that waits for the filesystem is frozen once it has its answer.
+    """
+    try:
+        with trio.move_on_after(_FREEZE_PATIENCE) as waiting:
+            await _freeze(freezer)
+        if waiting.cancelled_caught:
+            raise Conflict(
+                f"the container did not stand still within {_FREEZE_PATIENCE:g} seconds: try again"
+            )
+        yield
+    finally:
+        with suppress(OSError):
+            freezer.thaw()
+
+
+async def _freeze(freezer: Freezer) -> None:
+    try:
+        while True:
+            freezer.freeze()  # again: version 1 forgets about processes that were being forked
+            if freezer.stands_still():
+                return
+            await trio.sleep(_PAUSE)
+    except OSError:
+        if freezer.switch.exists():
+            raise
+        # The container has ended, and stands still for good.
 
 
 async def commit(root: Path, store: Store, mount: Mount, union: Union, wording: Wording) -> Image:

@@ -37,6 +37,16 @@ def mounted_at(mountpoint: str) -> Mounted | None:
     return found
 
 
+def detach(mountpoint: str, name: str) -> None:
+    """Take away what the dead daemon of the mount called *name* left at *mountpoint*, if anything.
+
+    The mount table is asked, not the directory: the kernel may still have it cached and show no fault.
+    Raises `LayerfsError` when it stays.
+    """
+    if mounted_at(mountpoint) == (TYPE, name):
+        unmount(mountpoint, lazy=True)
+
+
 def _unescape(path: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), path)
 

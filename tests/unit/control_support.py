@@ -41,7 +41,7 @@ class DirectoryMount:
             return store.layer(store.mount(self.mount_id).upper or "").path
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str]
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
     ) -> Image:
         with Store(self.root) as store:
             store.check_commit(reference, changes)
@@ -59,6 +59,9 @@ class DirectoryMount:
         with Store(self.root) as store:
             lowers = [layer.path for layer in store.layers_of(store.mount(self.mount_id))]
         return list(changes(self.upper(), lowers))
+
+    async def flush(self) -> None:
+        pass  # what is written to a directory is there at once
 
     def status(self) -> dict[str, Any]:
         return {"name": self.name, "pid": os.getpid(), "requests": {"lookup": 7}, "layers": ["one", "two"]}

@@ -118,7 +118,9 @@ def test_mounts_at_rest(run: Run, debian: str, tmp_path: Path) -> None:
     with Store(tmp_path / "store") as store:
         mount = store.create_mount("base", image=store.resolve("debian:12"))
         (store.layer(mount.upper or "").path / "new\nline").write_text("1")
-    assert run("ps")[1].splitlines() == ["MOUNT ID   IMAGE     CREATED   STATUS    MOUNTPOINT   NAMES"]
+    assert run("ps")[1].splitlines() == [
+        "MOUNT ID   IMAGE     COMMAND   CREATED   STATUS    MOUNTPOINT   NAMES"
+    ]
     assert run("ps", "-aq") == (0, f"{mount.id[:12]}\n", "")
     line = run("ps", "-a")[1].splitlines()[1]
     assert line.split()[:2] == [mount.id[:12], "debian:12"]

@@ -18,19 +18,35 @@ from layerfs.runtime import store_root
 
 COMMANDS = {
     "commit": "mounts",
+    "container": "groups",
+    "df": "prune",
     "diff": "mounts",
+    "export": "export",
+    "exec": "containers",
     "history": "images",
+    "image": "groups",
     "images": "images",
     "import": "importing",
     "inspect": "system",
+    "kill": "containers",
+    "load": "archives",
+    "logs": "containers",
     "mount": "mount",
+    "prune": "prune",
     "ps": "mounts",
+    "pull": "distribution",
+    "push": "distribution",
     "rm": "mounts",
     "rmi": "images",
+    "run": "run",
+    "save": "archives",
+    "start": "containers",
     "status": "system",
+    "stop": "containers",
     "tag": "images",
     "umount": "mounts",
     "verify": "images",
+    "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""
 
@@ -38,9 +54,9 @@ FOOTER = """\
 As a mount helper: layerfs SOURCE MOUNTPOINT -o lowerdir=A:B,upperdir=U,workdir=W
 
 Environment: LAYERFS_ROOT is the store's directory where --root is not given, LAYERFS_RUN the directory
-of sockets, locks and logs.
+of sockets, locks and logs, LAYERFS_RUNTIME the OCI runtime (runc or crun where it is not set).
 
-Exit status: 0 done, 1 failed, 2 wrong usage."""
+Exit status: 0 done, 1 failed, 2 wrong usage; of run and exec, that of the command."""
 
 
 class _Commands(click.Group):

@@ -15,6 +15,8 @@ from layerfs.errors import NotFound
 
 KINDS = "CAD"
 """What the numbers of a change mean: changed, added, deleted."""
+COMMAND_WIDTH = 20
+"""Characters of a command in a table, as docker shows it."""
 
 
 @click.command("commit")
@@ -27,18 +29,39 @@ KINDS = "CAD"
     multiple=True,
     help="Apply a Dockerfile instruction to the image (repeatable).",
 )
+@click.option("-p", "--pause", is_flag=True, help="Let the container's processes stand still meanwhile.")
 @click.argument("name")
 @click.argument("reference", required=False)
 @click.pass_obj
 def commit_command(
-    root: Path, name: str, reference: str | None, message: str, author: str, changes: tuple[str, ...]
+    root: Path,
+    name: str,
+    reference: str | None,
+    message: str,
+    author: str,
+    changes: tuple[str, ...],
+    pause: bool,
 ) -> None:
     """Make an image of what was written to a mount.
 
     The image is called REFERENCE, if given. The mount NAME stays in use. Prints the image's id.
+
+    The image has everything whose write had returned before; with --pause, what a container writes to
+    several files is cut at one moment.
     """
+    if pause:
+        from layerfs.cli.containers import find
+
+        find(root, name)
     answer = Client.local(root).request(
-        "POST", "/commit", container=name, repo=reference, comment=message, author=author, changes=changes
+        "POST",
+        "/commit",
+        container=name,
+        repo=reference,
+        comment=message,
+        author=author,
+        changes=changes,
+        pause=pause,
     )
     click.echo(answer["Id"])
 
@@ -70,18 +93,20 @@ def ps_command(root: Path, every: bool, quiet: bool, no_trunc: bool, form: str) 
     elif form == "json":
         render.show(render.json_lines(rows))
     else:
-        columns = ("ID", "Image", "CreatedSince", "Status", "Mountpoint", "Names")
-        header = ("MOUNT ID", "IMAGE", "CREATED", "STATUS", "MOUNTPOINT", "NAMES")
+        columns = ("ID", "Image", "Command", "CreatedSince", "Status", "Mountpoint", "Names")
+        header = ("MOUNT ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "MOUNTPOINT", "NAMES")
         render.show(render.table(header, [[row[column] for column in columns] for row in rows]))
 
 
 def _mount_row(item: dict[str, Any], no_trunc: bool) -> dict[str, str]:
     image = item["Image"] or "<no image>"
+    command = render.printable(item["Command"])
     if image.startswith("sha256:") and not no_trunc:
         image = render.short_id(image)
     return {
         "ID": item["Id"] if no_trunc else render.short_id(item["Id"]),
         "Image": image,
+        "Command": f'"{command if no_trunc else render.ellipsis(command, COMMAND_WIDTH)}"' if command else "",
         "CreatedSince": render.age(item["Created"]),
         "CreatedAt": render.moment(item["Created"]),
         "State": item["State"],

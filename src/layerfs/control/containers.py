@@ -7,16 +7,21 @@ that is not running is worked on in the store, under its run lock, so that no da
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING
 
+from layerfs.container import ending
+from layerfs.container.record import directory, look
+from layerfs.container.settings import signal_number
 from layerfs.control import shapes
 from layerfs.control.config import CommitRequest, commit_request
 from layerfs.control.filters import label_matches, parse_filters
 from layerfs.control.message import Response, json_response
 from layerfs.control.routes import Call, route
-from layerfs.control.state import detach, not_running, state_of
+from layerfs.control.state import not_running, state_of
 from layerfs.errors import BadRequest, Conflict, NotFound, StoreBusy
+from layerfs.mounttable import detach
 from layerfs.runtime import RunLock, running_pid
 
 if TYPE_CHECKING:
@@ -195,8 +200,14 @@ def changed(items: Iterable[Change]) -> Response:
 
 
 def stop(call: Call) -> Response:
-    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
+    """End a container's process, or unmount a mount, or take away what its dead daemon left.
+
+    The process gets the signal that its image names, or SIGTERM, and SIGKILL after `t` seconds. With
+    `force`, a mount is unmounted even while it is in use.
+    """
     mount = find_mount(call, call.names["name"])
+    if _is_container(mount):
+        return _stop_container(call, mount)
     if answer := forward(call, mount, f"/containers/{mount.id}/stop"):
         return ended(mount, answer)
     with RunLock(mount.name):
@@ -204,6 +215,36 @@ def stop(call: Call) -> Response:
         if mount.started is None:
             return NOT_MODIFIED
         clear_away(call, mount)
+    return NO_CONTENT
+
+
+def _is_container(mount: Mount) -> bool:
+    """Return whether *mount* is a container that this process can clear away after, not being its daemon."""
+    return bool(mount.container) and running_pid(mount.name) != os.getpid()
+
+
+def _stop_container(call: Call, mount: Mount) -> Response:
+    if not directory(mount.id).exists():
+        return NOT_MODIFIED
+    ending.end(mount, *how_to_end(call, mount))
+    ending.clear_away(call.root, mount.id)
+    return NO_CONTENT
+
+
+def how_to_end(call: Call, mount: Mount) -> tuple[int, float | None]:
+    """Return how the process of a container is to be stopped: the signal, and the patience in seconds."""
+    text = call.query.get("t", "10")
+    if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
+        raise BadRequest(f"invalid time {text[:100]!r}: must be a number of seconds")
+    wanted = call.query.get("signal") or mount.config.get("StopSignal") or "TERM"
+    return signal_number(wanted), float(text) if int(text) >= 0 else None
+
+
+def kill(call: Call) -> Response:
+    """Send a signal to the process of a container."""
+    mount = find_mount(call, call.names["name"])
+    if not ending.send(mount, signal_number(call.query.get("signal") or "KILL")):
+        raise Conflict(f"{mount.name} is not running" if mount.container else f"{mount.name} is no container")
     return NO_CONTENT
 
 
@@ -220,6 +261,12 @@ def clear_away(call: Call, mount: Mount) -> None:
 def remove(call: Call) -> Response:
     """Remove a mount and its upper layer; with `force`, unmount it first."""
     mount = find_mount(call, call.names["name"])
+    if _is_container(mount) and directory(mount.id).exists():
+        _end_container(call, mount)
+        try:
+            mount = call.store.mount(mount.id)
+        except NotFound:
+            return NO_CONTENT  # it was to be removed at its end
     if answer := forward(call, mount, f"/containers/{mount.id}"):
         return ended(mount, answer)
     with RunLock(mount.name):
@@ -230,11 +277,21 @@ def remove(call: Call) -> Response:
     return NO_CONTENT
 
 
+def _end_container(call: Call, mount: Mount) -> None:
+    """End the process of a container that is to be removed, if that is forced, and clear away after it."""
+    record = look(mount.id)
+    if record is not None and record.alive() and not call.query.flag("force"):
+        raise Conflict(f"cannot remove {mount.name}: it is running; stop it first, or force its removal")
+    ending.end(mount)
+    ending.clear_away(call.root, mount.id)
+
+
 ROUTES = (
     route("GET", "/containers/json", list_containers),
     route("GET", "/containers/{name}/json", inspect_container),
     route("POST", "/commit", commit),
     route("GET", "/containers/{name}/changes", changes),
     route("POST", "/containers/{name}/stop", stop),
+    route("POST", "/containers/{name}/kill", kill),
     route("DELETE", "/containers/{name}", remove),
 )

@@ -6,10 +6,13 @@ The loop also serves the filesystem: what takes longer than an instant happens i
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
-from layerfs.control import containers, events, native
+from layerfs.container.ending import end
+from layerfs.container.record import look
+from layerfs.control import containers, events, export, native
 from layerfs.control.config import commit_request
 from layerfs.control.live import LiveMount
 from layerfs.control.message import Response, Stream, json_response
@@ -33,7 +36,11 @@ async def commit(live: LiveMount, call: Call) -> Response:
     """Commit the running mount."""
     wanted = commit_request(call.request)
     image = await live.commit(
-        reference=wanted.reference, comment=wanted.comment, author=wanted.author, changes=wanted.changes
+        reference=wanted.reference,
+        comment=wanted.comment,
+        author=wanted.author,
+        changes=wanted.changes,
+        pause=wanted.pause,
     )
     return containers.committed(image)
 
@@ -44,6 +51,35 @@ async def changes(live: LiveMount, call: Call) -> Response:
 
 
 async def stop(live: LiveMount, call: Call) -> Response:
+    """End the container that runs in the running mount, and unmount it."""
+    if await trio.to_thread.run_sync(_end_container, live, call, False):
+        with suppress(Conflict):  # who clears away after it may be quicker
+            await live.unmount(force=True)
+    else:
+        await live.unmount(force=call.query.flag("force"))
+    return containers.NO_CONTENT
+
+
+def _end_container(live: LiveMount, call: Call, remove: bool) -> bool:
+    """End the process of the container in the mount *live*, if there is one; return whether there was.
+
+    Its supervisor clears away then, and removes it if it is to *remove* it: this process cannot wait for
+    its own end.
+    """
+    if look(live.mount_id) is None:
+        return False
+    own = Call(call.root, call.request, call.names)
+    try:
+        mount = own.store.mount(live.mount_id)
+        if remove:
+            own.store.update_container(mount.id, "kill", AutoRemove=True)
+        end(mount, *(() if remove else containers.how_to_end(own, mount)))
+    finally:
+        own.close()
+    return True
+
+
+async def unmount(live: LiveMount, call: Call) -> Response:
     """Unmount the running mount."""
     await live.unmount(force=call.query.flag("force"))
     return containers.NO_CONTENT
@@ -54,7 +90,17 @@ async def remove(live: LiveMount, call: Call) -> Response:
     if not call.query.flag("force"):
         why = f"it is mounted on {live.mountpoint}; unmount it first, or force its removal"
         raise Conflict(f"cannot remove {live.name}: {why}")
-    await live.remove(force=True)
+    if await trio.to_thread.run_sync(_end_container, live, call, True):
+        with suppress(Conflict):
+            await live.remove(force=True)
+    else:
+        await live.remove(force=True)
+    return containers.NO_CONTENT
+
+
+async def flush(live: LiveMount, call: Call) -> Response:
+    """Bring what was written to the running mount until now into its upper."""
+    await live.flush()
     return containers.NO_CONTENT
 
 
@@ -68,8 +114,9 @@ HANDLERS: dict[Handler, LiveHandler] = {
     containers.changes: changes,
     containers.stop: stop,
     containers.remove: remove,
+    export.flush: flush,
     native.status: status,
-    native.unmount: stop,
+    native.unmount: unmount,
 }
 
 

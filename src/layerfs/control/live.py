@@ -29,15 +29,19 @@ class LiveMount(Protocol):
         """Where it is mounted, an absolute path."""
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str]
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
     ) -> Image:
         """Seal what was written as the top layer of a new image and return it; the mount stays in use.
 
-        *reference* tags the image, *changes* are Dockerfile instructions for its configuration.
+        *reference* tags the image, *changes* are Dockerfile instructions for its configuration. With
+        *pause*, the processes of a container that runs in the mount stand still for the moment.
         """
 
     async def changes(self) -> list[Change]:
         """Return what was written since the last commit, sorted by path."""
+
+    async def flush(self) -> None:
+        """Have everything that was written until now in the upper, not in the kernel's cache alone."""
 
     def status(self) -> dict[str, Any]:
         """Return figures about the running daemon, in values that JSON can hold."""

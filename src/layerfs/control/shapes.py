@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from layerfs.control.state import MountState, state_of
@@ -48,7 +49,7 @@ def image_summary(image: Image, *, size: int, containers: int, named_none: bool)
 def image_inspect(image: Image, layers: Sequence[Layer], *, size: int) -> dict[str, Any]:
     """Return the answer of `GET /images/{name}/json`; *layers* go from bottom to top.
 
-    OCI diff IDs exist once an image leaves the machine; until then `RootFS` names layers by their ids.
+    OCI diff IDs exist once an image has come in or gone out; until then `RootFS` names layers by their ids.
     """
     return {
         "Id": digest(image.id),
@@ -67,7 +68,7 @@ def image_inspect(image: Image, layers: Sequence[Layer], *, size: int) -> dict[s
             "Name": "layerfs",
             "Data": {"LowerDir": ":".join(str(layer.path) for layer in reversed(layers))},
         },
-        "RootFS": {"Type": "layers", "Layers": [digest(layer.id) for layer in layers]},
+        "RootFS": {"Type": "layers", "Layers": [layer.diff_id or digest(layer.id) for layer in layers]},
         "Metadata": {"LastTagTime": ZERO_TIME},
     }
 
@@ -110,10 +111,10 @@ def container_summary(mount: Mount, image: Image | None) -> dict[str, Any]:
         "Labels": labels(mount),
         "State": state.state,
         "Status": state.status,
-        "HostConfig": {"NetworkMode": "host"},
+        "HostConfig": {"NetworkMode": mount.container.get("NetworkMode", "host")},
         "NetworkSettings": {"Networks": {}},
-        "Mounts": [],
-        "Mountpoint": mount.mountpoint or "",
+        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
+        "Mountpoint": "" if mount.container else mount.mountpoint or "",  # a container's is private
     }
 
 
@@ -144,23 +145,44 @@ def container_inspect(
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": None,
-        "HostConfig": {"NetworkMode": "host", "ReadonlyRootfs": mount.upper is None},
+        "HostConfig": {
+            "NetworkMode": mount.container.get("NetworkMode", "host"),
+            "Binds": [":".join(bind) for bind in mount.container.get("Binds", ())] or None,
+            "AutoRemove": mount.container.get("AutoRemove", False),
+            "ReadonlyRootfs": mount.upper is None,
+        },
         "GraphDriver": {"Name": "layerfs", "Data": data},
-        "Mounts": [],
+        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
         "Config": {
             **mount.config,
-            "Hostname": mount.id[:12],
+            "Hostname": mount.container.get("Hostname") or mount.id[:12],
+            "Tty": mount.container.get("Tty", False),
+            "OpenStdin": mount.container.get("OpenStdin", False),
+            "StdinOnce": mount.container.get("StdinOnce", False),
             "Image": image_name(mount, image),
             "Labels": labels(mount),
         },
         "NetworkSettings": {"Networks": {}},
         "Mountpoint": mount.mountpoint or "",
-        "Options": mount.options,
+        "Options": {name: value for name, value in mount.options.items() if name != "container"},
+    }
+
+
+def _bind(host: str, destination: str, mode: str) -> dict[str, Any]:
+    return {
+        "Type": "bind",
+        "Source": host,
+        "Destination": destination,
+        "Mode": mode,
+        "RW": mode == "rw",
+        "Propagation": "rprivate",
     }
 
 
 def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     """Return the member "State" of an inspected container."""
+    known, exited = mount.container, state.state == "exited"
+    started = known.get("StartedAt") or mount.started
     return {
         "Status": state.state,
         "Running": state.pid is not None,
@@ -169,11 +191,15 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
         "OOMKilled": False,
         "Dead": state.dead,
         "Pid": state.pid or 0,
-        "ExitCode": 0,
-        "Error": "its daemon ended without unmounting" if state.dead else "",
-        "StartedAt": timestamp(mount.started),
-        "FinishedAt": ZERO_TIME,
+        "ExitCode": 255 if exited and started and not known.get("FinishedAt") else known.get("ExitCode", 0),
+        "Error": "its daemon ended without unmounting" if state.dead else known.get("Error", ""),
+        "StartedAt": timestamp(_moment(started)),
+        "FinishedAt": timestamp(_moment(known.get("FinishedAt"))),
     }
+
+
+def _moment(given: datetime | str | None) -> datetime | None:
+    return datetime.fromisoformat(given) if isinstance(given, str) else given
 
 
 def image_name(mount: Mount, image: Image | None) -> str:

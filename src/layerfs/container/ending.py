@@ -1,0 +1,61 @@
+"""Ending a container, as seen by those who only ask for it: its process is ended, others clear away."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layerfs.container import freezer
+from layerfs.container.record import directory, look
+from layerfs.errors import Conflict
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Mount
+
+_PATIENCE = 10.0
+"""Seconds that a process may take to end once it was killed."""
+
+
+def send(mount: Mount, number: int) -> bool:
+    """Send a signal to the process of the container *mount*; return whether it runs. Raises `OSError`."""
+    record = look(mount.id)
+    if record is None:
+        return False
+    freezer.thaw(record.pid, mount.id)  # who was to let it go on again may have been killed
+    return record.signal(number)
+
+
+def end(mount: Mount, number: int = signal.SIGKILL, patience: float | None = 0.0) -> None:
+    """End the process of the container *mount*: signal *number*, and after *patience* seconds SIGKILL.
+
+    None is patience without end. Returns when it has ended, and at once when it does not run. Raises
+    `Conflict` if it does not end.
+    """
+    record = look(mount.id)
+    if record is None or not record.alive():
+        return
+    if number != signal.SIGKILL:
+        send(mount, number)
+        if record.wait(patience):
+            return
+    send(mount, signal.SIGKILL)
+    if not record.wait(_PATIENCE):
+        raise Conflict(f"{mount.name} was killed but does not end: its process waits for something")
+
+
+def clear_away(root: Path, mount_id: str) -> None:
+    """Have cleared away what a container that has ended leaves, and wait for that; fine if it is done.
+
+    A process of its own does it, the same that a supervisor starts: this one may be the daemon of the
+    container's files, which ends with it.
+    """
+    if directory(mount_id).exists():
+        subprocess.run(
+            [sys.executable, "-m", "layerfs.container.finish", str(root), mount_id],
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+            check=False,
+        )

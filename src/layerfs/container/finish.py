@@ -1,0 +1,32 @@
+"""What a supervisor runs when its container has ended: `python -m layerfs.container.finish ROOT ID`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from layerfs.errors import LayerfsError
+from layerfs.runtime import make_run_dir
+
+
+def main(root: str, mount_id: str) -> int:
+    """Clear away after the container *mount_id* of the store at *root*; return the exit status.
+
+    Nobody reads what it prints: what goes wrong is written to `RUN/containers.log`.
+    """
+    from layerfs.container.lifecycle import finish
+
+    try:
+        finish(Path(root), mount_id)
+    except (LayerfsError, OSError) as error:
+        logging.basicConfig(
+            filename=make_run_dir() / "containers.log", format="%(asctime)s %(levelname)s: %(message)s"
+        )
+        logging.getLogger(__name__).error("cannot clear away after %s: %s", mount_id[:12], error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

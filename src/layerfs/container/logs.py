@@ -1,0 +1,67 @@
+"""Reading a container's log: a line a piece of output, "TIME stdout|stderr F|P TEXT", as conmon writes it.
+
+F stands for a full line, P for one whose newline comes later or never (Kubernetes' format, which
+conmon(8) calls k8s-file).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+_PAUSE = 0.1
+"""Seconds between two looks at a log that is followed."""
+
+
+class Piece(NamedTuple):
+    """Something that a container wrote."""
+
+    time: bytes
+    """RFC 3339."""
+    stream: bytes
+    """`stdout` or `stderr`."""
+    text: bytes
+    """With its newline, if it has one."""
+
+
+def read(
+    path: Path, *, tail: int | None = None, goes_on: Callable[[], bool] | None = None
+) -> Iterator[Piece]:
+    """Yield what the log at *path* has, the last *tail* pieces of it if that is given.
+
+    With *goes_on*, waits for more for as long as it says so. A log that is not there is empty.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        pieces = _Pieces(file)
+        yield from pieces if tail is None else deque(pieces, tail)
+        while goes_on is not None:
+            last = not goes_on()  # before looking, so that nothing falls between
+            yield from pieces
+            if last:
+                return
+            time.sleep(_PAUSE)
+
+
+class _Pieces(Iterator[Piece]):
+    """The pieces of a log; at its end it stops, and goes on when there is more."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._begun = b""
+
+    def __next__(self) -> Piece:
+        while line := self._file.readline():
+            self._begun += line
+            if line.endswith(b"\n"):
+                fields, self._begun = self._begun[:-1].split(b" ", 3), b""
+                if len(fields) == 4 and fields[1] in (b"stdout", b"stderr"):
+                    moment, stream, kind, text = fields
+                    return Piece(moment, stream, text + b"\n" if kind == b"F" else text)
+        raise StopIteration

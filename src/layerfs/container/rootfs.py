@@ -1,0 +1,61 @@
+"""Looking into a mounted image without leaving it, whatever its symbolic links say."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from pathlib import Path
+
+from layerfs.errors import BadRequest
+
+_OPENAT2 = 437
+"""The number of openat2(2), which is the same on every architecture."""
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
+_MOST = 4 << 20
+"""Bytes that a file of users or groups may have."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_inside(root: Path, path: str, flags: int) -> int:
+    """Open *path* as a process with *root* as its root directory would; return the descriptor.
+
+    Links, absolute ones too, lead to places below *root* (openat2(2), RESOLVE_IN_ROOT). Raises `OSError`.
+    """
+    top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+        name = os.fsencode(path)
+        fd: int = _libc.syscall(_OPENAT2, top, name, ctypes.byref(how), ctypes.sizeof(how))
+        if fd < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+        return fd
+    finally:
+        os.close(top)
+
+
+def read_inside(root: Path, path: str) -> str:
+    """Return the text of the regular file *path* below *root*, an empty one where there is no such file.
+
+    Raises `BadRequest` for a file that is too long to be what it should be, and `OSError`.
+    """
+    try:
+        # Not to wait for the other end of a fifo.
+        fd = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        content = file.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise BadRequest(f"{path} in the image has more than {_MOST >> 20} MiB")
+    return content.decode("utf-8", "surrogateescape")

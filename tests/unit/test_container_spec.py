@@ -1,0 +1,190 @@
+"""What is made of an image's configuration and of options, and what an OCI runtime is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layerfs.container import seccomp, spec
+from layerfs.container.settings import Wanted, bind, configuration, environment, settings, signal_number
+from layerfs.container.users import User
+from layerfs.errors import BadRequest
+
+IMAGE = {"Cmd": ["image-cmd"], "Entrypoint": ["/entry"], "Env": ["A=1", "B=2"], "Labels": {"x": "y"}}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        (Wanted(), ["/entry", "image-cmd"]),
+        (Wanted(command=("a", "b")), ["/entry", "a", "b"]),
+        (Wanted(entrypoint="/other"), ["/other"]),
+        (Wanted(entrypoint="/other", command=("a",)), ["/other", "a"]),
+        (Wanted(entrypoint="", command=("a",)), ["a"]),
+    ],
+)
+def test_the_command(wanted: Wanted, words: list[str]) -> None:
+    config = configuration(IMAGE, wanted)
+    assert [*config["Entrypoint"], *config["Cmd"]] == words
+    assert config["Labels"] == {"x": "y"}
+    assert IMAGE["Cmd"] == ["image-cmd"]
+
+
+def test_no_command() -> None:
+    for image, wanted in (({}, Wanted()), ({"Cmd": None}, Wanted()), (IMAGE, Wanted(entrypoint=""))):
+        with pytest.raises(BadRequest, match="no command specified"):
+            configuration(image, wanted)
+
+
+def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "h")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert environment(["A=1", "B=2", "NOWHERE=3"], ["B=b=c", "C=", "HERE", "NOWHERE"]) == [
+        "A=1", "B=b=c", "C=", "HERE=h",
+    ]  # fmt: skip
+    assert configuration(IMAGE, Wanted(environment=("A=9",)))["Env"] == ["A=9", "B=2"]
+    for bad in ("=x", "", "A=\0"):
+        with pytest.raises(BadRequest, match="invalid environment variable"):
+            environment([], [bad])
+
+
+def test_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert bind("/a:/b") == ["/a", "/b", "rw"]
+    assert bind("/a:/b/../c/:ro") == ["/a", "/c", "ro"]
+    assert bind("./a:/b:rw") == [f"{tmp_path}/a", "/b", "rw"]
+    for bad in (
+        "",
+        ":",
+        "/a",
+        "/a:",
+        ":/b",
+        "/a:b",
+        "/a:/",
+        "/a:/b/..",
+        "/a://",
+        "/a:/b:rx",
+        "/a:/b:",
+        "name:/b",
+    ):
+        with pytest.raises(BadRequest, match="invalid volume"):
+            bind(bad)
+
+
+def test_settings() -> None:
+    assert settings(Wanted(stdin=True))["StdinOnce"] is True
+    assert settings(Wanted(stdin=True, detached=True))["StdinOnce"] is False
+    for hostname in ("-a", "a b", "a" * 65, "ä", "a/b"):
+        with pytest.raises(BadRequest, match="invalid hostname"):
+            settings(Wanted(hostname=hostname))
+    with pytest.raises(BadRequest, match="unknown network 'bridge': give host or none"):
+        settings(Wanted(network="bridge"))
+    with pytest.raises(BadRequest, match="needs to be an absolute path"):
+        configuration(IMAGE, Wanted(workdir="srv"))
+
+
+def test_signals() -> None:
+    assert [signal_number(text) for text in ("TERM", "SIGKILL", "int", "9", "SIGRTMIN")] == [15, 9, 2, 9, 34]
+    for bad in ("", "0", "65", "-1", "NOTHING", "SIG", "²"):
+        with pytest.raises(BadRequest, match="invalid signal"):
+            signal_number(bad)
+
+
+ROOT = User(0, 0)
+
+
+def build(user: User = ROOT, network: str = "host", **config: Any) -> dict[str, Any]:
+    """Return a specification."""
+    return spec.build(
+        mount_id="0" * 64,
+        root=Path("/tree"),
+        config={"Cmd": ["true"], **config},
+        user=user,
+        hostname="host",
+        network=network,
+        terminal=False,
+        binds=[["/a", "/b", "ro"]],
+    )
+
+
+def test_rights() -> None:
+    of_root, of_jane = build()["process"], build(User(1000, 100, (10,), "/home/jane"))["process"]
+    assert of_root["capabilities"]["effective"] == list(spec.CAPABILITIES)
+    assert "CAP_SYS_ADMIN" not in of_root["capabilities"]["bounding"]
+    assert of_jane["capabilities"] == {"bounding": list(spec.CAPABILITIES)}
+    assert of_jane["user"] == {"uid": 1000, "gid": 100, "additionalGids": [10]}
+    assert "HOME=/home/jane" in of_jane["env"]
+
+
+def test_what_the_image_says_comes_first() -> None:
+    process = build(Env=["PATH=/own", "HOME=/elsewhere"], WorkingDir="/srv")["process"]
+    assert process["env"] == ["PATH=/own", "HOSTNAME=host", "HOME=/elsewhere"]
+    assert process["cwd"] == "/srv"
+    assert build(WorkingDir="")["process"]["cwd"] == "/"
+    with pytest.raises(BadRequest, match="absolute path"):
+        build(WorkingDir="srv")
+
+
+def test_mounts_and_namespaces() -> None:
+    built = build()
+    assert [mount["destination"] for mount in built["mounts"]][:2] == ["/proc", "/dev"]
+    assert built["mounts"][-1]["options"] == ["rbind", "rprivate", "ro"]
+    assert "ro" in next(mount for mount in built["mounts"] if mount["destination"] == "/sys")["options"]
+    assert {"type": "network"} not in built["linux"]["namespaces"]
+    assert {"type": "network"} in build(network="none")["linux"]["namespaces"]
+    assert built["linux"]["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
+
+
+PROFILE: dict[str, Any] = {
+    "defaultAction": "SCMP_ACT_ERRNO",
+    "defaultErrnoRet": 38,
+    "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+    "syscalls": [
+        {"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": None, "includes": {}, "excludes": {}},
+        {"name": "old", "action": "SCMP_ACT_ALLOW"},
+        {"names": ["mount"], "action": "SCMP_ACT_ALLOW", "includes": {"caps": ["CAP_SYS_ADMIN"]}},
+        {
+            "names": ["mount"],
+            "action": "SCMP_ACT_ERRNO",
+            "errnoRet": 1,
+            "excludes": {"caps": ["CAP_SYS_ADMIN"]},
+        },
+        {"names": ["breakpoint"], "action": "SCMP_ACT_ALLOW", "includes": {"arches": ["arm", "arm64"]}},
+        {"names": ["ptrace"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "4.8"}},
+        {"names": ["no-ptrace"], "action": "SCMP_ACT_ERRNO", "excludes": {"minKernel": "4.8"}},
+        {
+            "names": ["personality"],
+            "action": "SCMP_ACT_ALLOW",
+            "comment": "",
+            "args": [{"index": 0, "value": 8, "valueTwo": 0, "op": "SCMP_CMP_EQ", "more": 1}],
+        },
+    ],
+}
+
+
+def allowed(filter_: dict[str, Any], action: str = "SCMP_ACT_ALLOW") -> set[str]:
+    """Return the names of the calls that *filter_* has rules with *action* for."""
+    return {name for rule in filter_["syscalls"] if rule["action"] == action for name in rule["names"]}
+
+
+def test_a_profile_becomes_a_filter() -> None:
+    found = seccomp.convert(PROFILE, {"CAP_CHOWN"}, "amd64", "SCMP_ARCH_X86_64", "6.1.0-13-amd64")
+    assert allowed(found) == {"read", "old", "ptrace", "personality"}
+    assert allowed(found, "SCMP_ACT_ERRNO") == {"mount"}
+    assert found["architectures"] == ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
+    assert (found["defaultAction"], found["defaultErrnoRet"]) == ("SCMP_ACT_ERRNO", 38)
+    assert found["syscalls"][-1]["args"] == [{"index": 0, "value": 8, "valueTwo": 0, "op": "SCMP_CMP_EQ"}]
+    admin = seccomp.convert(PROFILE, {"CAP_SYS_ADMIN"}, "arm64", "SCMP_ARCH_AARCH64", "4.7.1")
+    assert allowed(admin) == {"read", "old", "mount", "breakpoint", "personality"}
+    assert allowed(admin, "SCMP_ACT_ERRNO") == {"no-ptrace"}
+
+
+def test_the_installed_profile() -> None:
+    found = seccomp.default_filter(spec.CAPABILITIES)
+    assert found is not None, "install golang-github-containers-common"
+    assert {"read", "openat", "clone", "chroot"} <= allowed(found)
+    assert {"bpf", "init_module"} <= allowed(found, "SCMP_ACT_ERRNO") - allowed(found)
+    json.dumps(found)
