@@ -24,6 +24,8 @@ from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import session, wire
+from layerfs.fuse.direct import Direct
+from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.operations import Operations
 from layerfs.notify import Notifier
@@ -80,7 +82,10 @@ class Daemon:
             self._union = self._open_union(_raise_descriptor_limit())
             try:
                 options = self._mount.options
-                self._operations = Operations(self._union, durable=not options.get("volatile"))
+                self._filesystem = Filesystem(self._union, durable=not options.get("volatile"))
+                self._operations = Operations(self._filesystem)
+                if wire.extension is not None:
+                    wire.extension.set_handlers(Direct(self._filesystem).handlers())
                 session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
                 try:
                     trio.run(self._serve, ready)
@@ -141,7 +146,7 @@ class Daemon:
             runtime.socket_path(self.name).unlink(missing_ok=True)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
-        await session.serve()
+        await session.serve(self._filesystem)
         self._ended.set()
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
@@ -181,13 +186,11 @@ class Daemon:
             sealed = self._mount.upper
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
-            await flush(self._operations, self.mountpoint, self._device)
-            for file in list(self._operations.written):
-                self._operations.settle_time(file)
+            await flush(self._filesystem, self.mountpoint, self._device)
             wording = live_commit.Wording(reference, comment, author, changes)
             image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
             self._mount = self._store.mount(self.mount_id)
-            on_disk = self._operations.contents.commit_on_disk = trio.Event()
+            on_disk = self._filesystem.contents.commit_on_disk = trio.Event()
             trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
         self._settling.append(sealed)
         self._to_settle.set()
@@ -198,7 +201,7 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await flush(self._operations, self.mountpoint, self._device)
+        await flush(self._filesystem, self.mountpoint, self._device)
         upper = self._store.layer(mount.upper).path
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
@@ -218,9 +221,8 @@ class Daemon:
             "Extension": wire.status(),
             "CachedInodes": len(union.table),
             "OpenDirectories": len(union.directories),
-            "FilesOpenForWriting": len(self._operations.writing),
-            "CopyUps": self._operations.contents.copies,
-            "Requests": dict(sorted(self._operations.requests.items())),
+            "CopyUps": self._filesystem.contents.copies,
+            "Requests": dict(sorted(self._operations.counts().items())),
             "LayersToSettle": len(self._settling),
         }
 
@@ -247,7 +249,7 @@ class Daemon:
         except Conflict:
             if not force:
                 raise
-            await flush(self._operations, self.mountpoint, self._device)
+            await flush(self._filesystem, self.mountpoint, self._device)
             await session.unmount(self.mountpoint, lazy=True)
             _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
             self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")

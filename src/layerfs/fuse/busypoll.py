@@ -20,6 +20,8 @@ from types import SimpleNamespace, TracebackType
 import pyfuse3
 import trio
 
+from layerfs.fuse import wire
+
 SPIN = 50e-6
 """Seconds to poll for the next request."""
 TURN = 500e-6
@@ -87,15 +89,23 @@ class Waiter:
             self._credit = 1  # it came so soon that polling would have met it
 
 
-def install() -> Waiter | None:
-    """Have pyfuse3 wait through a `Waiter`; return it, or None where it is switched off."""
+def why_not() -> str:
+    """Return why there is no polling, "" if there is."""
     if os.environ.get("LAYERFS_BUSYPOLL") == "0":
-        return None
-    waiter = Waiter()
-    lowlevel = SimpleNamespace(**vars(trio.lowlevel))
-    lowlevel.wait_readable = waiter.wait_readable
+        return "switched off by LAYERFS_BUSYPOLL=0"
+    if len(os.sched_getaffinity(0)) < 2:
+        return "there is only one processor, and who asks needs it"
+    return ""
+
+
+def install() -> None:
+    """Have pyfuse3 wait for requests as described: in the extension where that is at work, else here."""
     namespace = SimpleNamespace(**vars(trio))
-    namespace.lowlevel = lowlevel
     namespace.Lock = _Lock
+    if wire.extension is not None and wire.is_active():
+        wire.extension.set_spin(0 if why_not() else int(SPIN * 1e9))
+    elif not why_not():
+        lowlevel = SimpleNamespace(**vars(trio.lowlevel))
+        lowlevel.wait_readable = Waiter().wait_readable
+        namespace.lowlevel = lowlevel
     pyfuse3.trio = namespace  # type: ignore[attr-defined]  # it is how pyfuse3 finds its event loop
-    return waiter

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 Request = object
 """A request that has not been answered yet."""
@@ -26,6 +26,15 @@ class Wire(Protocol):
 
     def takes_set_id(self) -> bool:
         """Tell whether the request being handled is a write that clears set-id bits."""
+
+    def set_spin(self, nanoseconds: int) -> None:
+        """Set for how many nanoseconds to poll for the next request; 0 for never."""
+
+    def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
+        """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
+
+    def counts(self) -> dict[int, int]:
+        """Return how many requests were answered directly, by opcode."""
 
     def set_fallocate(self, handler: Callable[[Request, int, int, int, int], None]) -> None:
         """Have *handler* called with (request, inode, mode, offset, length) for each fallocate(2)."""

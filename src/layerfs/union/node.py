@@ -63,7 +63,6 @@ class File:
         "pin",
         "references",
         "writable",
-        "writers",
     )
 
     def __init__(self, ino: int, kind: int, backing: int, home: LayerDir, entry: bytes) -> None:
@@ -78,7 +77,6 @@ class File:
         self.orphan = False
         self.fd = -1
         self.writable = False
-        self.writers = 0
         self.hidden = 0
         self.references = 0
 

@@ -1,0 +1,304 @@
+"""Requests that the extension hands over as they are on the wire, and the answers to them (linux/fuse.h).
+
+Most requests need nothing but a few system calls. The extension (`_direct.c`) reads those from /dev/fuse,
+has them answered here, writes the answer and goes on to the next, without a turn of the event loop in
+between. A handler returns the answer's payload, or None before it has done anything: then the request
+needs to wait for something, and goes to pyfuse3's operation for it. An `OSError` is answered with its errno.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from layerfs.fuse import wire
+from layerfs.fuse.attributes import FOREVER
+from layerfs.fuse.filesystem import Change, Filesystem, Found
+from layerfs.fuse.setid import Caller
+from layerfs.union import mutate, syscalls
+from layerfs.union.node import Node
+from layerfs.union.rename import rename
+
+_FOREVER = int(FOREVER)
+_NS = 1_000_000_000
+_ATTR = "QQQQQQIIIIIIIIII"  # struct fuse_attr
+_ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
+_ATTR_OUT = struct.Struct("=QII" + _ATTR)
+_DIRENT = struct.Struct("=QQII")
+_SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
+_READ_IN = struct.Struct("=QQI")
+_SIZE = struct.Struct("=II")
+_INODE = struct.Struct("=Q")
+
+_NO_ENTRY = _ENTRY_OUT.pack(0, 0, _FOREVER, 0, 0, 0, *(0,) * 16)
+_EMPTY_ENTRY = bytes(_ENTRY_OUT.size)
+
+_MODE, _UID, _GID, _SIZE_SET, _ATIME, _MTIME = (1 << bit for bit in range(6))
+_ATIME_NOW, _MTIME_NOW, _CTIME = 1 << 7, 1 << 8, 1 << 10
+
+_OPCODES = {
+    1: "lookup",
+    2: "forget",
+    3: "getattr",
+    4: "setattr",
+    5: "readlink",
+    6: "symlink",
+    8: "mknod",
+    9: "mkdir",
+    10: "unlink",
+    11: "rmdir",
+    12: "rename",
+    13: "link",
+    15: "read",
+    16: "write",
+    22: "getxattr",
+    23: "listxattr",
+    44: "readdirplus",
+    45: "rename2",
+}
+"""Requests with a handler: enum fuse_opcode.
+
+A handler is called with the inode, what follows the header, and the caller's uid, gid and pid; `read`,
+`write` and `forget` are called with less.
+"""
+
+
+class Direct:
+    """Answers requests from *filesystem*."""
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._filesystem = filesystem
+        self._union = filesystem.union
+        self._contents = filesystem.contents
+
+    def handlers(self) -> dict[int, Callable[..., Any]]:
+        """Return the handlers, by opcode."""
+        return {opcode: getattr(self, name) for opcode, name in _OPCODES.items()}
+
+    # -- what answers are made of -------------------------------------------------------------------
+
+    def _attr(self, node: Node, st: os.stat_result) -> tuple[int, ...]:
+        union = self._union
+        atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
+        return (
+            node.ino,
+            st.st_size,
+            union.blocks(node, st),
+            atime // _NS & 0xFFFFFFFFFFFFFFFF,
+            mtime // _NS & 0xFFFFFFFFFFFFFFFF,
+            ctime // _NS & 0xFFFFFFFFFFFFFFFF,
+            atime % _NS,
+            mtime % _NS,
+            ctime % _NS,
+            st.st_mode,
+            union.links(node, st),
+            st.st_uid,
+            st.st_gid,
+            _device(st.st_rdev),
+            st.st_blksize,
+            0,
+        )
+
+    def _entry(self, found: Found) -> bytes:
+        node, st = found
+        return _ENTRY_OUT.pack(node.ino, 0, _FOREVER, _FOREVER, 0, 0, *self._attr(node, st))
+
+    def _attributes(self, node: Node) -> bytes:
+        return _ATTR_OUT.pack(_FOREVER, 0, 0, *self._attr(node, self._union.stat(node)))
+
+    # -- lookup and attributes ------------------------------------------------------------------------
+
+    def lookup(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """LOOKUP: a name of a directory."""
+        found = self._filesystem.lookup(inode, body[:-1])
+        return self._entry(found) if found else _NO_ENTRY
+
+    def forget(self, inode: int, count: int) -> None:
+        """FORGET: references that the kernel has dropped."""
+        self._filesystem.forget(inode, count)
+
+    def getattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """GETATTR."""
+        return self._attributes(self._filesystem.node(inode))
+
+    def setattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """SETATTR: struct fuse_setattr_in."""
+        valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, owner, group, _ = (
+            _SETATTR_IN.unpack_from(body)
+        )
+        change = Change(
+            mode=stat.S_IMODE(mode) if valid & _MODE else None,
+            uid=owner if valid & _UID else None,
+            gid=group if valid & _GID else None,
+            size=size if valid & _SIZE_SET else None,
+            atime=_time(atime, atime_ns, now=valid & _ATIME_NOW) if valid & _ATIME else None,
+            mtime=_time(mtime, mtime_ns, now=valid & _MTIME_NOW) if valid & _MTIME else None,
+            ctime=bool(valid & _CTIME),
+        )
+        node = self._filesystem.node(inode)
+        effective = self._filesystem.effective(node, change, Caller(uid, gid, pid))
+        if effective is not None:
+            if not self._contents.is_in_place(node, metadata_only=effective.size is None):
+                return None
+            self._filesystem.apply(node, effective)
+        return self._attributes(node)
+
+    def readlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """READLINK."""
+        return self._union.readlink(self._filesystem.file(inode))
+
+    # -- names --------------------------------------------------------------------------------------
+
+    def mknod(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """MKNOD: struct fuse_mknod_in (mode, rdev, umask, padding), name."""
+        mode, rdev, umask, _ = struct.unpack_from("=IIII", body)
+        caller = Caller(uid, gid, pid, umask)
+        return self._entry(self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller))
+
+    def mkdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """MKDIR: struct fuse_mkdir_in (mode, umask), name."""
+        mode, umask = _SIZE.unpack_from(body)
+        return self._entry(self._filesystem.mkdir(inode, body[8:-1], mode, Caller(uid, gid, pid, umask)))
+
+    def symlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """SYMLINK: name, target."""
+        name, target, _ = body.split(b"\0")
+        return self._entry(self._filesystem.symlink(inode, name, target, Caller(uid, gid, pid)))
+
+    def link(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """LINK: inode, new name in the directory *inode*."""
+        node = self._filesystem.file(_INODE.unpack_from(body)[0])
+        if not self._contents.is_in_place(node, metadata_only=True):
+            return None
+        return self._entry(self._filesystem.link(node, inode, body[8:-1]))
+
+    def unlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """UNLINK: name."""
+        mutate.unlink(self._union, self._filesystem.directory(inode), body[:-1])
+        return b""
+
+    def rmdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """RMDIR: name."""
+        mutate.rmdir(self._union, self._filesystem.directory(inode), body[:-1])
+        return b""
+
+    def rename(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """RENAME: new directory, name, new name."""
+        return self._rename(inode, _INODE.unpack_from(body)[0], body[8:], 0)
+
+    def rename2(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """RENAME2: struct fuse_rename2_in (new directory, flags, padding), name, new name."""
+        target, flags, _ = struct.unpack_from("=QII", body)
+        return self._rename(inode, target, body[16:], flags)
+
+    def _rename(self, inode: int, target: int, names: bytes, flags: int) -> bytes | None:
+        directory = self._filesystem.directory
+        old, new = directory(inode), directory(target)
+        name, new_name, _ = names.split(b"\0")
+        moving = [(old, name), (new, new_name)] if flags & syscalls.RENAME_EXCHANGE else [(old, name)]
+        for parent, entry in moving:
+            node = mutate.existing(self._union, parent, entry)
+            if not self._contents.is_in_place(node, metadata_only=True):
+                return None
+        rename(self._union, old, name, new, new_name, flags)
+        return b""
+
+    def readdirplus(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """READDIRPLUS: struct fuse_read_in; a directory from the name after a cookie, with attributes."""
+        _, start, size = _READ_IN.unpack_from(body)
+        union, directory = self._union, self._filesystem.directory(inode)
+        answer: list[bytes] = []
+        if start < 2:
+            parent = directory.parent or directory
+            for cookie, name, number in ((1, b".", directory.ino), (2, b"..", parent.ino)):
+                if start < cookie:
+                    record = _EMPTY_ENTRY + _dirent(number, cookie, stat.S_IFDIR, name)
+                    size -= len(record)
+                    answer.append(record)
+        listing = union.listing(directory)
+        for position in range(bisect.bisect_left(listing, (start + 1, b"")), len(listing)):
+            cookie, name = listing[position]
+            size -= (_ENTRY_OUT.size + _DIRENT.size + len(name) + 7) & ~7
+            if size < 0:
+                break
+            try:
+                found = union.find(directory, name)
+                if found is None:
+                    continue
+                record = self._entry(found)
+            except OSError:
+                continue  # a lookup of this one name will say what is wrong with it
+            found[0].references += 1
+            answer.append(record)
+            answer.append(_dirent(found[0].ino, cookie, found[1].st_mode, name))
+        return b"".join(answer)
+
+    # -- contents -----------------------------------------------------------------------------------
+
+    def read(self, inode: int) -> int | None:
+        """READ: return the descriptor to read from."""
+        return self._union.data(self._filesystem.file(inode))
+
+    def write(self, inode: int, takes_set_id: bool) -> int | None:
+        """WRITE: return the descriptor to write to, once that needs no copy-up."""
+        node = self._filesystem.file(inode)
+        if takes_set_id or not self._contents.is_in_place(node):
+            return None
+        self._filesystem.late_times.written(node)
+        return self._union.data(node, write=True)
+
+    # -- extended attributes --------------------------------------------------------------------------
+
+    def getxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """GETXATTR: struct fuse_getxattr_in (size, padding), name."""
+        value = self._union.getxattr(self._filesystem.node(inode), body[8:-1])
+        return _sized(value, _SIZE.unpack_from(body)[0])
+
+    def listxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """LISTXATTR: struct fuse_getxattr_in (size, padding)."""
+        names = self._union.listxattr(self._filesystem.node(inode))
+        return _sized(b"".join(name + b"\0" for name in names), _SIZE.unpack_from(body)[0])
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Return *value*, or its length where the caller gave no room and asks for that."""
+    if size == 0:
+        return _SIZE.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _dirent(inode: int, cookie: int, mode: int, name: bytes) -> bytes:
+    record = _DIRENT.pack(inode, cookie, len(name), mode >> 12 & 15) + name
+    return record + bytes(-len(record) % 8)
+
+
+def _time(seconds: int, nanoseconds: int, *, now: int) -> int:
+    return time.time_ns() if now else seconds * _NS + nanoseconds
+
+
+def _device(number: int) -> int:
+    """Return a device number as the kernel encodes it in 32 bits (new_encode_dev)."""
+    if not number:
+        return 0
+    major, minor = os.major(number), os.minor(number)
+    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
+
+
+def _wide_device(number: int) -> int:
+    """Return the device number that the kernel has encoded in 32 bits."""
+    return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00)
+
+
+def direct_counts() -> dict[str, int]:
+    """Return how many requests were answered directly, by name."""
+    if wire.extension is None:
+        return {}
+    return {_OPCODES[opcode]: count for opcode, count in wire.extension.counts().items()}
