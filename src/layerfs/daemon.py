@@ -23,7 +23,7 @@ from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
-from layerfs.fuse import session, wire
+from layerfs.fuse import bdi, session, wire
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
@@ -85,7 +85,7 @@ class Daemon:
                 self._filesystem = Filesystem(self._union, durable=not options.get("volatile"))
                 self._operations = Operations(self._filesystem)
                 if wire.extension is not None:
-                    wire.extension.set_handlers(Direct(self._filesystem).handlers())
+                    Direct(wire.extension, self._filesystem).install()
                 session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
                 try:
                     trio.run(self._serve, ready)
@@ -135,6 +135,7 @@ class Daemon:
                 # Should serving fail, this waits for an answer that never comes: then let it wait alone.
                 st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
                 self._device = st.st_dev
+                bdi.tune(st.st_dev)
                 await nursery.start(http.serve, listener, App(self.root, self))
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
@@ -188,7 +189,14 @@ class Daemon:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
             await flush(self._filesystem, self.mountpoint, self._device)
             wording = live_commit.Wording(reference, comment, author, changes)
-            image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
+            image = await live_commit.commit(
+                self.root,
+                self._store,
+                self._mount,
+                self._union,
+                wording,
+                quiesce=wire.wait_for_writes,
+            )
             self._mount = self._store.mount(self.mount_id)
             on_disk = self._filesystem.contents.commit_on_disk = trio.Event()
             trio.lowlevel.spawn_system_task(self._sync_store, on_disk)

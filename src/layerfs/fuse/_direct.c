@@ -18,6 +18,7 @@
 
 #define OPCODES 64
 #define LARGEST_READ (1 << 20)
+#define LARGE_WRITE (1 << 16)
 
 static PyObject *handlers[OPCODES];
 static unsigned long long counts[OPCODES];
@@ -90,6 +91,8 @@ static int answer_any(int device, const struct fuse_in_header *in, const char *b
 		return reply_exception(device, in->unique);
 	if (PyBytes_Check(result))
 		answered = reply(device, in->unique, 0, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result));
+	else if (PyLong_Check(result))
+		answered = reply(device, in->unique, (int)PyLong_AsLong(result), NULL, 0);
 	Py_DECREF(result);
 	return answered;
 }
@@ -160,14 +163,18 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 	return got != -2;
 }
 
-static int answer_write(int device, const struct fuse_in_header *in, const struct fuse_write_in *body, size_t size)
+/* Large writes are handed over, with the buffer that they came in: then *request is set to NULL. */
+static int answer_write(int device, char **request, size_t size)
 {
+	const struct fuse_in_header *in = (void *)*request;
+	const struct fuse_write_in *body = (void *)(in + 1);
+	char *data = (char *)(body + 1);
 	PyObject *arguments[] = {
 		PyLong_FromUnsignedLongLong(in->nodeid),
 		PyBool_FromLong(body->write_flags & FUSE_WRITE_KILL_SUIDGID),
 	};
-	struct fuse_write_out out = {0};
-	int error = 0, file;
+	struct fuse_write_out out = {.size = body->size};
+	int error, file;
 
 	if (size < sizeof(*body) || size - sizeof(*body) < body->size)
 		return 0;
@@ -176,22 +183,14 @@ static int answer_write(int device, const struct fuse_in_header *in, const struc
 		return reply_exception(device, in->unique);
 	if (file < 0)
 		return 0;
-	Py_BEGIN_ALLOW_THREADS
-	while (out.size < body->size) { /* after a short write the next one says why */
-		ssize_t wrote = pwrite(file, (const char *)(body + 1) + out.size, body->size - out.size,
-				       body->offset + out.size);
-		if (wrote < 0 && errno == EINTR)
-			continue;
-		if (wrote <= 0) {
-			error = wrote < 0 ? errno : EIO;
-			break;
-		}
-		out.size += wrote;
+	if (body->size >= LARGE_WRITE &&
+	    answer_write_later(device, in->unique, file, body->offset, body->size, *request, data)) {
+		*request = NULL;
+		return 1;
 	}
-	if (error)
-		reply(device, in->unique, error, NULL, 0);
-	else
-		reply(device, in->unique, 0, &out, sizeof(out));
+	Py_BEGIN_ALLOW_THREADS
+	error = write_all(file, data, body->size, body->offset);
+	reply(device, in->unique, error, &out, error ? 0 : sizeof(out));
 	Py_END_ALLOW_THREADS
 	return 1;
 }
@@ -201,9 +200,9 @@ void answer_error(int device, uint64_t unique, int error)
 	reply(device, unique, error, NULL, 0);
 }
 
-int answer_directly(int device, void *buffer, size_t size)
+int answer_directly(int device, char **buffer, size_t size)
 {
-	const struct fuse_in_header *in = buffer;
+	const struct fuse_in_header *in = (void *)*buffer;
 	const void *body = in + 1;
 	size_t rest = size - sizeof(*in);
 	uint32_t handler = in->opcode == FUSE_BATCH_FORGET ? FUSE_FORGET : in->opcode;
@@ -220,7 +219,7 @@ int answer_directly(int device, void *buffer, size_t size)
 		answered = answer_read(device, in, body);
 		break;
 	case FUSE_WRITE:
-		answered = answer_write(device, in, body, rest);
+		answered = answer_write(device, buffer, rest);
 		break;
 	default:
 		answered = answer_any(device, in, body, rest);

@@ -34,6 +34,8 @@
 #define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
 #define MOST_CREDIT 8
+#define OTHERS 15000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
+#define REST 20000000 /* nanoseconds to leave the processors to those who want them */
 #define TURN 1000000 /* nanoseconds after which the event loop gets its turn, however fast requests come */
 
 static struct fuse_lowlevel_ops original; /* pyfuse3's */
@@ -46,6 +48,7 @@ static int hooked;       /* pyfuse3's session went through here */
 static int kills_set_id; /* the request being handled is a write that takes set-id bits */
 static uint64_t spin;     /* nanoseconds to poll for the next request, 0 for not at all */
 static uint64_t slept_at; /* when there was no request left */
+static uint64_t no_spin_until;
 static int credit;        /* how much polling has paid lately */
 
 static void *libfuse(const char *symbol)
@@ -144,17 +147,21 @@ static uint64_t now(void)
 static int wait_for_request(int device)
 {
 	struct pollfd poll_device = {.fd = device, .events = POLLIN};
-	uint64_t start;
+	uint64_t start, last, time;
 	int found = 0;
 
 	if (credit <= 0)
 		return 0;
-	start = now();
+	start = time = now();
 	Py_BEGIN_ALLOW_THREADS
-	do
+	do {
 		found = poll(&poll_device, 1, 0);
-	while (!found && now() - start < spin);
+		last = time;
+		time = now();
+	} while (!found && time - start < spin && time - last < OTHERS);
 	Py_END_ALLOW_THREADS
+	if (time - last >= OTHERS)
+		no_spin_until = time + REST;
 	if (found)
 		credit += credit < MOST_CREDIT;
 	else
@@ -212,15 +219,23 @@ static void look_at_request(const struct fuse_in_header *header, void *body, siz
  * libfuse takes EINTR for "nothing this time"; pyfuse3 then waits in the event loop. */
 static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
 {
-	const struct fuse_in_header *header = buffer;
+	static char *request; /* libfuse's own cannot be given away */
 	uint64_t start = now();
 
-	if (slept_at && start - slept_at < 2 * spin && credit <= 0)
+	if (start < no_spin_until)
+		credit = 0;
+	else if (slept_at && start - slept_at < 2 * spin && credit <= 0)
 		credit = 1; /* it came so soon that polling would have met it */
 	slept_at = 0;
 	for (;;) {
-		ssize_t got = read(fd, buffer, size);
+		const struct fuse_in_header *header;
+		ssize_t got;
 
+		if (!request && !(request = request_buffer(size))) {
+			errno = ENOMEM;
+			return -1;
+		}
+		got = read(fd, request, size);
 		if (got < 0 && errno == EAGAIN) {
 			if (wait_for_request(fd))
 				continue;
@@ -230,10 +245,12 @@ static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
 		}
 		if (got < (ssize_t)sizeof(*header))
 			return got;
+		header = (void *)request;
 		if (is_needless(header)) {
 			answer_error(fd, header->unique, ENOSYS);
-		} else if (!answer_directly(fd, buffer, got)) {
-			look_at_request(header, (void *)(header + 1), got - sizeof(*header));
+		} else if (!answer_directly(fd, &request, got)) {
+			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
+			memcpy(buffer, request, got);
 			return got;
 		}
 		if (now() - start > TURN) {
@@ -347,7 +364,9 @@ PyMODINIT_FUNC PyInit__wire(void)
 {
 	PyObject *module = PyModule_Create(&definition);
 
-	if (module && PyModule_AddFunctions(module, direct_methods))
+	if (module && (PyModule_AddFunctions(module, direct_methods) ||
+		       PyModule_AddFunctions(module, blocking_methods) ||
+		       PyModule_AddFunctions(module, entry_methods)))
 		Py_CLEAR(module);
 	return module;
 }

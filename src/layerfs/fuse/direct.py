@@ -2,8 +2,9 @@
 
 Most requests need nothing but a few system calls. The extension (`_direct.c`) reads those from /dev/fuse,
 has them answered here, writes the answer and goes on to the next, without a turn of the event loop in
-between. A handler returns the answer's payload, or None before it has done anything: then the request
-needs to wait for something, and goes to pyfuse3's operation for it. An `OSError` is answered with its errno.
+between. A handler returns the answer's payload or an errno, or None before it has done anything: then the
+request needs to wait for something, and goes to pyfuse3's operation for it. An `OSError` is answered with
+its errno.
 """
 
 from __future__ import annotations
@@ -14,30 +15,25 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Callable
-from typing import Any
 
 from layerfs.fuse import wire
 from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.setid import Caller
-from layerfs.union import mutate, syscalls
-from layerfs.union.node import Node
+from layerfs.union import mutate, syscalls, xattr
+from layerfs.union.node import File, Node
 from layerfs.union.rename import rename
 
-_FOREVER = int(FOREVER)
 _NS = 1_000_000_000
-_ATTR = "QQQQQQIIIIIIIIII"  # struct fuse_attr
-_ENTRY_OUT = struct.Struct("=QQQQII" + _ATTR)
-_ATTR_OUT = struct.Struct("=QII" + _ATTR)
+_ENTRY_SIZE = 128
 _DIRENT = struct.Struct("=QQII")
 _SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
 _READ_IN = struct.Struct("=QQI")
 _SIZE = struct.Struct("=II")
 _INODE = struct.Struct("=Q")
 
-_NO_ENTRY = _ENTRY_OUT.pack(0, 0, _FOREVER, 0, 0, 0, *(0,) * 16)
-_EMPTY_ENTRY = bytes(_ENTRY_OUT.size)
+_NO_ENTRY = struct.pack("=QQQ", 0, 0, int(FOREVER)).ljust(_ENTRY_SIZE, b"\0")
+_EMPTY_ENTRY = bytes(_ENTRY_SIZE)
 
 _MODE, _UID, _GID, _SIZE_SET, _ATIME, _MTIME = (1 << bit for bit in range(6))
 _ATIME_NOW, _MTIME_NOW, _CTIME = 1 << 7, 1 << 8, 1 << 10
@@ -72,45 +68,27 @@ A handler is called with the inode, what follows the header, and the caller's ui
 class Direct:
     """Answers requests from *filesystem*."""
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, extension: wire.Wire, filesystem: Filesystem) -> None:
+        self._wire = extension
         self._filesystem = filesystem
         self._union = filesystem.union
         self._contents = filesystem.contents
 
-    def handlers(self) -> dict[int, Callable[..., Any]]:
-        """Return the handlers, by opcode."""
-        return {opcode: getattr(self, name) for opcode, name in _OPCODES.items()}
+    def install(self) -> None:
+        """Have the extension bring requests here."""
+        self._wire.set_handlers({opcode: getattr(self, name) for opcode, name in _OPCODES.items()})
 
     # -- what answers are made of -------------------------------------------------------------------
 
-    def _attr(self, node: Node, st: os.stat_result) -> tuple[int, ...]:
-        union = self._union
-        atime, mtime, ctime = st.st_atime_ns, st.st_mtime_ns, st.st_ctime_ns
-        return (
-            node.ino,
-            st.st_size,
-            union.blocks(node, st),
-            atime // _NS & 0xFFFFFFFFFFFFFFFF,
-            mtime // _NS & 0xFFFFFFFFFFFFFFFF,
-            ctime // _NS & 0xFFFFFFFFFFFFFFFF,
-            atime % _NS,
-            mtime % _NS,
-            ctime % _NS,
-            st.st_mode,
-            union.links(node, st),
-            st.st_uid,
-            st.st_gid,
-            _device(st.st_rdev),
-            st.st_blksize,
-            0,
-        )
-
     def _entry(self, found: Found) -> bytes:
         node, st = found
-        return _ENTRY_OUT.pack(node.ino, 0, _FOREVER, _FOREVER, 0, 0, *self._attr(node, st))
+        union = self._union
+        return self._wire.entry_out(node.ino, st, union.links(node, st), union.blocks(node, st))
 
     def _attributes(self, node: Node) -> bytes:
-        return _ATTR_OUT.pack(_FOREVER, 0, 0, *self._attr(node, self._union.stat(node)))
+        union = self._union
+        st = union.stat(node)
+        return self._wire.attr_out(node.ino, st, union.links(node, st), union.blocks(node, st))
 
     # -- lookup and attributes ------------------------------------------------------------------------
 
@@ -224,7 +202,7 @@ class Direct:
         listing = union.listing(directory)
         for position in range(bisect.bisect_left(listing, (start + 1, b"")), len(listing)):
             cookie, name = listing[position]
-            size -= (_ENTRY_OUT.size + _DIRENT.size + len(name) + 7) & ~7
+            size -= (_ENTRY_SIZE + _DIRENT.size + len(name) + 7) & ~7
             if size < 0:
                 break
             try:
@@ -255,9 +233,12 @@ class Direct:
 
     # -- extended attributes --------------------------------------------------------------------------
 
-    def getxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+    def getxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | int:
         """GETXATTR: struct fuse_getxattr_in (size, padding), name."""
-        value = self._union.getxattr(self._filesystem.node(inode), body[8:-1])
+        node, name = self._filesystem.node(inode), body[8:-1]
+        if name == xattr.CAPABILITY and isinstance(node, File) and node.no_capability:
+            return errno.ENODATA  # the usual answer to the usual question
+        value = self._union.getxattr(node, name)
         return _sized(value, _SIZE.unpack_from(body)[0])
 
     def listxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
@@ -282,14 +263,6 @@ def _dirent(inode: int, cookie: int, mode: int, name: bytes) -> bytes:
 
 def _time(seconds: int, nanoseconds: int, *, now: int) -> int:
     return time.time_ns() if now else seconds * _NS + nanoseconds
-
-
-def _device(number: int) -> int:
-    """Return a device number as the kernel encodes it in 32 bits (new_encode_dev)."""
-    if not number:
-        return 0
-    major, minor = os.major(number), os.minor(number)
-    return minor & 0xFF | major << 8 | (minor & ~0xFF) << 12
 
 
 def _wide_device(number: int) -> int:

@@ -138,7 +138,7 @@ class Filesystem:
         if change.atime is not None or change.mtime is not None:
             attributes.utime(union, node, change.atime, change.mtime)
         if change.mtime is not None and isinstance(node, File):
-            self.late_times.forget(node)
+            self.late_times.told(node, change.mtime)
 
     # -- names ------------------------------------------------------------------------------------
 

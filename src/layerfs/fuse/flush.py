@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 
 import trio
 
 from layerfs.errors import Conflict
+from layerfs.fuse import wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.union import syscalls
 from layerfs.union.node import File
@@ -32,12 +32,13 @@ async def flush(filesystem: Filesystem, mountpoint: str, device: int) -> None:
     Raises `Conflict` when the mount is not to be found at *mountpoint* any more, or when something that
     was written could not be stored.
     """
-    name = b".layerfs-barrier-" + secrets.token_hex(16).encode()
+    name = b".layerfs-barrier-" + os.urandom(16).hex().encode()
     barrier = _add_barrier(filesystem, name)
     try:
         for _ in range(_ROUNDS):
             await trio.to_thread.run_sync(_write_back, mountpoint, device, name)
             await filesystem.contents.writes_under_way()
+            wire.wait_for_writes()
     finally:
         _remove_barrier(filesystem, name, barrier)
     filesystem.late_times.settle_all()

@@ -12,6 +12,7 @@ import logging
 
 import trio
 
+from layerfs.fuse import wire
 from layerfs.union import attributes
 from layerfs.union.node import File
 from layerfs.union.view import Union
@@ -36,9 +37,12 @@ class LateTimes:
             if len(self._times) == 1:
                 self._some.set()
 
-    def forget(self, node: File) -> None:
-        """Note that the kernel has told *node*'s time."""
-        self._times.pop(node, None)
+    def told(self, node: File, mtime: int) -> None:
+        """Note that the kernel has told *node*'s time, which has been set; a write under way may move it."""
+        if wire.extension is not None and node in self._times and wire.extension.pending_writes():
+            self._times[node] = mtime
+        else:
+            self._times.pop(node, None)
 
     def settle(self, node: File) -> None:
         """Give *node* on disk the time that the kernel shows."""

@@ -33,6 +33,18 @@ class Wire(Protocol):
     def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
         """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
 
+    def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
+        """Return what the kernel is told of a name: struct fuse_entry_out."""
+
+    def attr_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
+        """Return what the kernel is told of an inode: struct fuse_attr_out."""
+
+    def pending_writes(self) -> int:
+        """Return how many writes threads are doing now."""
+
+    def wait_for_writes(self) -> None:
+        """Return when threads are doing no writes; to be called where none can be begun meanwhile."""
+
     def counts(self) -> dict[int, int]:
         """Return how many requests were answered directly, by opcode."""
 
@@ -66,6 +78,12 @@ extension, _why_not = _load()
 def is_active() -> bool:
     """Tell whether the session of this process is served through the extension."""
     return extension is not None and extension.is_active()
+
+
+def wait_for_writes() -> None:
+    """Return when every write that the extension has taken is done. For the event loop's own thread."""
+    if extension is not None:
+        extension.wait_for_writes()
 
 
 def status() -> str:

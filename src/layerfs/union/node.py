@@ -47,6 +47,8 @@ class File:
     knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `names`
     are the names known in the union; `hidden` counts those of a lower file that whiteouts took away.
     `contents` says where the contents are of a file whose metadata alone has been copied up.
+    `no_capability` is set once it is known that there is no attribute `security.capability`, for which the
+    kernel asks before a write.
     """
 
     __slots__ = (
@@ -59,6 +61,7 @@ class File:
         "ino",
         "kind",
         "names",
+        "no_capability",
         "orphan",
         "pin",
         "references",
@@ -78,6 +81,7 @@ class File:
         self.fd = -1
         self.writable = False
         self.hidden = 0
+        self.no_capability = False
         self.references = 0
 
     @property
@@ -87,6 +91,8 @@ class File:
 
     def stat(self) -> os.stat_result:
         """Return the stat of the object in the layers. Raises `OSError`."""
+        if self.writable:  # a descriptor to write to is one on the object itself
+            return os.fstat(self.fd)
         if self.pin >= 0:
             return os.fstat(self.pin)
         return os.stat(self.entry, dir_fd=self.home.fd(), follow_symlinks=False)

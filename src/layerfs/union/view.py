@@ -326,7 +326,12 @@ class Union:
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """Return the value of the attribute that people call *name*. Raises `OSError` (ENODATA, ...)."""
         path, follow = self.path_for_xattr(node)
-        return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+        try:
+            return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+        except OSError as error:
+            if error.errno == errno.ENODATA and name == xattr.CAPABILITY and isinstance(node, File):
+                node.no_capability = True
+            raise
 
     def listxattr(self, node: Node) -> list[bytes]:
         """Return the names of the attributes that people may see."""
