@@ -23,7 +23,7 @@ from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
-from layerfs.fuse import bdi, session, wire
+from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
@@ -227,6 +227,7 @@ class Daemon:
             "Upper": os.fsdecode(union.upper.path) if union.upper else None,
             "Options": self._mount.options,
             "Extension": wire.status(),
+            "BusyPolling": busypoll.status(),
             "CachedInodes": len(union.table),
             "OpenDirectories": len(union.directories),
             "CopyUps": self._filesystem.contents.copies,

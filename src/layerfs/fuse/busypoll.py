@@ -98,6 +98,12 @@ def why_not() -> str:
     return ""
 
 
+def status() -> str:
+    """Return in a few words whether requests are polled for, and if not why."""
+    reason = why_not()
+    return f"not active: {reason}" if reason else "active while requests stream"
+
+
 def install() -> None:
     """Have pyfuse3 wait for requests as described: in the extension where that is at work, else here."""
     namespace = SimpleNamespace(**vars(trio))

@@ -253,7 +253,7 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
         os.link(source, name, src_dir_fd=place, dst_dir_fd=home.fd(), follow_symlinks=follow)
     if node.pin >= 0:
         node.place(home, name)
-    node.names.append((parent, name))
+    node.add_name(parent, name)
     parent.children[name] = node
     union.name_added(parent, name)
     return node.stat()
@@ -308,7 +308,7 @@ def unlink(union: Union, parent: Directory, name: bytes) -> None:
 
 def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     """Note that *node*, pinned, has lost *name* in *parent*."""
-    node.names.remove((parent, name))
+    node.set_names([place for place in node.names if place != (parent, name)])
     del parent.children[name]
     union.name_removed(parent, name)
     if not union.in_upper(node):

@@ -173,7 +173,7 @@ class Union:
             self.table.add(node)
         elif node.pin >= 0 and home.layer is node.home.layer:
             node.place(home, name)
-        node.names.append((parent, name))
+        node.add_name(parent, name)
         parent.children[name] = node
         return node
 
