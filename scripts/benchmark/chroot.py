@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .peers import command, unmount
+from .sizes import Sizes
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -16,6 +17,47 @@ ENVIRONMENT = {
     "LC_ALL": "C.UTF-8",
     "DEBIAN_FRONTEND": "noninteractive",
 }
+
+PROGRAMS = ("gcc", "git", "libc6-dev", "make", "nodejs", "python3-sympy")
+
+PREPARE = """
+mkdir /srv/sources && cd /srv/sources
+cp -a /usr/include /usr/lib/python3* .
+find . -name __pycache__ -prune -exec rm -r {} +
+find . -type l -delete
+tar cf /srv/sources.tar .
+git init -q && git add . && git -c user.name=bench -c user.email=bench@example.org commit -qm sources
+git gc -q
+mv /srv/sources /srv/repository
+"""
+
+PARTS = 20
+PART = """#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+int part{number}(int count)
+{{
+    char text[64];
+
+    snprintf(text, sizeof text, "part {number} of %d", count);
+    return (int)strlen(text);
+}}
+"""
+MAIN = """int main(int count, char **words)
+{{
+    int total = words[0] == 0;
+    {calls}
+    return total == 0;
+}}
+"""
+MAKEFILE = """parts := $(patsubst %.c,%.o,$(wildcard *.c))
+CFLAGS := -O2 -Wall
+program: $(parts)
+\t$(CC) -o $@ $^
+clean:
+\trm -f program $(parts)
+"""
 
 
 def inside(root: Path, *words: str) -> str:
@@ -46,10 +88,30 @@ def system_mounts(root: Path) -> Iterator[None]:
         unmount(root / "proc")
 
 
-def make_debian(top: Path) -> None:
-    """Make a minimal Debian tree that has the packages of Node.js downloaded, not installed."""
+def make_root(top: Path) -> None:
+    """Make a minimal Debian tree that knows its mirror's packages."""
     source = command(Path(__file__).parents[1] / "debian-tree").strip()
     command("cp", "-a", f"{source}/.", top)
+    inside(top, "apt-get", "update")
+
+
+def make_debian(top: Path, _: Sizes) -> None:
+    """Make a Debian tree that has the packages of Node.js downloaded, not installed."""
+    make_root(top)
+    inside(top, "apt-get", "install", "-y", "--download-only", "nodejs")
+
+
+def make_workshop(top: Path, _: Sizes) -> None:
+    """Make a Debian tree in which somebody works: programs, and below /srv what they are used on."""
+    make_root(top)
     with system_mounts(top):
-        inside(top, "apt-get", "update")
-        inside(top, "apt-get", "install", "-y", "--download-only", "nodejs")
+        inside(top, "apt-get", "install", "-y", "--no-install-recommends", *PROGRAMS)
+    inside(top, "apt-get", "clean")
+    inside(top, "sh", "-ec", PREPARE)
+    program = top / "srv/program"
+    program.mkdir()
+    for number in range(PARTS):
+        (program / f"part{number}.c").write_text(PART.format(number=number))
+    calls = "".join(f"int part{number}(int); total += part{number}(count);\n" for number in range(PARTS))
+    (program / "main.c").write_text(MAIN.format(calls=calls))
+    (program / "Makefile").write_text(MAKEFILE)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
-PATIENCE = 900.0  # seconds; a mount that is still at work then is cut off
+PATIENCE = 600.0  # seconds; a mount that is still at work then is cut off
 
 
-def command(*words: str | Path) -> str:
+def command(*words: str | Path, cwd: str | Path | None = None) -> str:
     """Run a command, return what it printed; its error output is the message of a `RuntimeError`."""
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()[-3:]
         raise RuntimeError(f"{words[0]} exited with {done.returncode}: {' / '.join(lines)}")
@@ -25,46 +27,57 @@ def command(*words: str | Path) -> str:
 
 @dataclass(frozen=True)
 class Stack:
-    """What is mounted: one lower tree, a fresh upper and work directory, and where."""
+    """What is mounted: lower trees, the topmost first, a fresh upper and work directory, and where."""
 
-    lower: Path
+    lowers: tuple[Path, ...]
     upper: Path
     work: Path
     mountpoint: Path
 
     @classmethod
-    def make(cls, directory: Path, lower: Path) -> Stack:
-        """Return a stack over *lower* whose other directories are new ones in *directory*."""
-        stack = cls(lower, directory / "upper", directory / "work", directory / "mnt")
+    def make(cls, directory: Path, lowers: tuple[Path, ...]) -> Stack:
+        """Return a stack over *lowers* whose other directories are new ones in *directory*."""
+        stack = cls(lowers, directory / "upper", directory / "work", directory / "mnt")
         for path in (stack.upper, stack.work, stack.mountpoint):
             path.mkdir(parents=True)
         return stack
 
     @property
+    def base(self) -> Path:
+        """The directory in which the lower trees are."""
+        return self.lowers[0].parent
+
+    @property
     def options(self) -> str:
-        """The mount options that name these directories."""
-        return f"lowerdir={self.lower},upperdir={self.upper},workdir={self.work}"
+        """The mount options that name these directories, the lower ones relative to `base`.
+
+        All of an overlay's options have to fit in one page, which many absolute paths do not.
+        """
+        lowers = ":".join(lower.name for lower in self.lowers)
+        return f"lowerdir={lowers},upperdir={self.upper},workdir={self.work}"
 
 
 def mount_layerfs(stack: Stack) -> None:
     """Mount with layerfs."""
-    directories = ("--lower", stack.lower, "--upper", stack.upper, "--work", stack.work)
-    command("layerfs", "mount", *directories, stack.mountpoint)
+    lowers = [word for lower in stack.lowers for word in ("--lower", lower)]
+    command("layerfs", "mount", *lowers, "--upper", stack.upper, "--work", stack.work, stack.mountpoint)
 
 
 def mount_overlay(stack: Stack) -> None:
     """Mount with the kernel's overlayfs."""
-    command("mount", "-t", "overlay", "overlay", "-o", stack.options, stack.mountpoint)
+    command("mount", "-t", "overlay", "overlay", "-o", stack.options, stack.mountpoint, cwd=stack.base)
 
 
 def mount_fuse_overlayfs(stack: Stack) -> None:
     """Mount with fuse-overlayfs."""
-    command("fuse-overlayfs", "-o", f"{stack.options},allow_other,suid,dev", stack.mountpoint)
+    options = f"{stack.options},allow_other,suid,dev"
+    command("fuse-overlayfs", "-o", options, stack.mountpoint, cwd=stack.base)
 
 
 def copy_bare(stack: Stack) -> None:
     """Make a plain copy in place of a mount: what the filesystem below costs by itself."""
-    command("cp", "-a", "--reflink=auto", f"{stack.lower}/.", stack.mountpoint)
+    for lower in reversed(stack.lowers):
+        command("cp", "-a", "--reflink=auto", f"{lower}/.", stack.mountpoint)
 
 
 PEERS: dict[str, Callable[[Stack], None]] = {
@@ -73,7 +86,9 @@ PEERS: dict[str, Callable[[Stack], None]] = {
     "fuse-overlayfs": mount_fuse_overlayfs,
     "bare": copy_bare,
 }
-DEFAULT_PEERS = ("layerfs", "overlay", "fuse-overlayfs")
+FILESYSTEMS = ("layerfs", "overlay", "fuse-overlayfs")
+DEFAULT_PEERS = (*FILESYSTEMS, "buildah")
+ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah mounts nothing here: it only commits
 
 
 def unmount(directory: Path) -> None:
@@ -88,19 +103,25 @@ def unmount(directory: Path) -> None:
 
 
 @contextmanager
-def mounted(peer: str, stack: Stack) -> Iterator[None]:
-    """Have *stack* mounted by *peer*; a filesystem that hangs is cut off after `PATIENCE`."""
-    cut_off = Timer(PATIENCE, lambda: subprocess.run(["umount", "-f", stack.mountpoint], check=False))
+def patience(mountpoint: Path) -> Iterator[None]:
+    """Cut off a filesystem on *mountpoint* that is still at work after `PATIENCE`."""
+    cut_off = Timer(PATIENCE, lambda: subprocess.run(["umount", "-f", mountpoint], check=False))
     cut_off.daemon = True
     cut_off.start()
+    try:
+        yield
+    finally:
+        cut_off.cancel()
+
+
+@contextmanager
+def mounted(peer: str, stack: Stack) -> Iterator[None]:
+    """Have *stack* mounted by *peer*."""
     try:
         PEERS[peer](stack)
         yield
     finally:
-        try:
-            unmount(stack.mountpoint)
-        finally:
-            cut_off.cancel()
+        unmount(stack.mountpoint)
 
 
 def our_processes() -> Iterator[Path]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 
-from .measure import drop_caches, walk
-from .peers import DEFAULT_PEERS, Stack, mounted
+from .measure import drop_caches
+from .peers import FILESYSTEMS, Stack, mounted
+from .probe import Probe
+from .sizes import Sizes
+from .targets import Target
+
+PASSES = 5  # of warm work, of which the median counts
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One peer's fresh directories for one run of a workload."""
+    """One peer's fresh directories for one run of a workload, and what the work is done with."""
 
     peer: str
     stack: Stack
+    sizes: Sizes
+    prober: Probe
 
     @property
     def top(self) -> str:
@@ -26,9 +34,16 @@ class Stage:
         """Return the path of *name* in the mount."""
         return f"{self.stack.mountpoint}/{name}"
 
-    def paths(self, names: list[str]) -> list[str]:
-        """Return the paths of *names* in the mount."""
-        return [self.path(name) for name in names]
+    def probe(self, operation: str, names: Sequence[str], *, argument: int | str = "") -> float:
+        """Do a probe's *operation* on *names* in the mount; return the seconds that all of it takes."""
+        return self.prober.run(self.top, operation, names, argument=argument)[0]
+
+    def probe_again(
+        self, operation: str, names: Sequence[str], *, argument: int | str = "", passes: int = PASSES
+    ) -> tuple[float, float]:
+        """Do *operation* on *names* again and again; return the seconds of the first and of a later pass."""
+        times = self.prober.run(self.top, operation, names, passes=1 + passes, argument=argument)
+        return times[0], median(times[1:])
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -38,9 +53,9 @@ class Stage:
 
     @contextmanager
     def first_time(self) -> Iterator[None]:
-        """Have it freshly mounted, with nothing known of it but the lower tree's metadata in the kernel."""
+        """Have it freshly mounted, with nothing known of it but the lower trees' metadata in the kernel."""
         drop_caches()
-        walk(str(self.stack.lower))
+        self.prober.run("/", "walk", [str(lower) for lower in self.stack.lowers])
         with self.mounted():
             yield
 
@@ -53,33 +68,53 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Row:
+    """One line of the report: what was measured, in "s" or "B", and what layerfs is to reach."""
+
+    name: str
+    target: Target | None = None
+    unit: str = "s"
+
+
+Run = Callable[[Stage], float | tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Workload:
-    """One measurement: *run* does it once, on one peer, and returns seconds (or bytes: see *unit*)."""
+    """Work that *run* does once, on one peer, over the lower tree *tree*, for a value for each of *rows*.
+
+    Work that takes very long is *costly*: it gets a third of the rounds.
+    """
 
     group: str
-    name: str
     tree: str
-    run: Callable[[Stage], float]
-    unit: str
+    rows: tuple[Row, ...]
+    run: Run
     peers: tuple[str, ...]
+    costly: bool
+
+    def values(self, stage: Stage) -> tuple[float, ...]:
+        """Run it, and return one value for each row."""
+        done = self.run(stage)
+        values = done if isinstance(done, tuple) else (done,)
+        assert len(values) == len(self.rows)
+        return values
 
 
 WORKLOADS: list[Workload] = []
 
-Run = Callable[[Stage], float]
-
 
 def workload(
-    name: str, tree: str, *, unit: str = "s", peers: tuple[str, ...] = (*DEFAULT_PEERS, "bare")
+    tree: str, *rows: Row, peers: tuple[str, ...] = (*FILESYSTEMS, "bare"), costly: bool = False
 ) -> Callable[[Run], Run]:
-    """Register the decorated function as the workload *name* over the lower tree *tree*.
+    """Register the decorated function as the workload that measures *rows* over the lower tree *tree*.
 
-    *unit* is "s" or "B"; *peers* are those for which it makes sense. The group is the function's module.
+    *peers* are those for which it makes sense. The group is the function's module.
     """
 
     def register(run: Run) -> Run:
         group = run.__module__.rpartition(".")[2]
-        WORKLOADS.append(Workload(group, name, tree, run, unit, peers))
+        WORKLOADS.append(Workload(group, tree, rows, run, peers, costly))
         return run
 
     return register

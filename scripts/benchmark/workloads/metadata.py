@@ -2,86 +2,80 @@
 
 from __future__ import annotations
 
-import os
-
-from ..measure import timed, walk
-from ..registry import Stage, workload
-from ..trees import FILES, file_names
-
-MISSING = [f"{name}.missing" for name in file_names()]
+from ..registry import Row, Stage, workload
+from ..sizes import Sizes
+from ..targets import COLD, WARM
+from ..trees import small_names
 
 
-def stat_all(paths: list[str]) -> None:
-    """Look each path up, and get its attributes."""
-    for path in paths:
-        os.stat(path)
+def missing_names(sizes: Sizes) -> list[str]:
+    """Return the names of files that are in no layer."""
+    return [f"{name}.missing" for name in small_names(sizes)]
 
 
-def stat_missing(paths: list[str]) -> None:
-    """Look up paths that do not exist."""
-    for path in paths:
-        assert not os.path.lexists(path)
-
-
-@workload("stat of a file, first time", "small")
-def stat_first(stage: Stage) -> float:
-    """A fresh mount over a lower tree that the kernel knows: what the union's own lookup costs."""
+def first_and_warm(stage: Stage, operation: str, names: list[str]) -> tuple[float, float]:
+    """Do *operation* on a fresh mount over lower trees that the kernel knows, and again; per file."""
     with stage.first_time():
-        paths = stage.paths(file_names())
-        return timed(lambda: stat_all(paths), FILES)
+        first, warm = stage.probe_again(operation, names)
+    return first / stage.sizes.files, warm / stage.sizes.files
 
 
-@workload("stat of a file, cold", "small")
+def cold(stage: Stage, operation: str, names: list[str]) -> float:
+    """Do *operation* on a fresh mount with nothing in memory; per file."""
+    with stage.cold():
+        return stage.probe(operation, names) / stage.sizes.files
+
+
+@workload("small", Row("stat of a file, first time", COLD), Row("stat of a file, warm", WARM))
+def stat(stage: Stage) -> tuple[float, float]:
+    """What the union's own lookup costs, and what the kernel's cache does."""
+    return first_and_warm(stage, "stat", small_names(stage.sizes))
+
+
+@workload("small", Row("stat of a file, cold", COLD))
 def stat_cold(stage: Stage) -> float:
-    """The same with nothing in memory."""
-    with stage.cold():
-        paths = stage.paths(file_names())
-        return timed(lambda: stat_all(paths), FILES)
+    """From the disk."""
+    return cold(stage, "stat", small_names(stage.sizes))
 
 
-@workload("stat of a file, warm", "small")
-def stat_warm(stage: Stage) -> float:
-    """The second time."""
-    with stage.mounted():
-        paths = stage.paths(file_names())
-        stat_all(paths)
-        return timed(lambda: stat_all(paths), FILES)
+@workload("small", Row("stat of a missing name, first time", COLD), Row("stat of a missing name, warm", WARM))
+def missing(stage: Stage) -> tuple[float, float]:
+    """Names that are in no layer, as programs look for along their paths."""
+    return first_and_warm(stage, "missing", missing_names(stage.sizes))
 
 
-@workload("stat of a missing name, first time", "small")
-def missing_first(stage: Stage) -> float:
-    """Names that are in no layer."""
-    with stage.first_time():
-        paths = stage.paths(MISSING)
-        return timed(lambda: stat_missing(paths), FILES)
+@workload("small", Row("stat of a missing name, cold", COLD))
+def missing_cold(stage: Stage) -> float:
+    """From the disk."""
+    return cold(stage, "missing", missing_names(stage.sizes))
 
 
-@workload("stat of a missing name, warm", "small")
-def missing_warm(stage: Stage) -> float:
-    """The second time."""
-    with stage.mounted():
-        paths = stage.paths(MISSING)
-        stat_missing(paths)
-        return timed(lambda: stat_missing(paths), FILES)
-
-
-@workload("walk with lstat, a file, first time", "small")
-def walk_first(stage: Stage) -> float:
+@workload("small", Row("walk with lstat, first time", COLD), Row("walk with lstat, warm", WARM))
+def walk(stage: Stage) -> tuple[float, float]:
     """Listings, and attributes of what they list."""
-    with stage.first_time():
-        return timed(lambda: walk(stage.top), FILES)
+    return first_and_warm(stage, "walk", ["."])
 
 
-@workload("walk with lstat, a file, cold", "small")
+@workload("small", Row("walk with lstat, cold", COLD))
 def walk_cold(stage: Stage) -> float:
-    """The same with nothing in memory."""
+    """From the disk."""
+    return cold(stage, "walk", ["."])
+
+
+@workload("links", Row("readlink, first time"), Row("readlink, warm"))
+def readlink(stage: Stage) -> tuple[float, float]:
+    """The targets of symbolic links."""
+    return first_and_warm(stage, "readlink", small_names(stage.sizes))
+
+
+@workload("links", Row("readlink, cold"))
+def readlink_cold(stage: Stage) -> float:
+    """From the disk."""
+    return cold(stage, "readlink", small_names(stage.sizes))
+
+
+@workload("wide", Row("listing a directory of 100,000, cold"), Row("listing a directory of 100,000, warm"))
+def list_wide(stage: Stage) -> tuple[float, float]:
+    """The names of one very large directory; the time of the whole listing."""
     with stage.cold():
-        return timed(lambda: walk(stage.top), FILES)
-
-
-@workload("walk with lstat, a file, warm", "small")
-def walk_warm(stage: Stage) -> float:
-    """The second time."""
-    with stage.mounted():
-        walk(stage.top)
-        return timed(lambda: walk(stage.top), FILES)
+        return stage.probe_again("list", ["wide"], argument=stage.sizes.many)

@@ -4,126 +4,81 @@ from __future__ import annotations
 
 import os
 
-from ..measure import timed
-from ..registry import Stage, workload
-from ..trees import FILES, file_names
-
-CHANGED = 2_000  # files that a changing workload touches
-APPENDS = 10_000
-LINE = b"2025-01-01T00:00:00Z host program[1234]: a line of a log, 72 bytes long\n"
+from ..registry import Row, Stage, workload
+from ..targets import CHANGES, COLD_OPEN, STREAM, WARM_OPEN
+from ..trees import small_names
 
 
-def read_files(paths: list[str]) -> None:
-    """Open, read and close each file."""
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        os.read(fd, 1 << 16)
-        os.close(fd)
-
-
-def write_files(paths: list[str], content: bytes) -> None:
-    """Create each file with *content*."""
-    for path in paths:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        os.write(fd, content)
-        os.close(fd)
-
-
-def new_paths(stage: Stage) -> list[str]:
-    """Return the paths of files that are not there yet, in one directory of the upper layer."""
+def new_names(stage: Stage) -> list[str]:
+    """Return the names of what is not there yet, in one new directory of the upper layer."""
     os.mkdir(stage.path("new"))
-    return [stage.path(f"new/{number:04}") for number in range(CHANGED)]
+    return [f"new/{number:04}" for number in range(stage.sizes.changed)]
 
 
-@workload("open + read + close of 2 KiB, cold", "small")
+@workload("small", Row("open + read + close of 2 KiB, cold", COLD_OPEN))
 def read_cold(stage: Stage) -> float:
-    """With nothing in memory."""
+    """From the disk."""
     with stage.cold():
-        paths = stage.paths(file_names())
-        return timed(lambda: read_files(paths), FILES)
+        return stage.probe("read", small_names(stage.sizes)) / stage.sizes.files
 
 
-@workload("open + read + close of 2 KiB, warm", "small")
+@workload("small", Row("open + read + close of 2 KiB, warm", WARM_OPEN))
 def read_warm(stage: Stage) -> float:
-    """The second time."""
+    """Files that have been read before."""
     with stage.mounted():
-        paths = stage.paths(file_names())
-        read_files(paths)
-        return timed(lambda: read_files(paths), FILES)
+        return stage.probe_again("read", small_names(stage.sizes))[1] / stage.sizes.files
 
 
-@workload("create + write 4 KiB + close", "small")
+@workload("small", Row("create + write 4 KiB + close", CHANGES))
 def create(stage: Stage) -> float:
     """New files in a new directory."""
     with stage.mounted():
-        paths = new_paths(stage)
-        content = os.urandom(4096)
-        return timed(lambda: write_files(paths, content), CHANGED)
+        return stage.probe("create", new_names(stage)) / stage.sizes.changed
 
 
-@workload("append of 72 bytes", "small")
+@workload("empty", Row("append of 72 bytes", STREAM))
 def append(stage: Stage) -> float:
     """One write a line to a file that stays open, as programs log."""
     with stage.mounted():
-        fd = os.open(stage.path("log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-
-        def write_lines() -> None:
-            for _ in range(APPENDS):
-                os.write(fd, LINE)
-
-        try:
-            return timed(write_lines, APPENDS)
-        finally:
-            os.close(fd)
+        return stage.probe("append", ["log"], argument=stage.sizes.appends) / stage.sizes.appends
 
 
-@workload("rename of a new file", "small")
+@workload("small", Row("rename of a new file", CHANGES))
 def rename(stage: Stage) -> float:
     """Within a directory of the upper layer."""
     with stage.mounted():
-        paths = new_paths(stage)
-        write_files(paths, b"content\n")
-
-        def rename_all() -> None:
-            for path in paths:
-                os.rename(path, f"{path}.renamed")
-
-        return timed(rename_all, CHANGED)
+        names = new_names(stage)
+        stage.probe("create", names)
+        return stage.probe("rename", names) / stage.sizes.changed
 
 
-@workload("unlink of a new file", "small")
+@workload("small", Row("unlink of a new file", CHANGES))
 def unlink_new(stage: Stage) -> float:
     """Files of the upper layer: they are just gone."""
     with stage.mounted():
-        paths = new_paths(stage)
-        write_files(paths, b"content\n")
-        return timed(lambda: unlink_all(paths), CHANGED)
+        names = new_names(stage)
+        stage.probe("create", names)
+        return stage.probe("unlink", names) / stage.sizes.changed
 
 
-@workload("unlink of a lower file", "small")
+@workload("small", Row("unlink of a lower file", CHANGES))
 def unlink_lower(stage: Stage) -> float:
     """Files of the lower layer: a whiteout for each."""
     with stage.mounted():
-        paths = stage.paths(file_names()[:CHANGED])
-        return timed(lambda: unlink_all(paths), CHANGED)
+        return stage.probe("unlink", small_names(stage.sizes)[: stage.sizes.changed]) / stage.sizes.changed
 
 
-def unlink_all(paths: list[str]) -> None:
-    """Remove each file."""
-    for path in paths:
-        os.unlink(path)
-
-
-@workload("copy-up of a 2 KiB file", "small")
-def copy_up(stage: Stage) -> float:
-    """One byte written into each of 2,000 lower files."""
+@workload("empty", Row("mkdir"), Row("rmdir"))
+def directories(stage: Stage) -> tuple[float, float]:
+    """New directories in a new directory, and their removal."""
     with stage.mounted():
-        paths = stage.paths(file_names()[:CHANGED])
+        names = new_names(stage)
+        made = stage.probe("mkdir", names)
+        return made / stage.sizes.changed, stage.probe("rmdir", names) / stage.sizes.changed
 
-        def touch_byte() -> None:
-            for path in paths:
-                fd = os.open(path, os.O_WRONLY)
-                os.pwrite(fd, b"x", 100)
-                os.close(fd)
 
-        return timed(touch_byte, CHANGED)
+@workload("small", Row("copy-up of a 2 KiB file", CHANGES), costly=True)
+def copy_up(stage: Stage) -> float:
+    """One byte written into each of 10,000 lower files."""
+    with stage.mounted():
+        return stage.probe("touch", small_names(stage.sizes)) / stage.sizes.files
