@@ -8,9 +8,11 @@
  * - HANDLE_KILLPRIV_V2, which libfuse does not know yet: without it the kernel asks for the attribute
  *   security.capability before every single write(2). In return the daemon clears set-id bits when a
  *   write request says so;
- * - NO_OPENDIR_SUPPORT: no OPENDIR and RELEASEDIR, and the kernel caches listings;
- * - CACHE_SYMLINKS; no AUTO_INVAL_DATA (nobody else changes the files); no splicing of small requests;
- * - FALLOCATE, for which pyfuse3 has no handler.
+ * - no OPEN, CREATE, OPENDIR, FLUSH and their RELEASEs: answered ENOSYS, the kernel stops sending them;
+ * - CACHE_SYMLINKS; no ATOMIC_O_TRUNC (without OPEN a cut comes as SETATTR); no AUTO_INVAL_DATA (nobody
+ *   else changes the files); no splicing of small requests;
+ * - FALLOCATE, for which pyfuse3 has no handler;
+ * - most requests are answered here, see _direct.c, and the rest goes on to libfuse.
  *
  * Everything works without this module, with more requests.
  */

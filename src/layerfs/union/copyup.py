@@ -89,10 +89,10 @@ class CopyUp:
                 os.setxattr(self._copy, upper.prefix + xattr.METACOPY, b"")
             else:
                 copy_data(self._contents, self._copy, self._length)
+                if self._durable and self._length:
+                    upper.make_durable(self._copy)
             target = b"/proc/self/fd/%d" % self._copy
             copy_metadata(source, st, upper, target, follow=True, inode=node.ino)
-            if self._durable:  # else a power cut could leave an empty file over a whole one
-                upper.make_durable(self._copy)
         else:
             name = upper.temporary()
             if stat.S_ISLNK(st.st_mode):

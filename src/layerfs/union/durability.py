@@ -1,10 +1,12 @@
 """What must be on the disk before a copy may take its place.
 
-After a power cut the upper must hold the old file or the whole new one, never an empty one. fsync(2) sees
-to that, and to more: it has the journal committed, which is most of what a small copy-up costs. On a
-filesystem whose journal keeps the order of metadata it is enough that the data was written and waited for
-(sync_file_range(2)): its blocks are then recorded in the journal before the name is, and if the name is lost
-in a power cut, then as if nobody had copied yet.
+After a power cut the upper must hold the old file or the whole new one, never an empty one. What counts are
+the contents: owner, mode, times and attributes are set afterwards, as the kernel's overlayfs does it, and the
+journal keeps them before the name. fsync(2) sees to the contents, and to more: it has the journal
+committed, which is most of what a small copy-up costs. On a filesystem whose journal keeps the order of
+metadata it is enough that the data was written and waited for (sync_file_range(2)): its blocks are then
+recorded in the journal before the name is, and if the name is lost in a power cut, then as if nobody had
+copied yet.
 
 - ext4 with a journal: the end of writeback of a page comes after its extent was converted
   (fs/ext4/page-io.c, ext4_release_io_end), in this transaction of the journal or an earlier one;
