@@ -221,18 +221,20 @@ def test_a_commit_has_what_is_open_and_unsynced(stack: Stack) -> None:
     os.pwrite(low, b"FROM", 0)
     before = stack.layerfs.ok("status", stack.name)
     stack.commit()
-    for fd in (*files, low):
-        os.pwrite(fd, b"after", 0)
-        os.fsync(fd)
-        os.close(fd)
     layers = [
         Path(line.strip())
         for line in stack.layerfs.ok("status", stack.name).splitlines()
         if line[:3] == "  /"
     ]
     committed = next(path for path in layers if f"  {path}\n" not in before and (path / "file0").exists())
+    sealed = [(committed / f"file{number}").stat() for number in range(20)]
+    for fd in (*files, low):
+        os.pwrite(fd, b"after", 0)
+        os.fsync(fd)
+        os.close(fd)
     for number in range(20):
         assert (committed / f"file{number}").read_bytes() == b"%d" % number * 200_000
+        assert (committed / f"file{number}").stat().st_ctime_ns == sealed[number].st_ctime_ns
         assert (mnt / f"file{number}").read_bytes()[:5] == b"after"
     assert (committed / "d/low").read_bytes() == b"FROM below" + b"from below" * 999
     assert (mnt / "d/low").read_bytes()[:10] == b"afterbelow"

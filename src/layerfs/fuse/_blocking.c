@@ -8,6 +8,7 @@
 #include "_wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -134,7 +135,7 @@ static int hand_over(struct job what)
 {
 	struct job *job = malloc(sizeof(*job));
 
-	what.file = job ? dup(what.file) : -1; /* the other may be closed meanwhile */
+	what.file = job ? fcntl(what.file, F_DUPFD_CLOEXEC, 0) : -1; /* the other may be closed meanwhile */
 	if (what.file < 0) {
 		free(job);
 		return 0;

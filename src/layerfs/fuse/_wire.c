@@ -35,6 +35,7 @@
 
 #define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
+#define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
 #define MOST_CREDIT 8
 #define OTHERS 15000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
 #define REST 20000000 /* nanoseconds to leave the processors to those who want them */
@@ -76,6 +77,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	conn->want |= wanted & conn->capable;
 	conn->want &= ~(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_AUTO_INVAL_DATA |
 			FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	conn->max_background = MAX_BACKGROUND;
+	conn->congestion_threshold = MAX_BACKGROUND * 3 / 4;
 	if (conn->max_readahead > MAX_READAHEAD)
 		conn->max_readahead = MAX_READAHEAD;
 }
@@ -219,7 +222,7 @@ static void look_at_request(const struct fuse_in_header *header, void *body, siz
 /* Reads requests until one comes that pyfuse3 is to answer, none is left, or it is others' turn.
  *
  * libfuse takes EINTR for "nothing this time"; pyfuse3 then waits in the event loop. */
-static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
+static ssize_t next_request(int fd, void *buffer, size_t size)
 {
 	static char *request; /* libfuse's own cannot be given away */
 	uint64_t start = now();
@@ -260,6 +263,17 @@ static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
 			return -1;
 		}
 	}
+}
+
+static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
+{
+	PyGILState_STATE state = PyGILState_Ensure(); /* pyfuse3 calls libfuse with or without the lock */
+	ssize_t got = next_request(fd, buffer, size);
+	int error = errno;
+
+	PyGILState_Release(state);
+	errno = error;
+	return got;
 }
 
 static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
@@ -310,6 +324,19 @@ static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
 	return PyBool_FromLong(kills_set_id);
 }
 
+static PyObject *doze(PyObject *self, PyObject *args)
+{
+	struct pollfd either[2] = {{.events = POLLIN}, {.events = POLLIN}};
+	double seconds;
+
+	if (!PyArg_ParseTuple(args, "iid", &either[0].fd, &either[1].fd, &seconds))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	poll(either, 2, (int)(seconds * 1e3));
+	Py_END_ALLOW_THREADS
+	return PyBool_FromLong(either[0].revents);
+}
+
 static PyObject *set_spin(PyObject *self, PyObject *nanoseconds)
 {
 	spin = PyLong_AsUnsignedLongLong(nanoseconds);
@@ -348,6 +375,8 @@ static PyMethodDef methods[] = {
 	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
 	{"takes_set_id", takes_set_id, METH_NOARGS,
 	 "Tell whether the request being handled is a write that clears set-id bits."},
+	{"doze", doze, METH_VARARGS,
+	 "Wait for the first or the second descriptor for some seconds; tell whether the first has something."},
 	{"set_spin", set_spin, METH_O, "Set for how many nanoseconds to poll for the next request; 0 for never."},
 	{"set_fallocate", set_fallocate, METH_O,
 	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},

@@ -26,6 +26,8 @@ SPIN = 50e-6
 """Seconds to poll for the next request."""
 TURN = 500e-6
 """Seconds after which other tasks get their turn, however closely requests come."""
+DOZE = 10e-3
+"""Seconds to wait for the next request outside of the event loop."""
 _MOST_CREDIT = 8
 
 _now = time.perf_counter
@@ -48,6 +50,44 @@ class _Lock:
     ) -> None:
         self._held = False
         self._waiting.unpark()
+
+
+class Dozer:
+    """Waits for requests where the extension polls for them: next to the event loop before in it.
+
+    A turn of the loop is most of what a request costs that comes after a pause, so for some milliseconds
+    the wait is for the request or for anything else that the loop has to see to, whichever is first.
+    """
+
+    def __init__(self, extension: wire.Wire) -> None:
+        self._extension = extension
+        self._loop = -1
+        self._turn_ends = 0.0
+
+    async def wait_readable(self, fd: int) -> None:
+        """Return when *fd* has a request; takes the place of `trio.lowlevel.wait_readable`."""
+        if _now() > self._turn_ends:
+            await trio.lowlevel.checkpoint()
+            self._turn_ends = _now() + TURN
+        if self._loop < 0:
+            self._loop = _loop_descriptor()
+        state = trio.lowlevel.current_statistics()
+        if self._loop >= 0 and not (state.tasks_runnable or state.run_sync_soon_queue_size):
+            patience = min(DOZE, state.seconds_to_next_deadline)
+            if patience > 0 and self._extension.doze(fd, self._loop, patience):
+                return
+        await trio.lowlevel.wait_readable(fd)
+        self._turn_ends = _now() + TURN
+
+
+def _loop_descriptor() -> int:
+    """Return the descriptor that is readable when trio's loop has something to do; -1 where there is none."""
+    from trio._core import _run
+
+    try:
+        return int(_run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
+    except AttributeError:
+        return -1
 
 
 class Waiter:
@@ -108,10 +148,10 @@ def install() -> None:
     """Have pyfuse3 wait for requests as described: in the extension where that is at work, else here."""
     namespace = SimpleNamespace(**vars(trio))
     namespace.Lock = _Lock
+    namespace.lowlevel = lowlevel = SimpleNamespace(**vars(trio.lowlevel))
     if wire.extension is not None and wire.is_active():
         wire.extension.set_spin(0 if why_not() else int(SPIN * 1e9))
+        lowlevel.wait_readable = Dozer(wire.extension).wait_readable
     elif not why_not():
-        lowlevel = SimpleNamespace(**vars(trio.lowlevel))
         lowlevel.wait_readable = Waiter().wait_readable
-        namespace.lowlevel = lowlevel
     pyfuse3.trio = namespace  # type: ignore[attr-defined]  # it is how pyfuse3 finds its event loop

@@ -140,6 +140,11 @@ class Filesystem:
         if change.mtime is not None and isinstance(node, File):
             self.late_times.told(node, change.mtime)
 
+    def set_mtime(self, node: File, mtime: int) -> None:
+        """Set the modification time of a file in the upper, and nothing else."""
+        attributes.utime(self.union, node, None, mtime)
+        self.late_times.told(node, mtime)
+
     # -- names ------------------------------------------------------------------------------------
 
     def masked(self, parent: Directory, mode: int, umask: int) -> int:

@@ -27,6 +27,9 @@ class Wire(Protocol):
     def takes_set_id(self) -> bool:
         """Tell whether the request being handled is a write that clears set-id bits."""
 
+    def doze(self, device: int, loop: int, seconds: float) -> bool:
+        """Wait until descriptor *device* or *loop* is readable; tell whether *device* is."""
+
     def set_spin(self, nanoseconds: int) -> None:
         """Set for how many nanoseconds to poll for the next request; 0 for never."""
 

@@ -74,16 +74,24 @@ def truncate(union: Union, node: File, length: int) -> None:
 
 def setxattr(union: Union, node: Node, name: bytes, value: bytes) -> None:
     """Set the extended attribute that people call *name*."""
-    if isinstance(node, File):
-        node.no_capability = False
+    _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
     os.setxattr(path, xattr.stored_name(name), value, follow_symlinks=follow)
 
 
 def removexattr(union: Union, node: Node, name: bytes) -> None:
     """Remove the extended attribute that people call *name*; ENODATA where there is none."""
+    _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
     os.removexattr(path, xattr.stored_name(name), follow_symlinks=follow)
+
+
+def _forget_attributes(node: Node) -> None:
+    """Drop what is remembered of *node*'s extended attributes: they change."""
+    if isinstance(node, File):
+        node.no_capability = False
+    else:
+        node.default_acl = None
 
 
 def _is_symlink(node: Node) -> bool:

@@ -25,7 +25,17 @@ class Directory:
     stays in the table for as long as one of them does.
     """
 
-    __slots__ = ("children", "dirs", "ino", "listing", "name", "parent", "references", "removed")
+    __slots__ = (
+        "children",
+        "default_acl",
+        "dirs",
+        "ino",
+        "listing",
+        "name",
+        "parent",
+        "references",
+        "removed",
+    )
 
     def __init__(self, ino: int, dirs: list[LayerDir], parent: Directory | None, name: bytes) -> None:
         self.ino = ino
@@ -36,6 +46,7 @@ class Directory:
         self.references = 0
         self.removed = False
         self.listing: list[tuple[int, bytes]] | None = None
+        self.default_acl: bool | None = None  # not known yet
 
     def ancestors(self) -> Iterator[Directory]:
         """Yield the directory itself and all above it, the root last."""

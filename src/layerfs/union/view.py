@@ -347,7 +347,9 @@ class Union:
 
     def has_default_acl(self, directory: Directory) -> bool:
         """Tell whether new objects in *directory* inherit an access control list (acl(5))."""
-        return xattr.default_acl(directory.dirs[0].fd()) is not None
+        if directory.default_acl is None:
+            directory.default_acl = xattr.default_acl(directory.dirs[0].fd()) is not None
+        return directory.default_acl
 
     def statvfs(self) -> os.statvfs_result:
         """Return the figures of the filesystem that takes the writes, or of the top layer's."""
