@@ -195,7 +195,7 @@ class Daemon:
                 self._mount,
                 self._union,
                 wording,
-                quiesce=wire.wait_for_writes,
+                quiesce=wire.quiesce,
             )
             self._mount = self._store.mount(self.mount_id)
             on_disk = self._filesystem.contents.commit_on_disk = trio.Event()

@@ -193,16 +193,21 @@ char *request_buffer(size_t size)
 	return buffer ? buffer : malloc(size);
 }
 
-/* -- for Python --------------------------------------------------------------------------------------- */
-
-static PyObject *pending_writes(PyObject *self, PyObject *nothing)
+int writes_under_way(void)
 {
 	int count;
 
 	pthread_mutex_lock(&lock);
 	count = writes;
 	pthread_mutex_unlock(&lock);
-	return PyLong_FromLong(count);
+	return count;
+}
+
+/* -- for Python --------------------------------------------------------------------------------------- */
+
+static PyObject *pending_writes(PyObject *self, PyObject *nothing)
+{
+	return PyLong_FromLong(writes_under_way());
 }
 
 static PyObject *wait_for_writes(PyObject *self, PyObject *nothing)

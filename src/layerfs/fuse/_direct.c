@@ -24,7 +24,7 @@ static PyObject *handlers[OPCODES];
 static unsigned long long counts[OPCODES];
 static char *read_buffer; /* an answer is written before the next read */
 
-static int reply(int device, uint64_t unique, int error, const void *payload, size_t size)
+int reply(int device, uint64_t unique, int error, const void *payload, size_t size)
 {
 	struct fuse_out_header header = {
 		.len = sizeof(header) + size,
@@ -100,7 +100,10 @@ static int answer_any(int device, const struct fuse_in_header *in, const char *b
 static void take_back(uint64_t inode, uint64_t count)
 {
 	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(inode), PyLong_FromUnsignedLongLong(count)};
-	PyObject *result = call(FUSE_FORGET, arguments, 2);
+	PyObject *result;
+
+	drop_known(inode);
+	result = call(FUSE_FORGET, arguments, 2);
 
 	if (!result)
 		PyErr_WriteUnraisable(handlers[FUSE_FORGET]);
@@ -163,22 +166,32 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 	return got != -2;
 }
 
+static int ask_for_file(uint64_t inode, int takes_set_id)
+{
+	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(inode), PyBool_FromLong(takes_set_id)};
+
+	return descriptor(call(FUSE_WRITE, arguments, 2));
+}
+
 /* Large writes are handed over, with the buffer that they came in: then *request is set to NULL. */
 static int answer_write(int device, char **request, size_t size)
 {
 	const struct fuse_in_header *in = (void *)*request;
 	const struct fuse_write_in *body = (void *)(in + 1);
 	char *data = (char *)(body + 1);
-	PyObject *arguments[] = {
-		PyLong_FromUnsignedLongLong(in->nodeid),
-		PyBool_FromLong(body->write_flags & FUSE_WRITE_KILL_SUIDGID),
-	};
+	int takes_set_id = !!(body->write_flags & FUSE_WRITE_KILL_SUIDGID);
 	struct fuse_write_out out = {.size = body->size};
 	int error, file;
 
 	if (size < sizeof(*body) || size - sizeof(*body) < body->size)
 		return 0;
-	file = descriptor(call(FUSE_WRITE, arguments, 2));
+	file = takes_set_id ? -1 : known_file_to_write(in->nodeid);
+	if (file < 0) {
+		drop_known(in->nodeid);
+		file = ask_for_file(in->nodeid, takes_set_id);
+		if (file >= 0)
+			known_file_to_write(in->nodeid); /* if it has been vouched for now */
+	}
 	if (file == -2)
 		return reply_exception(device, in->unique);
 	if (file < 0)
@@ -195,11 +208,6 @@ static int answer_write(int device, char **request, size_t size)
 	return 1;
 }
 
-void answer_error(int device, uint64_t unique, int error)
-{
-	reply(device, unique, error, NULL, 0);
-}
-
 int answer_directly(int device, char **buffer, size_t size)
 {
 	const struct fuse_in_header *in = (void *)*buffer;
@@ -208,6 +216,10 @@ int answer_directly(int device, char **buffer, size_t size)
 	uint32_t handler = in->opcode == FUSE_BATCH_FORGET ? FUSE_FORGET : in->opcode;
 	int answered;
 
+	if (answer_known(device, in, body, rest)) {
+		counts[in->opcode]++;
+		return 1;
+	}
 	if (handler >= OPCODES || !handlers[handler])
 		return 0;
 	switch (in->opcode) {

@@ -1,11 +1,10 @@
 /* What the kernel is told of an inode, made from Python's os.stat_result (struct fuse_attr). */
 
+#define _GNU_SOURCE
 #include "_wire.h"
 
-#include <linux/fuse.h>
 #include <string.h>
 
-#define FOREVER (10ULL * 365 * 86400) /* seconds; the daemon is the only one that changes anything */
 #define NS 1000000000LL
 
 enum field { SIZE, ATIME, MTIME, CTIME, MODE, UID, GID, RDEV, BLKSIZE, FIELDS };
@@ -61,6 +60,27 @@ static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t c
 	attr->rdev = value[RDEV];
 	attr->blksize = value[BLKSIZE];
 	return PyErr_Occurred() ? -1 : 0;
+}
+
+void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *st)
+{
+	*attr = (struct fuse_attr){
+		.ino = inode,
+		.size = st->st_size,
+		.blocks = st->st_blocks,
+		.atime = st->st_atim.tv_sec,
+		.mtime = st->st_mtim.tv_sec,
+		.ctime = st->st_ctim.tv_sec,
+		.atimensec = st->st_atim.tv_nsec,
+		.mtimensec = st->st_mtim.tv_nsec,
+		.ctimensec = st->st_ctim.tv_nsec,
+		.mode = st->st_mode,
+		.nlink = st->st_nlink,
+		.uid = st->st_uid,
+		.gid = st->st_gid,
+		.rdev = st->st_rdev,
+		.blksize = st->st_blksize,
+	};
 }
 
 static PyObject *entry_out(PyObject *self, PyObject *const *arguments, Py_ssize_t count)

@@ -38,6 +38,7 @@
 #define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
 #define MOST_CREDIT 8
 #define OTHERS 15000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
+#define DOZE 10000000 /* nanoseconds to wait for a request beside the event loop */
 #define REST 20000000 /* nanoseconds to leave the processors to those who want them */
 #define TURN 1000000 /* nanoseconds after which the event loop gets its turn, however fast requests come */
 
@@ -50,7 +51,9 @@ static int killpriv_v2;  /* agreed on with the kernel */
 static int hooked;       /* pyfuse3's session went through here */
 static int kills_set_id; /* the request being handled is a write that takes set-id bits */
 static uint64_t spin;     /* nanoseconds to poll for the next request, 0 for not at all */
-static uint64_t slept_at; /* when there was no request left */
+static int loop = -1;          /* readable when the event loop has something to do; -1: ask it each time */
+static uint64_t loop_deadline; /* when it has something to do anyway */
+static int idle;               /* no request has come for a while */
 static uint64_t no_spin_until;
 static int credit;        /* how much polling has paid lately */
 
@@ -148,8 +151,16 @@ static uint64_t now(void)
 	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Waits for a request as far as that pays; whether there is one. */
-static int wait_for_request(int device)
+/* Whether the event loop has something to do, and so should get its turn. */
+static int loop_wants_turn(void)
+{
+	struct pollfd poll_loop = {.fd = loop, .events = POLLIN};
+
+	return loop < 0 || now() >= loop_deadline || poll(&poll_loop, 1, 0);
+}
+
+/* Polls for a request as far as that pays; whether there is one. */
+static int spin_for_request(int device)
 {
 	struct pollfd poll_device = {.fd = device, .events = POLLIN};
 	uint64_t start, last, time;
@@ -158,19 +169,52 @@ static int wait_for_request(int device)
 	if (credit <= 0)
 		return 0;
 	start = time = now();
-	Py_BEGIN_ALLOW_THREADS
 	do {
 		found = poll(&poll_device, 1, 0);
 		last = time;
 		time = now();
 	} while (!found && time - start < spin && time - last < OTHERS);
-	Py_END_ALLOW_THREADS
 	if (time - last >= OTHERS)
 		no_spin_until = time + REST;
 	if (found)
 		credit += credit < MOST_CREDIT;
 	else
 		credit--;
+	return found;
+}
+
+/* Sleeps until there is a request, for some time, but not while the event loop has something to do. */
+static int doze(int device)
+{
+	struct pollfd either[2] = {{.fd = device, .events = POLLIN}, {.fd = loop, .events = POLLIN}};
+	uint64_t start = now();
+	struct timespec patience;
+	uint64_t left;
+
+	if (loop < 0 || start >= loop_deadline)
+		return 0;
+	left = loop_deadline - start < DOZE ? loop_deadline - start : DOZE;
+	patience = (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+	ppoll(either, 2, &patience, NULL);
+	if (either[0].revents) {
+		if (start >= no_spin_until && credit <= 0 && now() - start < 2 * spin)
+			credit = 1; /* it came so soon that polling would have met it */
+		return 1;
+	}
+	idle = !either[1].revents && left == DOZE;
+	return 0;
+}
+
+static int wait_for_request(int device)
+{
+	int found;
+
+	idle = loop < 0;
+	Py_BEGIN_ALLOW_THREADS
+	if (now() < no_spin_until)
+		credit = 0;
+	found = spin_for_request(device) || doze(device);
+	Py_END_ALLOW_THREADS
 	return found;
 }
 
@@ -227,11 +271,7 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 	static char *request; /* libfuse's own cannot be given away */
 	uint64_t start = now();
 
-	if (start < no_spin_until)
-		credit = 0;
-	else if (slept_at && start - slept_at < 2 * spin && credit <= 0)
-		credit = 1; /* it came so soon that polling would have met it */
-	slept_at = 0;
+	idle = 0;
 	for (;;) {
 		const struct fuse_in_header *header;
 		ssize_t got;
@@ -244,7 +284,6 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 		if (got < 0 && errno == EAGAIN) {
 			if (wait_for_request(fd))
 				continue;
-			slept_at = now();
 			errno = EINTR;
 			return -1;
 		}
@@ -252,15 +291,18 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 			return got;
 		header = (void *)request;
 		if (is_needless(header)) {
-			answer_error(fd, header->unique, ENOSYS);
+			reply(fd, header->unique, ENOSYS, NULL, 0);
 		} else if (!answer_directly(fd, &request, got)) {
 			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
 			memcpy(buffer, request, got);
 			return got;
 		}
 		if (now() - start > TURN) {
-			errno = EINTR;
-			return -1;
+			if (loop_wants_turn()) {
+				errno = EINTR;
+				return -1;
+			}
+			start = now();
 		}
 	}
 }
@@ -271,6 +313,7 @@ static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
 	ssize_t got = next_request(fd, buffer, size);
 	int error = errno;
 
+	loop = -1; /* who lets us wait beside it does so each time */
 	PyGILState_Release(state);
 	errno = error;
 	return got;
@@ -324,17 +367,19 @@ static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
 	return PyBool_FromLong(kills_set_id);
 }
 
-static PyObject *doze(PyObject *self, PyObject *args)
+static PyObject *wait_beside(PyObject *self, PyObject *args)
 {
-	struct pollfd either[2] = {{.events = POLLIN}, {.events = POLLIN}};
 	double seconds;
 
-	if (!PyArg_ParseTuple(args, "iid", &either[0].fd, &either[1].fd, &seconds))
+	if (!PyArg_ParseTuple(args, "id", &loop, &seconds))
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	poll(either, 2, (int)(seconds * 1e3));
-	Py_END_ALLOW_THREADS
-	return PyBool_FromLong(either[0].revents);
+	loop_deadline = now() + (uint64_t)((seconds < 3600 ? seconds : 3600) * 1e9);
+	Py_RETURN_NONE;
+}
+
+static PyObject *is_idle(PyObject *self, PyObject *nothing)
+{
+	return PyBool_FromLong(idle);
 }
 
 static PyObject *set_spin(PyObject *self, PyObject *nanoseconds)
@@ -375,8 +420,9 @@ static PyMethodDef methods[] = {
 	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
 	{"takes_set_id", takes_set_id, METH_NOARGS,
 	 "Tell whether the request being handled is a write that clears set-id bits."},
-	{"doze", doze, METH_VARARGS,
-	 "Wait for the first or the second descriptor for some seconds; tell whether the first has something."},
+	{"wait_beside", wait_beside, METH_VARARGS,
+	 "Let the next wait for requests go on while a descriptor is not readable, for at most some seconds."},
+	{"is_idle", is_idle, METH_NOARGS, "Tell whether the last wait for requests was in vain."},
 	{"set_spin", set_spin, METH_O, "Set for how many nanoseconds to poll for the next request; 0 for never."},
 	{"set_fallocate", set_fallocate, METH_O,
 	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},
@@ -397,7 +443,8 @@ PyMODINIT_FUNC PyInit__wire(void)
 
 	if (module && (PyModule_AddFunctions(module, direct_methods) ||
 		       PyModule_AddFunctions(module, blocking_methods) ||
-		       PyModule_AddFunctions(module, entry_methods)))
+		       PyModule_AddFunctions(module, entry_methods) ||
+		       PyModule_AddFunctions(module, known_methods)))
 		Py_CLEAR(module);
 	return module;
 }

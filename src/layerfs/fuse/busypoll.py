@@ -26,8 +26,6 @@ SPIN = 50e-6
 """Seconds to poll for the next request."""
 TURN = 500e-6
 """Seconds after which other tasks get their turn, however closely requests come."""
-DOZE = 10e-3
-"""Seconds to wait for the next request outside of the event loop."""
 _MOST_CREDIT = 8
 
 _now = time.perf_counter
@@ -52,32 +50,29 @@ class _Lock:
         self._waiting.unpark()
 
 
-class Dozer:
-    """Waits for requests where the extension polls for them: next to the event loop before in it.
+class Beside:
+    """Lets the extension wait for requests beside the event loop, while that has nothing to do.
 
-    A turn of the loop is most of what a request costs that comes after a pause, so for some milliseconds
-    the wait is for the request or for anything else that the loop has to see to, whichever is first.
+    A turn of the loop is most of what a request costs that comes after a pause. The extension comes back
+    when the loop has something to do, or when no request has come for some milliseconds.
     """
 
     def __init__(self, extension: wire.Wire) -> None:
         self._extension = extension
         self._loop = -1
-        self._turn_ends = 0.0
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when *fd* has a request; takes the place of `trio.lowlevel.wait_readable`."""
-        if _now() > self._turn_ends:
+        """Return when *fd* may have a request; takes the place of `trio.lowlevel.wait_readable`."""
+        if self._extension.is_idle():
+            self._extension.settle_times()
+            await trio.lowlevel.wait_readable(fd)
+        else:
             await trio.lowlevel.checkpoint()
-            self._turn_ends = _now() + TURN
         if self._loop < 0:
             self._loop = _loop_descriptor()
         state = trio.lowlevel.current_statistics()
         if self._loop >= 0 and not (state.tasks_runnable or state.run_sync_soon_queue_size):
-            patience = min(DOZE, state.seconds_to_next_deadline)
-            if patience > 0 and self._extension.doze(fd, self._loop, patience):
-                return
-        await trio.lowlevel.wait_readable(fd)
-        self._turn_ends = _now() + TURN
+            self._extension.wait_beside(self._loop, state.seconds_to_next_deadline)
 
 
 def _loop_descriptor() -> int:
@@ -151,7 +146,7 @@ def install() -> None:
     namespace.lowlevel = lowlevel = SimpleNamespace(**vars(trio.lowlevel))
     if wire.extension is not None and wire.is_active():
         wire.extension.set_spin(0 if why_not() else int(SPIN * 1e9))
-        lowlevel.wait_readable = Dozer(wire.extension).wait_readable
+        lowlevel.wait_readable = Beside(wire.extension).wait_readable
     elif not why_not():
         lowlevel.wait_readable = Waiter().wait_readable
     pyfuse3.trio = namespace  # type: ignore[attr-defined]  # it is how pyfuse3 finds its event loop

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
+import resource
 import stat
 import struct
 import time
@@ -21,11 +22,13 @@ from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.setid import Caller
 from layerfs.union import mutate, syscalls, xattr
-from layerfs.union.node import File, Node
+from layerfs.union.node import Directory, File, Node
 from layerfs.union.rename import rename
 
 _NS = 1_000_000_000
 _ENTRY_SIZE = 128
+_KNOWN = 2048
+"""How many inodes the extension may answer for at a time."""
 _DIRENT = struct.Struct("=QQII")
 _SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
 _READ_IN = struct.Struct("=QQI")
@@ -77,6 +80,8 @@ class Direct:
 
     def install(self) -> None:
         """Have the extension bring requests here."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._wire.set_known_room(min(_KNOWN, descriptors // 8))
         self._wire.set_handlers({opcode: getattr(self, name) for opcode, name in _OPCODES.items()})
 
     # -- what answers are made of -------------------------------------------------------------------
@@ -91,6 +96,14 @@ class Direct:
         st = union.stat(node)
         return self._wire.attr_out(node.ino, st, union.links(node, st), union.blocks(node, st))
 
+    def _vouch(self, node: File) -> bool:
+        """Let the extension answer for a file that is whole in the upper and open to write.
+
+        From then on it is the one who minds the file's modification time.
+        """
+        self._filesystem.late_times.settle(node)
+        return self._wire.vouch(node.ino, node.fd, 0, True, node.no_capability)
+
     # -- lookup and attributes ------------------------------------------------------------------------
 
     def lookup(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
@@ -104,7 +117,12 @@ class Direct:
 
     def getattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
         """GETATTR."""
-        return self._attributes(self._filesystem.node(inode))
+        node = self._filesystem.node(inode)
+        part = self._union.upper_part(node) if isinstance(node, Directory) else None
+        if part is not None:
+            merged = 1 if isinstance(node, Directory) and len(node.dirs) > 1 else 0
+            self._wire.vouch(inode, part.fd(), merged, False, False)
+        return self._attributes(node)
 
     def setattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
         """SETATTR: struct fuse_setattr_in."""
@@ -143,7 +161,10 @@ class Direct:
         """MKNOD: struct fuse_mknod_in (mode, rdev, umask, padding), name."""
         mode, rdev, umask, _ = struct.unpack_from("=IIII", body)
         caller = Caller(uid, gid, pid, umask)
-        return self._entry(self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller))
+        found = self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller)
+        if isinstance(found[0], File) and found[0].writable:
+            self._vouch(found[0])
+        return self._entry(found)
 
     def mkdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
         """MKDIR: struct fuse_mkdir_in (mode, umask), name."""
@@ -234,8 +255,10 @@ class Direct:
         node = self._filesystem.file(inode)
         if takes_set_id or not self._contents.is_in_place(node):
             return None
-        self._filesystem.late_times.written(node)
-        return self._union.data(node, write=True)
+        fd = self._union.data(node, write=True)
+        if not self._vouch(node):
+            self._filesystem.late_times.written(node)
+        return fd
 
     # -- extended attributes --------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import trio
 
 from layerfs import mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
-from layerfs.fuse import busypoll
+from layerfs.fuse import busypoll, wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
 
@@ -96,6 +96,7 @@ async def serve(filesystem: Filesystem) -> None:
         if any(error.errno not in _ENDED for error in _leaves(errors)):
             raise
     finally:
+        wire.quiesce()
         filesystem.late_times.settle_all()
 
 

@@ -59,6 +59,8 @@ class LateTimes:
         """Do so for every file: before a commit, and at the end."""
         for node in list(self._times):
             self.settle(node)
+        if wire.extension is not None:
+            wire.extension.settle_times()
 
     async def settle_later(self) -> None:
         """Do so for ever, some time after each write."""

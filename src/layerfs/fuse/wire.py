@@ -27,14 +27,33 @@ class Wire(Protocol):
     def takes_set_id(self) -> bool:
         """Tell whether the request being handled is a write that clears set-id bits."""
 
-    def doze(self, device: int, loop: int, seconds: float) -> bool:
-        """Wait until descriptor *device* or *loop* is readable; tell whether *device* is."""
+    def wait_beside(self, loop: int, seconds: float) -> None:
+        """Let the next wait for requests go on while *loop* is not readable, for at most *seconds*."""
+
+    def is_idle(self) -> bool:
+        """Tell whether the last wait for requests was in vain."""
 
     def set_spin(self, nanoseconds: int) -> None:
         """Set for how many nanoseconds to poll for the next request; 0 for never."""
 
     def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
         """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
+
+    def set_known_room(self, count: int) -> None:
+        """Set how many inodes may be vouched for at a time: each takes a descriptor."""
+
+    def vouch(self, inode: int, fd: int, links: int, is_file: bool, no_capability: bool) -> bool:
+        """Let the extension answer for an inode in the upper, by its descriptor, until that is revoked.
+
+        *links* is the link count to tell, 0 for the object's own. Returns whether it does: there may be no
+        room.
+        """
+
+    def revoke_all(self) -> None:
+        """Vouch for nothing any more."""
+
+    def settle_times(self) -> None:
+        """Set the modification times that writes to inodes vouched for have moved."""
 
     def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
         """Return what the kernel is told of a name: struct fuse_entry_out."""
@@ -87,6 +106,13 @@ def wait_for_writes() -> None:
     """Return when every write that the extension has taken is done. For the event loop's own thread."""
     if extension is not None:
         extension.wait_for_writes()
+
+
+def quiesce() -> None:
+    """Have the extension write nothing more to the upper that it has been told of so far."""
+    if extension is not None:
+        extension.wait_for_writes()
+        extension.revoke_all()
 
 
 def status() -> str:
