@@ -24,6 +24,7 @@ from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import bdi, busypoll, session, wire
+from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
@@ -78,8 +79,10 @@ class Daemon:
 
         Raises `LayerfsError` or `OSError` when it cannot mount.
         """
+        descriptors = _raise_descriptor_limit()
+        self._collector = Collector()
         try:
-            self._union = self._open_union(_raise_descriptor_limit())
+            self._union = self._open_union(descriptors)
             try:
                 options = self._mount.options
                 self._filesystem = Filesystem(self._union, durable=not options.get("volatile"))
@@ -97,6 +100,7 @@ class Daemon:
                 self._union.close()
                 self._leave_store()
         finally:
+            self._collector.close()
             self._store.close()
 
     def _open_union(self, descriptors: int) -> Union:
@@ -187,7 +191,7 @@ class Daemon:
             sealed = self._mount.upper
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
-            await flush(self._filesystem, self.mountpoint, self._device)
+            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
             wording = live_commit.Wording(reference, comment, author, changes)
             image = await live_commit.commit(
                 self.root,
@@ -209,7 +213,7 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await flush(self._filesystem, self.mountpoint, self._device)
+        await flush(self._filesystem, self._collector, self.mountpoint, self._device)
         upper = self._store.layer(mount.upper).path
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
@@ -258,7 +262,7 @@ class Daemon:
         except Conflict:
             if not force:
                 raise
-            await flush(self._filesystem, self.mountpoint, self._device)
+            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
             await session.unmount(self.mountpoint, lazy=True)
             _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
             self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")

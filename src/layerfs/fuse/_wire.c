@@ -37,9 +37,9 @@
 #define MAX_READAHEAD (1 << 20)
 #define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
 #define MOST_CREDIT 8
-#define OTHERS 15000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
+#define OTHERS 200000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
 #define DOZE 10000000 /* nanoseconds to wait for a request beside the event loop */
-#define REST 20000000 /* nanoseconds to leave the processors to those who want them */
+#define REST 5000000 /* nanoseconds to leave the processors to those who want them */
 #define TURN 1000000 /* nanoseconds after which the event loop gets its turn, however fast requests come */
 
 static struct fuse_lowlevel_ops original; /* pyfuse3's */
