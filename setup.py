@@ -21,7 +21,8 @@ setup(
     ext_modules=[
         Extension(
             "layerfs.fuse._wire",
-            ["src/layerfs/fuse/_wire.c"],
+            [f"src/layerfs/fuse/_{part}.c" for part in ("wire", "direct", "known", "entry", "blocking")],
+            depends=["src/layerfs/fuse/_wire.h"],
             include_dirs=pkg_config("--cflags-only-I"),
             library_dirs=pkg_config("--libs-only-L"),
             libraries=["fuse3"],

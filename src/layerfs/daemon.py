@@ -6,6 +6,7 @@ what must (unmounting, flushing) happens in threads, while the loop goes on answ
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -13,7 +14,6 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,10 @@ from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
 from layerfs.errors import Conflict, LayerfsError
-from layerfs.fuse import session, wire
+from layerfs.fuse import bdi, busypoll, session, wire
+from layerfs.fuse.collector import Collector
+from layerfs.fuse.direct import Direct
+from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.operations import Operations
 from layerfs.notify import Notifier
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_NODES_A_COLLECTION = 20_000
+"""Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
 GRACE = 2.0
 """Seconds that those who still use a mount get after it was unmounted under them."""
 
@@ -77,11 +82,16 @@ class Daemon:
 
         Raises `LayerfsError` or `OSError` when it cannot mount.
         """
+        descriptors = _raise_descriptor_limit()
+        self._collector = Collector()
         try:
-            self._union = self._open_union(_raise_descriptor_limit())
+            self._union = self._open_union(descriptors)
             try:
                 options = self._mount.options
-                self._operations = Operations(self._union, durable=not options.get("volatile"))
+                self._filesystem = Filesystem(self._union, durable=not options.get("volatile"))
+                self._operations = Operations(self._filesystem)
+                if wire.extension is not None:
+                    Direct(wire.extension, self._filesystem).install()
                 session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
                 try:
                     trio.run(self._serve, ready)
@@ -93,6 +103,7 @@ class Daemon:
                 self._union.close()
                 self._leave_store()
         finally:
+            self._collector.close()
             self._store.close()
 
     def _open_union(self, descriptors: int) -> Union:
@@ -124,6 +135,8 @@ class Daemon:
         return frozenset(options)
 
     async def _serve(self, ready: Callable[[], None]) -> None:
+        gc.freeze()  # what has been imported stays, and need not be looked at again
+        gc.set_threshold(_NODES_A_COLLECTION, 50, 50)
         listener = listen(runtime.socket_path(self.name))
         try:
             async with trio.open_nursery() as nursery:
@@ -131,6 +144,7 @@ class Daemon:
                 # Should serving fail, this waits for an answer that never comes: then let it wait alone.
                 st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
                 self._device = st.st_dev
+                bdi.tune(st.st_dev)
                 await nursery.start(http.serve, listener, App(self.root, self))
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
@@ -142,7 +156,7 @@ class Daemon:
             runtime.socket_path(self.name).unlink(missing_ok=True)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
-        await session.serve()
+        await session.serve(self._filesystem)
         self._ended.set()
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
@@ -185,13 +199,17 @@ class Daemon:
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
             wording = live_commit.Wording(reference, comment, author, changes)
-            flush_all = partial(flush, self._operations, self.mountpoint, self._device)
-            async with live_commit.stillness(self.mount_id, flush_all, pause=pause):
-                for file in list(self._operations.written):
-                    self._operations.settle_time(file)
-                image = await live_commit.commit(self.root, self._store, self._mount, self._union, wording)
+            async with live_commit.stillness(self.mount_id, self.flush, pause=pause):
+                image = await live_commit.commit(
+                    self.root,
+                    self._store,
+                    self._mount,
+                    self._union,
+                    wording,
+                    quiesce=wire.quiesce,
+                )
             self._mount = self._store.mount(self.mount_id)
-            on_disk = self._operations.contents.commit_on_disk = trio.Event()
+            on_disk = self._filesystem.contents.commit_on_disk = trio.Event()
             trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
         self._settling.append(sealed)
         self._to_settle.set()
@@ -202,7 +220,7 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await flush(self._operations, self.mountpoint, self._device)
+        await flush(self._filesystem, self._collector, self.mountpoint, self._device)
         upper = self._store.layer(mount.upper).path
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
@@ -210,9 +228,7 @@ class Daemon:
     async def flush(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
         if self._mount.upper is not None:
-            await flush(self._operations, self.mountpoint, self._device)
-            for file in list(self._operations.written):
-                self._operations.settle_time(file)
+            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
 
     def status(self) -> dict[str, Any]:
         """Return figures about this daemon, for people and for monitoring."""
@@ -227,11 +243,11 @@ class Daemon:
             "Upper": os.fsdecode(union.upper.path) if union.upper else None,
             "Options": {name: value for name, value in self._mount.options.items() if name != "container"},
             "Extension": wire.status(),
+            "BusyPolling": busypoll.status(),
             "CachedInodes": len(union.table),
             "OpenDirectories": len(union.directories),
-            "FilesOpenForWriting": len(self._operations.writing),
-            "CopyUps": self._operations.contents.copies,
-            "Requests": dict(sorted(self._operations.requests.items())),
+            "CopyUps": self._filesystem.contents.copies,
+            "Requests": dict(sorted(self._operations.counts().items())),
             "LayersToSettle": len(self._settling),
         }
 
@@ -258,7 +274,7 @@ class Daemon:
         except Conflict:
             if not force:
                 raise
-            await flush(self._operations, self.mountpoint, self._device)
+            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
             await session.unmount(self.mountpoint, lazy=True)
             _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
             self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")

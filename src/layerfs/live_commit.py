@@ -95,10 +95,19 @@ async def _freeze(freezer: Freezer) -> None:
         # The container has ended, and stands still for good.
 
 
-async def commit(root: Path, store: Store, mount: Mount, union: Union, wording: Wording) -> Image:
+async def commit(
+    root: Path,
+    store: Store,
+    mount: Mount,
+    union: Union,
+    wording: Wording,
+    *,
+    quiesce: Callable[[], None] = lambda: None,
+) -> Image:
     """Seal the upper of *union* as a layer of a new image and give it an empty one.
 
-    *store* belongs to the calling thread. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    *quiesce* returns when nothing but the calling thread writes to the upper any more. *store* belongs to
+    that thread. Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     prepared = await trio.to_thread.run_sync(_prepare, root, mount)
     upper = None
@@ -107,6 +116,7 @@ async def commit(root: Path, store: Store, mount: Mount, union: Union, wording: 
         upper = Upper(prepared.path, prepared.work, after=union.upper)
         with trio.fail_after(_PATIENCE):
             while True:
+                quiesce()
                 try:
                     image = store.commit(mount, prepared, **wording._asdict())
                     break

@@ -96,9 +96,15 @@ def test_failed_copy_up_changes_nothing(tree: Tree, monkeypatch: pytest.MonkeyPa
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    for call in ("fsync", "rename", "utime", "chown"):
+    assert tree.union.upper is not None
+    for where, call in (
+        (tree.union.upper, "make_durable"),
+        (os, "link"),
+        (os, "utime"),
+        (os, "chown"),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(os, call, full)
+            patch.setattr(where, call, full)
             with pytest.raises(OSError) as caught:
                 copy_up(tree.union, tree.file("d/f"))
         assert caught.value.errno == errno.ENOSPC

@@ -8,38 +8,54 @@
  * - HANDLE_KILLPRIV_V2, which libfuse does not know yet: without it the kernel asks for the attribute
  *   security.capability before every single write(2). In return the daemon clears set-id bits when a
  *   write request says so;
- * - NO_OPENDIR_SUPPORT: no OPENDIR and RELEASEDIR, and the kernel caches listings;
- * - CACHE_SYMLINKS; no AUTO_INVAL_DATA (nobody else changes the files); no splicing of small requests;
- * - FALLOCATE, for which pyfuse3 has no handler.
+ * - no OPEN, CREATE, OPENDIR, FLUSH and their RELEASEs: answered ENOSYS, the kernel stops sending them;
+ * - CACHE_SYMLINKS; no ATOMIC_O_TRUNC (without OPEN a cut comes as SETATTR); no AUTO_INVAL_DATA (nobody
+ *   else changes the files); no splicing of small requests;
+ * - FALLOCATE, for which pyfuse3 has no handler;
+ * - most requests are answered here, see _direct.c, and the rest goes on to libfuse.
  *
  * Everything works without this module, with more requests.
  */
 
 #define FUSE_USE_VERSION 312
 #define _GNU_SOURCE
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_wire.h"
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
+#define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
+#define MOST_CREDIT 8
+#define OTHERS 200000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
+#define DOZE 10000000 /* nanoseconds to wait for a request beside the event loop */
+#define REST 5000000 /* nanoseconds to leave the processors to those who want them */
+#define TURN 1000000 /* nanoseconds after which the event loop gets its turn, however fast requests come */
 
 static struct fuse_lowlevel_ops original; /* pyfuse3's */
 static struct fuse_lowlevel_ops changed;
 static PyObject *fallocate_handler; /* called with (request, inode, mode, offset, length) */
 static uint64_t init_unique;        /* the INIT request under way, 0 for none */
-static int kernel_has_killpriv_v2;
+static uint32_t kernel_flags; /* what the kernel offered */
 static int killpriv_v2;  /* agreed on with the kernel */
 static int hooked;       /* pyfuse3's session went through here */
 static int kills_set_id; /* the request being handled is a write that takes set-id bits */
+static uint64_t spin;     /* nanoseconds to poll for the next request, 0 for not at all */
+static int loop = -1;          /* readable when the event loop has something to do; -1: ask it each time */
+static uint64_t loop_deadline; /* when it has something to do anyway */
+static int idle;               /* no request has come for a while */
+static uint64_t no_spin_until;
+static int credit;        /* how much polling has paid lately */
 
 static void *libfuse(const char *symbol)
 {
@@ -58,27 +74,16 @@ static void *libfuse(const char *symbol)
 
 static void on_init(void *userdata, struct fuse_conn_info *conn)
 {
-	const unsigned wanted = FUSE_CAP_DONT_MASK | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_NO_OPENDIR_SUPPORT;
+	const unsigned wanted = FUSE_CAP_DONT_MASK | FUSE_CAP_CACHE_SYMLINKS;
 
 	original.init(userdata, conn);
 	conn->want |= wanted & conn->capable;
-	conn->want &= ~(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_SPLICE_READ |
-			FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	conn->want &= ~(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_AUTO_INVAL_DATA |
+			FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+	conn->max_background = MAX_BACKGROUND;
+	conn->congestion_threshold = MAX_BACKGROUND * 3 / 4;
 	if (conn->max_readahead > MAX_READAHEAD)
 		conn->max_readahead = MAX_READAHEAD;
-}
-
-/* Without OPENDIR there is no handle; pyfuse3 passes on the handle alone, and ours is the inode number. */
-static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
-{
-	fi->fh = ino;
-	original.readdirplus(req, ino, size, off, fi);
-}
-
-static void on_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
-{
-	fi->fh = ino;
-	original.fsyncdir(req, ino, datasync, fi);
 }
 
 static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
@@ -106,11 +111,6 @@ static const struct fuse_lowlevel_ops *change_operations(const struct fuse_lowle
 	memcpy(&original, op, size < sizeof(original) ? size : sizeof(original));
 	changed = original;
 	changed.init = on_init;
-	changed.opendir = NULL; /* libfuse then answers ENOSYS, which the kernel remembers */
-	changed.releasedir = NULL;
-	changed.flush = NULL;
-	changed.readdirplus = on_readdirplus;
-	changed.fsyncdir = on_fsyncdir;
 	changed.fallocate = on_fallocate;
 	hooked = 1;
 	return &changed;
@@ -143,23 +143,179 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 
 /* -- requests and answers, as they go over /dev/fuse (linux/fuse.h) ------------------------------------ */
 
-static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
+static uint64_t now(void)
 {
-	ssize_t got = read(fd, buffer, size);
-	const struct fuse_in_header *header = buffer;
-	const void *body = header + 1;
+	struct timespec time;
 
-	(void)userdata;
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Whether the event loop has something to do, and so should get its turn. */
+static int loop_wants_turn(void)
+{
+	struct pollfd poll_loop = {.fd = loop, .events = POLLIN};
+
+	return loop < 0 || now() >= loop_deadline || poll(&poll_loop, 1, 0);
+}
+
+/* Polls for a request as far as that pays; whether there is one. */
+static int spin_for_request(int device)
+{
+	struct pollfd poll_device = {.fd = device, .events = POLLIN};
+	uint64_t start, last, time;
+	int found = 0;
+
+	if (credit <= 0)
+		return 0;
+	start = time = now();
+	do {
+		found = poll(&poll_device, 1, 0);
+		last = time;
+		time = now();
+	} while (!found && time - start < spin && time - last < OTHERS);
+	if (time - last >= OTHERS)
+		no_spin_until = time + REST;
+	if (found)
+		credit += credit < MOST_CREDIT;
+	else
+		credit--;
+	return found;
+}
+
+/* Sleeps until there is a request, for some time, but not while the event loop has something to do. */
+static int doze(int device)
+{
+	struct pollfd either[2] = {{.fd = device, .events = POLLIN}, {.fd = loop, .events = POLLIN}};
+	uint64_t start = now();
+	struct timespec patience;
+	uint64_t left;
+
+	if (loop < 0 || start >= loop_deadline)
+		return 0;
+	left = loop_deadline - start < DOZE ? loop_deadline - start : DOZE;
+	patience = (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
+	ppoll(either, 2, &patience, NULL);
+	if (either[0].revents) {
+		if (start >= no_spin_until && credit <= 0 && now() - start < 2 * spin)
+			credit = 1; /* it came so soon that polling would have met it */
+		return 1;
+	}
+	idle = !either[1].revents && left == DOZE;
+	return 0;
+}
+
+static int wait_for_request(int device)
+{
+	int found;
+
+	idle = loop < 0;
+	Py_BEGIN_ALLOW_THREADS
+	if (now() < no_spin_until)
+		credit = 0;
+	found = spin_for_request(device) || doze(device);
+	Py_END_ALLOW_THREADS
+	return found;
+}
+
+/* Without OPEN and OPENDIR there are no handles; ours would be the inode number, so it is put there. */
+static void set_handle(const struct fuse_in_header *header, void *body)
+{
+	switch (header->opcode) {
+	case FUSE_READ:
+	case FUSE_READDIR:
+	case FUSE_READDIRPLUS:
+	case FUSE_WRITE:
+	case FUSE_FSYNC:
+	case FUSE_FSYNCDIR:
+		*(uint64_t *)body = header->nodeid; /* the first member of all of them */
+	}
+}
+
+/* Whether a request is one that the kernel need not make, and stops making when it is answered ENOSYS.
+ *
+ * Handles have no state, so nothing is to be opened or released; what CREATE does, MKNOD does without making
+ * a handle; a FLUSH has nothing to do, and nothing here can be interrupted. */
+static int is_needless(const struct fuse_in_header *header)
+{
+	switch (header->opcode) {
+	case FUSE_OPEN:
+	case FUSE_CREATE:
+		return !!(kernel_flags & FUSE_NO_OPEN_SUPPORT);
+	case FUSE_OPENDIR:
+		return !!(kernel_flags & FUSE_NO_OPENDIR_SUPPORT);
+	case FUSE_FLUSH:
+	case FUSE_INTERRUPT:
+		return 1;
+	}
+	return 0;
+}
+
+static void look_at_request(const struct fuse_in_header *header, void *body, size_t size)
+{
 	kills_set_id = 0;
-	if (got < (ssize_t)sizeof(*header))
-		return got;
-	if (header->opcode == FUSE_WRITE && got >= (ssize_t)(sizeof(*header) + sizeof(struct fuse_write_in))) {
+	if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in)) {
 		kills_set_id = !!(((const struct fuse_write_in *)body)->write_flags & FUSE_WRITE_KILL_SUIDGID);
 	} else if (header->opcode == FUSE_INIT) {
 		init_unique = header->unique;
-		kernel_has_killpriv_v2 =
-			!!(((const struct fuse_init_in *)body)->flags & FUSE_HANDLE_KILLPRIV_V2);
+		kernel_flags = ((const struct fuse_init_in *)body)->flags;
 	}
+	set_handle(header, body);
+}
+
+/* Reads requests until one comes that pyfuse3 is to answer, none is left, or it is others' turn.
+ *
+ * libfuse takes EINTR for "nothing this time"; pyfuse3 then waits in the event loop. */
+static ssize_t next_request(int fd, void *buffer, size_t size)
+{
+	static char *request; /* libfuse's own cannot be given away */
+	uint64_t start = now();
+
+	idle = 0;
+	for (;;) {
+		const struct fuse_in_header *header;
+		ssize_t got;
+
+		if (!request && !(request = request_buffer(size))) {
+			errno = ENOMEM;
+			return -1;
+		}
+		got = read(fd, request, size);
+		if (got < 0 && errno == EAGAIN) {
+			if (wait_for_request(fd))
+				continue;
+			errno = EINTR;
+			return -1;
+		}
+		if (got < (ssize_t)sizeof(*header))
+			return got;
+		header = (void *)request;
+		if (is_needless(header)) {
+			reply(fd, header->unique, ENOSYS, NULL, 0);
+		} else if (!answer_directly(fd, &request, got)) {
+			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
+			memcpy(buffer, request, got);
+			return got;
+		}
+		if (now() - start > TURN) {
+			if (loop_wants_turn()) {
+				errno = EINTR;
+				return -1;
+			}
+			start = now();
+		}
+	}
+}
+
+static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
+{
+	PyGILState_STATE state = PyGILState_Ensure(); /* pyfuse3 calls libfuse with or without the lock */
+	ssize_t got = next_request(fd, buffer, size);
+	int error = errno;
+
+	loop = -1; /* who lets us wait beside it does so each time */
+	PyGILState_Release(state);
+	errno = error;
 	return got;
 }
 
@@ -170,7 +326,7 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 	(void)userdata;
 	if (init_unique && header->unique == init_unique) {
 		init_unique = 0;
-		if (kernel_has_killpriv_v2 && !header->error && count > 1 &&
+		if (kernel_flags & FUSE_HANDLE_KILLPRIV_V2 && !header->error && count > 1 &&
 		    iov[1].iov_len >= offsetof(struct fuse_init_out, flags) + sizeof(uint32_t)) {
 			((struct fuse_init_out *)iov[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV_V2;
 			killpriv_v2 = 1;
@@ -185,8 +341,12 @@ int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
 	int (*real)(struct fuse_session *, const char *) = libfuse("fuse_session_mount");
 	int result = real ? real(se, mountpoint) : -1;
 
-	if (result == 0 && hooked)
-		fuse_session_custom_io(se, &io, fuse_session_fd(se));
+	if (result == 0 && hooked) {
+		int fd = fuse_session_fd(se);
+
+		fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); /* requests are read until none is left */
+		fuse_session_custom_io(se, &io, fd);
+	}
 	return result;
 }
 
@@ -205,6 +365,29 @@ static PyObject *has_killpriv(PyObject *self, PyObject *nothing)
 static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
 {
 	return PyBool_FromLong(kills_set_id);
+}
+
+static PyObject *wait_beside(PyObject *self, PyObject *args)
+{
+	double seconds;
+
+	if (!PyArg_ParseTuple(args, "id", &loop, &seconds))
+		return NULL;
+	loop_deadline = now() + (uint64_t)((seconds < 3600 ? seconds : 3600) * 1e9);
+	Py_RETURN_NONE;
+}
+
+static PyObject *is_idle(PyObject *self, PyObject *nothing)
+{
+	return PyBool_FromLong(idle);
+}
+
+static PyObject *set_spin(PyObject *self, PyObject *nanoseconds)
+{
+	spin = PyLong_AsUnsignedLongLong(nanoseconds);
+	if (PyErr_Occurred())
+		return NULL;
+	Py_RETURN_NONE;
 }
 
 static PyObject *set_fallocate(PyObject *self, PyObject *handler)
@@ -237,6 +420,10 @@ static PyMethodDef methods[] = {
 	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
 	{"takes_set_id", takes_set_id, METH_NOARGS,
 	 "Tell whether the request being handled is a write that clears set-id bits."},
+	{"wait_beside", wait_beside, METH_VARARGS,
+	 "Let the next wait for requests go on while a descriptor is not readable, for at most some seconds."},
+	{"is_idle", is_idle, METH_NOARGS, "Tell whether the last wait for requests was in vain."},
+	{"set_spin", set_spin, METH_O, "Set for how many nanoseconds to poll for the next request; 0 for never."},
 	{"set_fallocate", set_fallocate, METH_O,
 	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},
 	{"reply_error", reply_error, METH_VARARGS, "Answer a request with an errno, 0 for success; once."},
@@ -252,5 +439,12 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__wire(void)
 {
-	return PyModule_Create(&definition);
+	PyObject *module = PyModule_Create(&definition);
+
+	if (module && (PyModule_AddFunctions(module, direct_methods) ||
+		       PyModule_AddFunctions(module, blocking_methods) ||
+		       PyModule_AddFunctions(module, entry_methods) ||
+		       PyModule_AddFunctions(module, known_methods)))
+		Py_CLEAR(module);
+	return module;
 }

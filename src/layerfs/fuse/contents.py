@@ -31,6 +31,7 @@ class Contents:
         self._union = union
         self._durable = durable
         self._copying: dict[File, trio.Event] = {}
+        self._writing: set[trio.Event] = set()
         self._memory = memoryview(
             mmap.mmap(-1, _BUFFER)
         )  # one buffer: an answer is sent before the next read
@@ -38,6 +39,12 @@ class Contents:
         self.commit_on_disk = trio.Event()
         """Set unless a commit is not on disk yet: until it is, nothing above it can be."""
         self.commit_on_disk.set()
+
+    def is_in_place(self, node: Node, *, metadata_only: bool = False) -> bool:
+        """Tell whether `copy_up` has nothing to do for *node*."""
+        if isinstance(node, Directory):
+            return True
+        return self._union.in_upper(node) if metadata_only else self._union.is_whole(node)
 
     async def copy_up(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> None:
         """Have *node* in the upper on return, and between here and the caller's next `await`.
@@ -49,7 +56,7 @@ class Contents:
         if isinstance(node, Directory):
             return
         union = self._union
-        while not (union.in_upper(node) if metadata_only else union.is_whole(node)):
+        while not self.is_in_place(node, metadata_only=metadata_only):
             under_way = self._copying.get(node)
             if under_way is not None:
                 await under_way.wait()
@@ -87,11 +94,22 @@ class Contents:
 
     async def write(self, node: File, offset: int, data: bytes) -> None:
         """Write all of *data* at *offset*."""
-        await self.copy_up(node)
-        fd = self._union.data(node, write=True)
-        written = os.pwrite(fd, data, offset)
-        while written < len(data):  # the next try says why
-            written += os.pwrite(fd, data[written:], offset + written)
+        done = trio.Event()
+        self._writing.add(done)
+        try:
+            await self.copy_up(node)
+            fd = self._union.data(node, write=True)
+            written = os.pwrite(fd, data, offset)
+            while written < len(data):  # the next try says why
+                written += os.pwrite(fd, data[written:], offset + written)
+        finally:
+            self._writing.remove(done)
+            done.set()
+
+    async def writes_under_way(self) -> None:
+        """Return when the writes that wait for a copy-up at this moment have been done."""
+        for done in list(self._writing):
+            await done.wait()
 
     async def fallocate(self, node: File, mode: int, offset: int, length: int) -> None:
         """Allocate space for a file, or punch or zero a part of it, as fallocate(2) with *mode*."""

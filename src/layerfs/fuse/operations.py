@@ -1,4 +1,4 @@
-"""pyfuse3's operations over a union.
+"""pyfuse3's operations: requests that wait for something, and all of them without the extension.
 
 The rule that keeps this correct: an operation runs to its end without an `await`, so no other sees
 half of it. The awaits there are come first (`copy_up`, which waits for nobody else's file) or are the
@@ -19,74 +19,55 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FlagT, InodeT, ModeT
 
-from layerfs.fuse import handles, setid, wire
+from layerfs.fuse import wire
 from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
-from layerfs.fuse.contents import Contents
+from layerfs.fuse.direct import direct_counts
+from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.reply import operation
-from layerfs.union import attributes, mutate, syscalls, xattr
+from layerfs.fuse.setid import Caller
+from layerfs.union import attributes, mutate, syscalls
 from layerfs.union.copyup import writable_upper
-from layerfs.union.mutate import Owner
-from layerfs.union.node import Directory, File, Node
 from layerfs.union.rename import rename
-from layerfs.union.view import Union
+
+
+def _caller(ctx: pyfuse3.RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+
+
+def _change(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> Change:
+    return Change(
+        mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        size=attr.st_size if fields.update_size else None,
+        atime=attr.st_atime_ns if fields.update_atime else None,
+        mtime=attr.st_mtime_ns if fields.update_mtime else None,
+        ctime=fields.update_ctime,
+    )
 
 
 class Operations(pyfuse3.Operations):
-    """Answers the kernel's requests from *union*.
-
-    `requests` counts them by name; `writing` holds the files that are open for writing somewhere, `written`
-    those whose modification time on disk a delayed write has moved, with the time that the kernel knows.
-    """
+    """Answers the kernel's requests from *filesystem*. `requests` counts them by name."""
 
     supports_dot_lookup = False
     enable_writeback_cache = True
     enable_acl = True
 
-    def __init__(self, union: Union, *, durable: bool = True) -> None:
+    def __init__(self, filesystem: Filesystem) -> None:
         super().__init__()
-        self.union = union
-        self.contents = Contents(union, durable=durable)
+        self.filesystem = filesystem
+        self.union = filesystem.union
+        self.contents = filesystem.contents
         self.requests: dict[str, int] = Counter()
-        self.writing: set[File] = set()
-        self.written: dict[File, int] = {}
         if wire.extension is not None:
             wire.extension.set_fallocate(self._on_fallocate)
 
-    # -- nodes ----------------------------------------------------------------------------------
+    def counts(self) -> dict[str, int]:
+        """Return how many requests there were, by name, those answered directly included."""
+        return Counter(self.requests) + Counter(direct_counts())
 
-    def _node(self, inode: int) -> Node:
-        """Return the node of a request; descriptors are trimmed here, where none is in use yet."""
-        self.union.trim()
-        try:
-            return self.union.table.nodes[inode]
-        except KeyError:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-
-    def _directory(self, inode: int) -> Directory:
-        node = self._node(inode)
-        if not isinstance(node, Directory):
-            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        return node
-
-    def _file(self, inode: int) -> File:
-        node = self._node(inode)
-        if isinstance(node, Directory):
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        return node
-
-    def _entry(self, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
-        """Return *node*'s entry, and count that the kernel knows it once more."""
-        node.references += 1
-        return entry(self.union, node, st)
-
-    def _masked(self, parent: Directory, mode: int, ctx: pyfuse3.RequestContext) -> ModeT:
-        """Return *mode* less the caller's umask, which a default ACL overrules (acl(5)).
-
-        Without the extension the kernel has applied the umask already, ACL or not.
-        """
-        if mode & ctx.umask and wire.is_active() and not self.union.has_default_acl(parent):
-            mode &= ~ctx.umask
-        return ModeT(mode)
+    def _entry(self, found: Found) -> pyfuse3.EntryAttributes:
+        return entry(self.union, *found)
 
     # -- lookup and attributes --------------------------------------------------------------------
 
@@ -95,22 +76,19 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find *name* in a directory."""
-        found = self.union.find(self._directory(parent_inode), name)
-        return self._entry(*found) if found else NO_ENTRY
+        found = self.filesystem.lookup(parent_inode, name)
+        return self._entry(found) if found else NO_ENTRY
 
     @operation
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Take back references that the kernel has dropped."""
-        nodes = self.union.table.nodes
         for inode, count in inode_list:
-            node = nodes.get(inode)
-            if node is not None:
-                self.union.forget(node, count)
+            self.filesystem.forget(inode, count)
 
     @operation
     async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return an inode's attributes."""
-        node = self._node(inode)
+        node = self.filesystem.node(inode)
         return entry(self.union, node, self.union.stat(node))
 
     @operation
@@ -123,59 +101,17 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Change owner, mode, length and times, as far as *fields* says."""
-        node = self._node(inode)
-        chown = fields.update_uid or fields.update_gid
-        times = fields.update_atime or fields.update_mtime
-        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else self._mode_left(node, fields, ctx)
-        if times and not (chown or mode is not None or fields.update_size) and self._is_lost(node):
-            times = False  # the kernel's last word on a removed file: no reason to copy it up
-        if chown or times or mode is not None or fields.update_size:
-            if fields.update_size:
-                await self.contents.copy_up(node, attr.st_size)
-            else:
-                await self.contents.copy_up(node, metadata_only=True)
-            attributes.ensure_upper(self.union, node)
-            if chown:
-                uid = attr.st_uid if fields.update_uid else -1
-                gid = attr.st_gid if fields.update_gid else -1
-                attributes.chown(self.union, node, uid, gid)
-            if fields.update_size and isinstance(node, File):
-                attributes.truncate(self.union, node, attr.st_size)
-            if mode is not None:
-                attributes.chmod(self.union, node, mode)
-            if times:
-                atime = attr.st_atime_ns if fields.update_atime else None
-                mtime = attr.st_mtime_ns if fields.update_mtime else None
-                attributes.utime(self.union, node, atime, mtime)
-            if fields.update_mtime and isinstance(node, File):
-                self.written.pop(node, None)
+        node = self.filesystem.node(inode)
+        change = self.filesystem.effective(node, _change(attr, fields), _caller(ctx))
+        if change is not None:
+            await self.contents.copy_up(node, change.size, metadata_only=change.size is None)
+            self.filesystem.apply(node, change)
         return entry(self.union, node, self.union.stat(node))
-
-    def _mode_left(
-        self, node: Node, fields: pyfuse3.SetattrFields, ctx: pyfuse3.RequestContext
-    ) -> int | None:
-        """Return the permissions that a change leaves where it takes set-id bits; None where it does not.
-
-        Two things come with no field that asks for a change: chown(2) that changes nothing, told by its
-        ctime (sent for regular files alone), and a write that is to take set-id bits or capabilities.
-        """
-        if isinstance(node, Directory):
-            return None
-        chown = fields.update_uid or fields.update_gid
-        nothing = not (chown or fields.update_atime or fields.update_mtime or fields.update_size)
-        chown_same = nothing and (fields.update_ctime or not node.is_regular)
-        if chown or chown_same or ((nothing or fields.update_size) and ctx.uid != 0):
-            return setid.after_change(node.stat(), ctx, needs_owner=chown_same)
-        return None
-
-    def _is_lost(self, node: Node) -> bool:
-        """Tell whether *node* is a lower file that has been removed: it will never be seen again."""
-        return isinstance(node, File) and not node.names and not self.union.in_upper(node)
 
     @operation
     async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> bytes:
         """Return the target of a symbolic link."""
-        return self.union.readlink(self._file(inode))
+        return self.union.readlink(self.filesystem.file(inode))
 
     @operation
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -193,46 +129,40 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, mode: ModeT, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a fifo, socket, device or regular file."""
-        parent = self._directory(parent_inode)
-        mode = self._masked(parent, mode, ctx)
-        return self._entry(*mutate.mknod(self.union, parent, name, mode, rdev, Owner(ctx.uid, ctx.gid)))
+        return self._entry(self.filesystem.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     @operation
     async def mkdir(
         self, parent_inode: InodeT, name: bytes, mode: ModeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a directory."""
-        parent = self._directory(parent_inode)
-        mode = self._masked(parent, mode, ctx)
-        return self._entry(*mutate.mkdir(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid)))
+        return self._entry(self.filesystem.mkdir(parent_inode, name, mode, _caller(ctx)))
 
     @operation
     async def symlink(
         self, parent_inode: InodeT, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make a symbolic link."""
-        parent = self._directory(parent_inode)
-        return self._entry(*mutate.symlink(self.union, parent, name, target, Owner(ctx.uid, ctx.gid)))
+        return self._entry(self.filesystem.symlink(parent_inode, name, target, _caller(ctx)))
 
     @operation
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Make another name for a file."""
-        node = self._file(inode)
+        node = self.filesystem.file(inode)
         await self.contents.copy_up(node, metadata_only=True)
-        parent = self._directory(new_parent_inode)
-        return self._entry(node, mutate.link(self.union, node, parent, new_name))
+        return self._entry(self.filesystem.link(node, new_parent_inode, new_name))
 
     @operation
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove a name of a file."""
-        mutate.unlink(self.union, self._directory(parent_inode), name)
+        mutate.unlink(self.union, self.filesystem.directory(parent_inode), name)
 
     @operation
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove an empty directory."""
-        mutate.rmdir(self.union, self._directory(parent_inode), name)
+        mutate.rmdir(self.union, self.filesystem.directory(parent_inode), name)
 
     @operation
     async def rename(
@@ -245,13 +175,14 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         """Rename; with RENAME_EXCHANGE both files are copied up first."""
-        moving = [(self._directory(parent_inode_old), name_old)]
+        directory = self.filesystem.directory
+        moving = [(directory(parent_inode_old), name_old)]
         if flags & syscalls.RENAME_EXCHANGE:
-            moving.append((self._directory(parent_inode_new), name_new))
+            moving.append((directory(parent_inode_new), name_new))
         for parent, name in moving:
             node = mutate.existing(self.union, parent, name)
             await self.contents.copy_up(node, metadata_only=True)
-        old, new = self._directory(parent_inode_old), self._directory(parent_inode_new)
+        old, new = directory(parent_inode_old), directory(parent_inode_new)
         rename(self.union, old, name_old, new, name_new, flags)
 
     # -- files ----------------------------------------------------------------------------------
@@ -261,80 +192,43 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Make a file and open it."""
-        parent = self._directory(parent_inode)
-        mode = self._masked(parent, mode, ctx)
-        node, st = mutate.create(self.union, parent, name, mode, Owner(ctx.uid, ctx.gid))
-        return self._opened(node, flags), self._entry(node, st)
+        found = self.filesystem.create(parent_inode, name, mode, _caller(ctx))
+        return _opened(found[0].ino), self._entry(found)
 
     @operation
     async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open a file. To write it copies nothing yet, unless it is to be cut to nothing."""
-        node = self._file(inode)
-        if handles.wants_write(flags):
+        node = self.filesystem.file(inode)
+        if flags & os.O_ACCMODE != os.O_RDONLY:
             writable_upper(self.union)
         if flags & os.O_TRUNC:
             await self.contents.copy_up(node, 0)
             attributes.truncate(self.union, node, 0)
-            self._drop_set_id(node, ctx)
+            self.filesystem.drop_set_id(node, _caller(ctx))
         else:
             self.union.data(node)  # what cannot be read should fail here, not later
-        return self._opened(node, flags)
-
-    def _opened(self, node: File, flags: int) -> pyfuse3.FileInfo:
-        writer = handles.wants_write(flags)
-        if writer:
-            node.writers += 1
-            self.writing.add(node)
-        return pyfuse3.FileInfo(fh=FileHandleT(handles.make(node.ino, writer=writer)), keep_cache=True)
+        return _opened(node.ino)
 
     @operation
     async def release(self, fh: FileHandleT) -> None:
-        """Note that a handle is closed for good, mappings included."""
-        node = self.union.table.nodes.get(handles.inode_of(fh))
-        if handles.is_writer(fh) and isinstance(node, File):
-            node.writers -= 1
-            if node.writers <= 0:
-                self.writing.discard(node)
-                self.settle_time(node)
-
-    def settle_time(self, node: File) -> None:
-        """Give *node* on disk the modification time that the kernel shows.
-
-        The kernel keeps that time under the writeback cache and sends it where it changed; it writes later
-        than the time that it was written to, which must not show.
-        """
-        mtime = self.written.pop(node, None)
-        if mtime is not None and self.union.in_upper(node):
-            attributes.utime(self.union, node, None, mtime)
+        """Close a handle: nothing is kept for an open one."""
 
     @operation
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Read from a file."""
-        found = await self.contents.read(self._file(handles.inode_of(fh)), off, size)
+        found = await self.contents.read(self.filesystem.file(fh), off, size)
         return cast(bytes, found)  # any buffer will do
 
     @operation
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write to a file: all or, with the errno, as much as fitted."""
-        node = self._file(handles.inode_of(fh))
+        node = self.filesystem.file(fh)
         takes_set_id = wire.extension is not None and wire.extension.takes_set_id()
-        if node not in self.written:
-            self.written[node] = node.stat().st_mtime_ns
+        self.filesystem.late_times.written(node)
         await self.contents.write(node, off, buf)
         if takes_set_id:
-            self._drop_set_id(node)
+            self.filesystem.drop_set_id(node)
         return len(buf)
-
-    def _drop_set_id(self, node: File, ctx: pyfuse3.RequestContext | None = None) -> None:
-        """Clear the set-id bits that a change of contents takes, and have the kernel ask for the mode again.
-
-        It says itself when a write does; the cut of an open counts unless root asks.
-        """
-        if ctx is None or ctx.uid:
-            mode = setid.after_change(node.stat(), ctx)
-            if mode is not None:
-                attributes.chmod(self.union, node, mode)
-                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)  # takes no lock, waits for nothing
 
     @operation
     async def flush(self, fh: FileHandleT) -> None:
@@ -344,7 +238,7 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a file to disk."""
-        await self.contents.sync(self._file(handles.inode_of(fh)), data_only=datasync)
+        await self.contents.sync(self.filesystem.file(fh), data_only=datasync)
 
     def _on_fallocate(self, request: wire.Request, inode: int, mode: int, offset: int, length: int) -> None:
         trio.lowlevel.spawn_system_task(self._fallocate, request, inode, mode, offset, length)
@@ -364,19 +258,19 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fallocate(self, inode: int, mode: int, offset: int, length: int) -> None:
         """Allocate, punch or zero a part of a file."""
-        await self.contents.fallocate(self._file(inode), mode, offset, length)
+        await self.contents.fallocate(self.filesystem.file(inode), mode, offset, length)
 
     # -- directories ----------------------------------------------------------------------------
 
     @operation
     async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
         """Open a directory; listings have no state."""
-        return FileHandleT(self._directory(inode).ino)
+        return FileHandleT(self.filesystem.directory(inode).ino)
 
     @operation
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory from the name after cookie *start_id*, with attributes."""
-        union, directory = self.union, self._directory(fh)
+        union, directory = self.union, self.filesystem.directory(fh)
         st = union.stat(directory)
         parent = directory.parent or directory
         for cookie, name, inode in ((1, b".", directory.ino), (2, b"..", parent.ino)):
@@ -406,37 +300,37 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a directory to disk."""
-        await self.contents.sync(self._directory(fh), data_only=datasync)
+        await self.contents.sync(self.filesystem.directory(fh), data_only=datasync)
 
     # -- extended attributes --------------------------------------------------------------------
 
     @operation
     async def getxattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """Return an extended attribute."""
-        return self.union.getxattr(self._node(inode), name)
+        return self.union.getxattr(self.filesystem.node(inode), name)
 
     @operation
     async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
         """Return the names of the extended attributes."""
-        return self.union.listxattr(self._node(inode))
+        return self.union.listxattr(self.filesystem.node(inode))
 
     @operation
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Set an extended attribute."""
-        node = self._node(inode)
+        node = self.filesystem.node(inode)
         await self.contents.copy_up(node, metadata_only=True)
-        attributes.ensure_upper(self.union, node)
-        attributes.setxattr(self.union, node, name, value)
-        if name == xattr.ACCESS_ACL:
-            st = self.union.stat(node)
-            if st.st_mode & stat.S_ISGID and not setid.may_keep_group_bit(st, ctx):
-                attributes.chmod(self.union, node, st.st_mode & ~stat.S_ISGID)
+        self.filesystem.setxattr(node, name, value, _caller(ctx))
 
     @operation
     async def removexattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove an extended attribute; one that is not there costs no copy-up."""
-        node = self._node(inode)
+        node = self.filesystem.node(inode)
         self.union.getxattr(node, name)
         await self.contents.copy_up(node, metadata_only=True)
         attributes.ensure_upper(self.union, node)
         attributes.removexattr(self.union, node, name)
+
+
+def _opened(inode: int) -> pyfuse3.FileInfo:
+    """Return what the kernel is told of an open file: its handle is the inode number, which has no state."""
+    return pyfuse3.FileInfo(fh=FileHandleT(inode), keep_cache=True)

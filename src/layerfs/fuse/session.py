@@ -12,7 +12,8 @@ import trio
 
 from layerfs import mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
-from layerfs.fuse import busypoll
+from layerfs.fuse import busypoll, wire
+from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
 
 _DEVICE = "/dev/fuse"
@@ -83,14 +84,20 @@ def _escape(name: str) -> str:
     return name.encode("ascii", "replace").decode().replace(",", "_")
 
 
-async def serve() -> None:
+async def serve(filesystem: Filesystem) -> None:
     """Answer requests until the filesystem is unmounted."""
     busypoll.install()
     try:
-        await pyfuse3.main(min_tasks=4)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filesystem.late_times.settle_later)
+            await pyfuse3.main(min_tasks=4)
+            nursery.cancel_scope.cancel()
     except* OSError as errors:
         if any(error.errno not in _ENDED for error in _leaves(errors)):
             raise
+    finally:
+        wire.quiesce()
+        filesystem.late_times.settle_all()
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:

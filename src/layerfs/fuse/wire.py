@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast
 
 Request = object
 """A request that has not been answered yet."""
@@ -26,6 +26,49 @@ class Wire(Protocol):
 
     def takes_set_id(self) -> bool:
         """Tell whether the request being handled is a write that clears set-id bits."""
+
+    def wait_beside(self, loop: int, seconds: float) -> None:
+        """Let the next wait for requests go on while *loop* is not readable, for at most *seconds*."""
+
+    def is_idle(self) -> bool:
+        """Tell whether the last wait for requests was in vain."""
+
+    def set_spin(self, nanoseconds: int) -> None:
+        """Set for how many nanoseconds to poll for the next request; 0 for never."""
+
+    def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
+        """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
+
+    def set_known_room(self, count: int) -> None:
+        """Set how many inodes may be vouched for at a time: each takes a descriptor."""
+
+    def vouch(self, inode: int, fd: int, links: int, is_file: bool, no_capability: bool) -> bool:
+        """Let the extension answer for an inode in the upper, by its descriptor, until that is revoked.
+
+        *links* is the link count to tell, 0 for the object's own. Returns whether it does: there may be no
+        room.
+        """
+
+    def revoke_all(self) -> None:
+        """Vouch for nothing any more."""
+
+    def settle_times(self) -> None:
+        """Set the modification times that writes to inodes vouched for have moved."""
+
+    def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
+        """Return what the kernel is told of a name: struct fuse_entry_out."""
+
+    def attr_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
+        """Return what the kernel is told of an inode: struct fuse_attr_out."""
+
+    def pending_writes(self) -> int:
+        """Return how many writes threads are doing now."""
+
+    def wait_for_writes(self) -> None:
+        """Return when threads are doing no writes; to be called where none can be begun meanwhile."""
+
+    def counts(self) -> dict[int, int]:
+        """Return how many requests were answered directly, by opcode."""
 
     def set_fallocate(self, handler: Callable[[Request, int, int, int, int], None]) -> None:
         """Have *handler* called with (request, inode, mode, offset, length) for each fallocate(2)."""
@@ -57,6 +100,19 @@ extension, _why_not = _load()
 def is_active() -> bool:
     """Tell whether the session of this process is served through the extension."""
     return extension is not None and extension.is_active()
+
+
+def wait_for_writes() -> None:
+    """Return when every write that the extension has taken is done. For the event loop's own thread."""
+    if extension is not None:
+        extension.wait_for_writes()
+
+
+def quiesce() -> None:
+    """Have the extension write nothing more to the upper that it has been told of so far."""
+    if extension is not None:
+        extension.wait_for_writes()
+        extension.revoke_all()
 
 
 def status() -> str:

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from layerfs.union import xattr
+from layerfs.union import syscalls, xattr
 from layerfs.union.copyup import copy_up, copy_up_directory, copy_up_removed
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
@@ -52,17 +52,19 @@ def chmod(union: Union, node: Node, mode: int) -> None:
 
 def utime(union: Union, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set access and modification time, in nanoseconds since the epoch; None leaves one as it is."""
-    if atime_ns is None or mtime_ns is None:
-        st = union.stat(node)
-        atime_ns = st.st_atime_ns if atime_ns is None else atime_ns
-        mtime_ns = st.st_mtime_ns if mtime_ns is None else mtime_ns
-    times = (atime_ns, mtime_ns)
     if isinstance(node, Directory):
-        os.utime(node.dirs[0].fd(), ns=times)
+        syscalls.utimensat(node.dirs[0].fd(), None, atime_ns, mtime_ns)
+    elif node.writable:
+        syscalls.utimensat(node.fd, None, atime_ns, mtime_ns)
     elif node.pin >= 0:
+        st = node.stat()  # an O_PATH descriptor is good for no futimens(3)
+        times = (
+            st.st_atime_ns if atime_ns is None else atime_ns,
+            st.st_mtime_ns if mtime_ns is None else mtime_ns,
+        )
         os.utime(b"/proc/self/fd/%d" % node.pin, ns=times)
     else:
-        os.utime(node.entry, ns=times, dir_fd=node.home.fd(), follow_symlinks=False)
+        syscalls.utimensat(node.home.fd(), node.entry, atime_ns, mtime_ns)
 
 
 def truncate(union: Union, node: File, length: int) -> None:
@@ -72,14 +74,24 @@ def truncate(union: Union, node: File, length: int) -> None:
 
 def setxattr(union: Union, node: Node, name: bytes, value: bytes) -> None:
     """Set the extended attribute that people call *name*."""
+    _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
     os.setxattr(path, xattr.stored_name(name), value, follow_symlinks=follow)
 
 
 def removexattr(union: Union, node: Node, name: bytes) -> None:
     """Remove the extended attribute that people call *name*; ENODATA where there is none."""
+    _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
     os.removexattr(path, xattr.stored_name(name), follow_symlinks=follow)
+
+
+def _forget_attributes(node: Node) -> None:
+    """Drop what is remembered of *node*'s extended attributes: they change."""
+    if isinstance(node, File):
+        node.no_capability = False
+    else:
+        node.default_acl = None
 
 
 def _is_symlink(node: Node) -> bool:

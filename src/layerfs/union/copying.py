@@ -15,32 +15,37 @@ _CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def copy_metadata(
-    source: bytes, st: os.stat_result, upper: Upper, name: bytes, *, inode: int | None = None
+    source: bytes,
+    st: os.stat_result,
+    upper: Upper,
+    target: bytes,
+    *,
+    follow: bool = False,
+    inode: int | None = None,
 ) -> None:
-    """Give *name* in the work directory the owner, attributes, mode and times of *source* (*st*).
+    """Give *target*, a path, the owner, attributes, mode and times of *source* (*st*).
 
-    With *inode* that number is recorded on it. Raises `OSError`: EOVERFLOW for an owner whom the user
-    namespace does not know, as overlayfs has it.
+    A link at the end of *target* is followed if *follow*. With *inode* that number is recorded on it. Raises
+    `OSError`: EOVERFLOW for an owner whom the user namespace does not know, as overlayfs has it.
     """
     try:
         if st.st_uid == _unmapped_owner():
             _check_owner(source, st)
-        os.chown(name, st.st_uid, st.st_gid, dir_fd=upper.work, follow_symlinks=False)
+        os.chown(target, st.st_uid, st.st_gid, follow_symlinks=follow)
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW), name) from None
+            raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW)) from None
         raise
-    target = upper.work_object(name)
-    xattr.copy(source, target)
+    xattr.copy(source, target, follow=follow)
     if inode is not None:
         try:
-            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=False)
+            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
                 raise  # a number lost at the next mount is better than a file that cannot be written
     if not stat.S_ISLNK(st.st_mode):  # last but times: who may not write to a file cannot set its attributes
-        os.chmod(name, stat.S_IMODE(st.st_mode), dir_fd=upper.work)
-    os.utime(name, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=upper.work, follow_symlinks=False)
+        os.chmod(target, stat.S_IMODE(st.st_mode))
+    os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns), follow_symlinks=follow)
 
 
 @cache

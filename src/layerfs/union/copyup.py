@@ -1,7 +1,7 @@
 """Copy-up: bringing an object of a lower layer into the upper before its first change.
 
-A file's copy is made in the work directory, made durable, and renamed into place, so the upper holds
-the old object or the whole new one. Copying may take long, so it comes in three steps: `CopyUp(...)`
+A file's copy is made without a name, made durable, and linked into place, so the upper holds the old
+object or the whole new one. Copying may take long, so it comes in three steps: `CopyUp(...)`
 and `finish` belong to the thread that owns the union, `copy` to any thread.
 """
 
@@ -60,8 +60,8 @@ class CopyUp:
         self._node = node
         self._upper = writable_upper(union)
         self._durable = durable
-        self._temporary = self._upper.temporary()
-        self._made = False
+        self._temporary = b""
+        self._copy = -1
         self._st = st = node.stat()
         self._length = st.st_size if length is None else min(length, st.st_size)
         self._links: list[Path] = []
@@ -79,86 +79,84 @@ class CopyUp:
             raise
 
     def copy(self) -> None:
-        """Make the copy in the work directory. Touches no node, so any thread may do it."""
-        node, st, work, name = self._node, self._st, self._upper.work, self._temporary
+        """Make the copy, without a name or in the work directory. Touches no node: any thread may do it."""
+        node, st, upper = self._node, self._st, self._upper
+        source = b"/proc/self/fd/%d" % self._object
         if stat.S_ISREG(st.st_mode):
-            target = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=work)
-            self._made = True
-            try:
-                if self._metadata_only:
-                    os.ftruncate(target, st.st_size)
-                    os.setxattr(target, self._upper.prefix + xattr.METACOPY, b"")
-                else:
-                    copy_data(self._contents, target, self._length)
-                self._copy_metadata()
-                if self._durable:  # else a power cut could leave an empty file over a whole one
-                    os.fsync(target)
-            finally:
-                os.close(target)
-        else:
-            if stat.S_ISLNK(st.st_mode):
-                os.symlink(os.readlink(b"", dir_fd=self._object), name, dir_fd=work)
+            self._copy, self._temporary = upper.nameless_file()
+            if self._metadata_only:
+                os.ftruncate(self._copy, st.st_size)
+                os.setxattr(self._copy, upper.prefix + xattr.METACOPY, b"")
             else:
-                os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=work)
-            self._made = True
-            self._copy_metadata()
+                copy_data(self._contents, self._copy, self._length)
+                if self._durable and self._length:
+                    upper.make_durable(self._copy)
+            target = b"/proc/self/fd/%d" % self._copy
+            copy_metadata(source, st, upper, target, follow=True, inode=node.ino)
+        else:
+            name = upper.temporary()
+            if stat.S_ISLNK(st.st_mode):
+                os.symlink(os.readlink(b"", dir_fd=self._object), name, dir_fd=upper.work)
+            else:
+                os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=upper.work)
+            self._temporary = name
+            self._copy = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
+            copy_metadata(source, st, upper, upper.work_object(name), inode=node.ino)
         if st.st_nlink > 1 and node.names:
             layer, layers = node.home.layer, self._union.layers
             self._links = other_names(layer, st.st_ino, tuple(layers[: layers.index(layer)]))
-
-    def _copy_metadata(self) -> None:
-        source = b"/proc/self/fd/%d" % self._object
-        copy_metadata(source, self._st, self._upper, self._temporary, inode=self._node.ino)
 
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
         union, node = self._union, self._node
         before = (node.home, node.entry)
-        work = self._upper.work  # a commit may have changed the upper since; it is one filesystem
+        union.drop_data(node)
         if not node.names:
-            pin = os.open(self._temporary, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=work)
-            os.unlink(self._temporary, dir_fd=work)
-            self._made = False
+            pin = os.dup(self._copy)
             node.drop_pin()
             node.pin = pin
             node.orphan = True
         else:
-            self._place(work)
+            self._place()
         if not self._metadata_only:
             node.contents = None
         elif node.contents is None:
             node.contents = before
         node.hidden = 0
-        node.backing = node.stat().st_ino
-        union.drop_data(node)
+        node.backing = os.fstat(self._copy).st_ino
+        if node.is_regular and not self._metadata_only:
+            union.adopt_data(node, self._copy, writable=True)
+            self._copy = -1
 
-    def _place(self, work: int) -> None:
+    def _place(self) -> None:
         union, node = self._union, self._node
-        aliases = set(node.names) | set(self._unseen_names())
-        parent, name = node.names[0]
+        first = node.names[0]
         made: list[tuple[LayerDir, bytes]] = []
         try:
-            for directory, alias in aliases - {(parent, name)}:
+            for directory, name in (first, *({*node.names, *self._unseen_names()} - {first})):
                 home = copy_up_directory(union, directory)
                 with KeptTimes(home):
-                    os.link(
-                        self._temporary,
-                        alias,
-                        src_dir_fd=work,
-                        dst_dir_fd=home.fd(),
-                        follow_symlinks=False,
-                    )
-                made.append((home, alias))
-            home = copy_up_directory(union, parent)
-            with KeptTimes(home):
-                os.rename(self._temporary, name, src_dir_fd=work, dst_dir_fd=home.fd())
+                    self._link(home, name)
+                made.append((home, name))
         except OSError:
-            for home, alias in made:
+            for home, name in made:
                 with KeptTimes(home):
-                    os.unlink(alias, dir_fd=home.fd())
+                    os.unlink(name, dir_fd=home.fd())
             raise
-        self._made = False
-        node.place(home, name)
+        node.place(*made[0])
+
+    def _link(self, home: LayerDir, name: bytes) -> None:
+        """Give the copy a name; by what it has already, if anything: not all may use /proc for that."""
+        if self._temporary:
+            os.link(
+                self._temporary,
+                name,
+                src_dir_fd=self._upper.work,  # of the upper that it was when the copy was begun
+                dst_dir_fd=home.fd(),
+                follow_symlinks=False,
+            )
+        else:
+            os.link(b"/proc/self/fd/%d" % self._copy, name, dst_dir_fd=home.fd(), follow_symlinks=True)
 
     def _unseen_names(self) -> Iterator[tuple[Directory, bytes]]:
         """Yield the file's other names in the union, whether anybody has looked them up or not."""
@@ -171,11 +169,11 @@ class CopyUp:
                 yield directory, path[-1]
 
     def close(self) -> None:
-        """Close what the copy-up had open and remove what it leaves unfinished."""
-        os.close(self._object)
-        if self._contents >= 0:
-            os.close(self._contents)
-        if self._made:
+        """Close what the copy-up had open and remove what it leaves in the work directory."""
+        for fd in (self._object, self._contents, self._copy):
+            if fd >= 0:
+                os.close(fd)
+        if self._temporary:
             self._upper.discard(self._temporary)
 
 
@@ -201,7 +199,7 @@ class FillIn:
         """Copy the contents; any thread may do it."""
         copy_data(self._contents, self._target, self._st.st_size)
         if self._durable:
-            os.fsync(self._target)
+            writable_upper(self._union).make_durable(self._target)
 
     def finish(self) -> None:
         """Make the file whole."""
@@ -238,6 +236,8 @@ def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
     Raises `OSError`: EROFS without an upper, ENOENT for a removed directory, or what went wrong below.
     """
     upper = writable_upper(union)
+    if directory.dirs[0].layer is upper and not directory.removed:
+        return directory.dirs[0]
     missing: list[Directory] = []
     for ancestor in directory.ancestors():
         if ancestor.removed:
@@ -289,7 +289,7 @@ def make_directory_like(upper: Upper, source: int) -> bytes:
     temporary = upper.temporary()
     os.mkdir(temporary, 0o700, dir_fd=upper.work)
     try:
-        copy_metadata(b"/proc/self/fd/%d" % source, os.fstat(source), upper, temporary)
+        copy_metadata(b"/proc/self/fd/%d" % source, os.fstat(source), upper, upper.work_object(temporary))
     except OSError:
         upper.discard(temporary)
         raise

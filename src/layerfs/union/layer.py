@@ -80,7 +80,18 @@ class LayerDir:
     visit here, and sealing the upper changes nothing at all.
     """
 
-    __slots__ = ("_fd", "_kinds", "_marks", "layer", "name", "parent", "pinned", "redirect", "used")
+    __slots__ = (
+        "_fd",
+        "_kinds",
+        "_marks",
+        "_xattr_whiteouts",
+        "layer",
+        "name",
+        "parent",
+        "pinned",
+        "redirect",
+        "used",
+    )
 
     def __init__(self, layer: Layer, parent: LayerDir | None, name: bytes, fd: int = -1) -> None:
         self.layer = layer
@@ -92,6 +103,7 @@ class LayerDir:
         self._fd = fd
         self._kinds: dict[bytes, int] | None = None
         self._marks: xattr.Marks | None = None
+        self._xattr_whiteouts: bool | None = None
 
     def fd(self) -> int:
         """Return a descriptor on the directory, good until the next `DirectoryCache.trim`."""
@@ -151,13 +163,19 @@ class LayerDir:
         """Return what *name* is here (see `whiteout`), or None where the directory has no such name."""
         if not self.layer.mutable:
             return self.kinds().get(name)
-        return whiteout.kind_of(self.fd(), name, self.marks().xattr_whiteouts)
+        return whiteout.kind_of(self.fd(), name, self._has_xattr_whiteouts())
+
+    def _has_xattr_whiteouts(self) -> bool:
+        """Tell whether files here may be whiteouts: remembered, because layerfs never writes that form."""
+        if self._xattr_whiteouts is None:
+            self._xattr_whiteouts = self.marks().xattr_whiteouts
+        return self._xattr_whiteouts
 
     def kinds(self) -> dict[bytes, int]:
         """Return every name here and what it is. Remembered where the layer does not change."""
         if self._kinds is not None:
             return self._kinds
-        kinds = whiteout.scan(self.fd(), aufs=self.layer.aufs, xattr_whiteouts=self.marks().xattr_whiteouts)
+        kinds = whiteout.scan(self.fd(), aufs=self.layer.aufs, xattr_whiteouts=self._has_xattr_whiteouts())
         if not self.layer.mutable:
             self._kinds = kinds
         return kinds

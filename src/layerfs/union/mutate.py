@@ -46,6 +46,7 @@ def create(
     st = os.fstat(fd)
     node = _enter(union, parent, name, home, st)
     union.adopt_data(node, fd, writable=True)
+    node.no_capability = True
     return node, st
 
 
@@ -112,46 +113,51 @@ def _add(
 ) -> tuple[LayerDir, _Made]:
     """Make an object at *name* in *parent*: in place, or over a whiteout by way of the work directory.
 
-    Returns the directory of the upper that holds it, and what *make* returned.
+    Returns the directory of the upper that holds it, and what *make* returned. What is in the way is asked
+    for only when something is.
     """
-    upper, home, over = _room_for(union, parent, name)
+    upper = writable_upper(union)
+    home = copy_up_directory(union, parent)
+    over = _has_lower(union, parent, name) and _over_whiteout(home, name)
+    if not over:
+        try:
+            made = make(home.fd(), name)
+        except FileExistsError:
+            over = _over_whiteout(home, name)
+        else:
+            _give(home.fd(), name, owner, mode, home, made, directory=directory)
     if over:
-        with _workplace(upper, home) as place:
-            entry = upper.temporary()
-            made = _make(place, entry, home, owner, make, mode, directory)
-            try:
-                if directory:
-                    mark_opaque(upper, place, entry)
-                    syscalls.renameat2(place, entry, home.fd(), name, syscalls.RENAME_EXCHANGE)
-                else:
-                    os.rename(entry, name, src_dir_fd=place, dst_dir_fd=home.fd())
-            except OSError:
-                _unmake(place, entry, made, directory)
-                raise
-            if directory:
-                os.unlink(entry, dir_fd=place)  # the whiteout
-    else:
-        made = _make(home.fd(), name, home, owner, make, mode, directory)
+        made = _make_over(upper, home, name, owner, make, mode, directory=directory)
     union.name_added(parent, name)
     return home, made
 
 
-def _make(
-    place: int,
-    entry: bytes,
+def _make_over(
+    upper: Upper,
     home: LayerDir,
+    name: bytes,
     owner: Owner,
     make: Callable[[int, bytes], _Made],
     mode: int,
+    *,
     directory: bool,
 ) -> _Made:
-    """Make *entry* in the directory *place*, as it is to be in *home*."""
-    made = make(place, entry)
-    try:
-        _give(place, entry, owner, mode, os.fstat(home.fd()), directory=directory)
-    except OSError:
-        _unmake(place, entry, made, directory)
-        raise
+    """Make an object beside the upper and have it take the place of the whiteout *name* in *home*."""
+    with _workplace(upper, home) as place:
+        entry = upper.temporary()
+        made = make(place, entry)
+        _give(place, entry, owner, mode, home, made, directory=directory)
+        try:
+            if directory:
+                mark_opaque(upper, place, entry)
+                syscalls.renameat2(place, entry, home.fd(), name, syscalls.RENAME_EXCHANGE)
+            else:
+                os.rename(entry, name, src_dir_fd=place, dst_dir_fd=home.fd())
+        except OSError:
+            _unmake(place, entry, made, directory)
+            raise
+        if directory:
+            os.unlink(entry, dir_fd=place)  # the whiteout
     return made
 
 
@@ -181,29 +187,36 @@ def _workplace(upper: Upper, home: LayerDir) -> Iterator[int]:
         upper.discard(name)
 
 
-def _room_for(union: Union, parent: Directory, name: bytes) -> tuple[Upper, LayerDir, bool]:
-    """Return the upper, *parent*'s part in it, and whether a whiteout stands at *name*; EEXIST if taken."""
-    upper = writable_upper(union)
-    home = copy_up_directory(union, parent)
-    kind = home.kind(name)
-    if merge.exists(union.lower_parts(parent), name) if kind is None else kind != WHITEOUT:
+def _has_lower(union: Union, parent: Directory, name: bytes) -> bool:
+    lower = union.lower_parts(parent)
+    return bool(lower) and merge.exists(lower, name)
+
+
+def _over_whiteout(home: LayerDir, name: bytes) -> bool:
+    """Return True where a whiteout stands at *name* in the upper; anything else there or below is EEXIST."""
+    if home.kind(name) != WHITEOUT:
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-    return upper, home, kind == WHITEOUT
+    return True
 
 
 def _give(
-    place: int, entry: bytes, owner: Owner, mode: int, parent: os.stat_result, *, directory: bool
+    place: int, entry: bytes, owner: Owner, mode: int, home: LayerDir, made: object, *, directory: bool
 ) -> None:
-    """Give a new object its owner and the mode bits that creation and a change of owner drop."""
-    setgid = parent.st_mode & stat.S_ISGID
-    if directory and setgid:
-        mode |= stat.S_ISGID
-    gid = parent.st_gid if setgid else owner.gid
-    if setgid or owner.uid != os.geteuid() or gid != os.getegid():
-        os.chown(entry, owner.uid, gid, dir_fd=place, follow_symlinks=False)
-    if mode & _SPECIAL:
-        now = os.stat(entry, dir_fd=place, follow_symlinks=False)
-        os.chmod(entry, stat.S_IMODE(now.st_mode) | mode & _SPECIAL, dir_fd=place)
+    """Give a new object in *place* the owner and mode that it is to have in *home*; remove it on failure."""
+    try:
+        parent = os.fstat(home.fd())
+        setgid = parent.st_mode & stat.S_ISGID
+        gid = parent.st_gid if setgid else owner.gid
+        if setgid or owner.uid != os.geteuid() or gid != os.getegid():
+            os.chown(entry, owner.uid, gid, dir_fd=place, follow_symlinks=False)
+        if directory:
+            mode |= setgid
+        if mode & _SPECIAL:
+            now = os.stat(entry, dir_fd=place, follow_symlinks=False)
+            os.chmod(entry, stat.S_IMODE(now.st_mode) | mode & _SPECIAL, dir_fd=place)
+    except OSError:
+        _unmake(place, entry, made, directory)
+        raise
 
 
 def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
@@ -217,7 +230,9 @@ def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
 
 def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_result:
     """Make *name* in *parent* another name of *node*; copies a lower file up first."""
-    upper, home, over = _room_for(union, parent, name)
+    upper = writable_upper(union)
+    home = copy_up_directory(union, parent)
+    over = (home.kind(name) is not None or _has_lower(union, parent, name)) and _over_whiteout(home, name)
     if not union.in_upper(node):
         copy_up(union, node)
     elif node.contents is not None:
@@ -238,7 +253,7 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
         os.link(source, name, src_dir_fd=place, dst_dir_fd=home.fd(), follow_symlinks=follow)
     if node.pin >= 0:
         node.place(home, name)
-    node.names.append((parent, name))
+    node.add_name(parent, name)
     parent.children[name] = node
     union.name_added(parent, name)
     return node.stat()
@@ -280,9 +295,9 @@ def unlink(union: Union, parent: Directory, name: bytes) -> None:
     node = existing(union, parent, name)
     if isinstance(node, Directory):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-    below = merge.exists(union.lower_parts(parent), name)
+    below = _has_lower(union, parent, name)
     home = copy_up_directory(union, parent)
-    above = home.kind(name) is not None
+    above = union.in_upper(node)  # all the names of a file are in one layer
     node.pin_object()
     if below:
         upper.whiteout(home.fd(), name, over=above)
@@ -293,7 +308,7 @@ def unlink(union: Union, parent: Directory, name: bytes) -> None:
 
 def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     """Note that *node*, pinned, has lost *name* in *parent*."""
-    node.names.remove((parent, name))
+    node.set_names([place for place in node.names if place != (parent, name)])
     del parent.children[name]
     union.name_removed(parent, name)
     if not union.in_upper(node):

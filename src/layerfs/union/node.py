@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from layerfs.union.layer import LayerDir
 
 ROOT = 1
 _TAG_SHIFT = 48
 _DYNAMIC = 1 << 60
+_KINDS = {
+    kind: kind
+    for kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
+}
+"""One object for each kind of file: an integer of its own would take 32 bytes a file."""
 
 
 class Directory:
@@ -20,7 +25,17 @@ class Directory:
     stays in the table for as long as one of them does.
     """
 
-    __slots__ = ("children", "dirs", "ino", "listing", "name", "parent", "references", "removed")
+    __slots__ = (
+        "children",
+        "default_acl",
+        "dirs",
+        "ino",
+        "listing",
+        "name",
+        "parent",
+        "references",
+        "removed",
+    )
 
     def __init__(self, ino: int, dirs: list[LayerDir], parent: Directory | None, name: bytes) -> None:
         self.ino = ino
@@ -31,6 +46,7 @@ class Directory:
         self.references = 0
         self.removed = False
         self.listing: list[tuple[int, bytes]] | None = None
+        self.default_acl: bool | None = None  # not known yet
 
     def ancestors(self) -> Iterator[Directory]:
         """Yield the directory itself and all above it, the root last."""
@@ -44,12 +60,16 @@ class File:
     """Anything but a directory: a regular file, symbolic link, fifo, socket or device.
 
     Its object in the layers is `entry` in `home`, or, once that name is gone while the kernel still
-    knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `names`
-    are the names known in the union; `hidden` counts those of a lower file that whiteouts took away.
-    `contents` says where the contents are of a file whose metadata alone has been copied up.
+    knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `hidden`
+    counts those names of a lower file that whiteouts took away. `contents` says where the contents are of
+    a file whose metadata alone has been copied up. `no_capability` is set once it is known that there is no
+    attribute `security.capability`, for which the kernel asks before a write.
     """
 
     __slots__ = (
+        "_more",
+        "_name",
+        "_parent",
         "backing",
         "contents",
         "entry",
@@ -58,29 +78,50 @@ class File:
         "home",
         "ino",
         "kind",
-        "names",
+        "no_capability",
         "orphan",
         "pin",
         "references",
         "writable",
-        "writers",
     )
 
     def __init__(self, ino: int, kind: int, backing: int, home: LayerDir, entry: bytes) -> None:
         self.ino = ino
-        self.kind = kind
-        self.backing = backing
+        self.kind = _KINDS[kind]
+        self.backing = ino if backing == ino else backing  # one object rather than two
         self.home = home
         self.entry = entry
-        self.names: list[tuple[Directory, bytes]] = []
+        self._parent: Directory | None = None  # most files have one name, which takes no list
+        self._name = entry
+        self._more: tuple[tuple[Directory, bytes], ...] = ()
         self.contents: tuple[LayerDir, bytes] | None = None
         self.pin = -1
         self.orphan = False
         self.fd = -1
         self.writable = False
-        self.writers = 0
         self.hidden = 0
+        self.no_capability = False
         self.references = 0
+
+    @property
+    def names(self) -> tuple[tuple[Directory, bytes], ...]:
+        """The names known in the union, each with its directory."""
+        return () if self._parent is None else ((self._parent, self._name), *self._more)
+
+    def set_names(self, names: Sequence[tuple[Directory, bytes]]) -> None:
+        """Set what `names` says."""
+        if names:
+            (self._parent, self._name), *more = names
+            self._more = tuple(more)
+        else:
+            self._parent, self._more = None, ()
+
+    def add_name(self, parent: Directory, name: bytes) -> None:
+        """Note one more name."""
+        if self._parent is None:
+            self._parent, self._name = parent, name
+        else:
+            self._more += ((parent, name),)
 
     @property
     def is_regular(self) -> bool:
@@ -89,6 +130,8 @@ class File:
 
     def stat(self) -> os.stat_result:
         """Return the stat of the object in the layers. Raises `OSError`."""
+        if self.writable:  # a descriptor to write to is one on the object itself
+            return os.fstat(self.fd)
         if self.pin >= 0:
             return os.fstat(self.pin)
         return os.stat(self.entry, dir_fd=self.home.fd(), follow_symlinks=False)
@@ -187,7 +230,7 @@ class InodeTable:
         while node.references <= 0 and node.ino != ROOT:
             if isinstance(node, File):
                 parents = [parent for parent, name in node.names if parent.children.pop(name, None)]
-                node.names = []
+                node.set_names(())
                 node.close_data()
                 node.drop_pin()
             else:

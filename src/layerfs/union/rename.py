@@ -208,7 +208,8 @@ def _settle(
         node.parent, node.name = new_parent, new_name
         node.dirs[0].move(new_home, new_name)
     else:
-        node.names[node.names.index((parent, name))] = (new_parent, new_name)
+        old, new = (parent, name), (new_parent, new_name)
+        node.set_names([new if place == old else place for place in node.names])
         if node.home is parent.dirs[0] and node.entry == name:
             node.place(new_home, new_name)
     union.name_added(new_parent, new_name)

@@ -16,11 +16,23 @@ RENAME_WHITEOUT = 4
 _FICLONE = 0x40049409
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 _MNT_DETACH = 2
+_AT_SYMLINK_NOFOLLOW = 0x100
+_UTIME_OMIT = (1 << 30) - 2
+_NS = 1_000_000_000
 
+_LISTXATTRAT = 465  # on every architecture, as all system calls since 5.1
+_has_listxattrat = True
+_NAMES_SIZE = 512
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
 _renameat2 = _libc.renameat2
 _renameat2.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
 _fallocate = _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_utimensat = _libc.utimensat
+_utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
+_futimens = _libc.futimens
+_futimens.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 
@@ -41,6 +53,20 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _check(_fallocate(fd, mode, offset, length))
 
 
+def utimensat(fd: int, name: bytes | None, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """Set the times of *name*, not followed, in the directory *fd*, or those of *fd* itself: utimensat(2).
+
+    Times are nanoseconds since the epoch; None leaves one as it is.
+    """
+    atime = (0, _UTIME_OMIT) if atime_ns is None else divmod(atime_ns, _NS)
+    mtime = (0, _UTIME_OMIT) if mtime_ns is None else divmod(mtime_ns, _NS)
+    times = (ctypes.c_int64 * 4)(*atime, *mtime)
+    if name is None:
+        _check(_futimens(fd, times))
+    else:
+        _check(_utimensat(fd, name, times, _AT_SYMLINK_NOFOLLOW), name)
+
+
 def syncfs(fd: int) -> None:
     """Write back everything of the filesystem that *fd* lies on: syncfs(2)."""
     _check(_libc.syncfs(fd))
@@ -57,6 +83,28 @@ def write_back(fd: int) -> None:
 def umount(path: bytes, *, lazy: bool) -> None:
     """Unmount *path*: umount2(2), with MNT_DETACH if *lazy*."""
     _check(_libc.umount2(ctypes.c_char_p(path), _MNT_DETACH if lazy else 0), path)
+
+
+def listxattrat(dir_fd: int, name: bytes) -> list[bytes]:
+    """Return the names of the extended attributes of *name*, not followed, in the directory *dir_fd*.
+
+    By listxattrat(2), which is there since Linux 6.13, or else by way of /proc, which takes longer.
+    """
+    global _has_listxattrat
+    if _has_listxattrat:
+        names = ctypes.create_string_buffer(_NAMES_SIZE)
+        size = _syscall(_LISTXATTRAT, dir_fd, name, _AT_SYMLINK_NOFOLLOW, names, _NAMES_SIZE)
+        if size == 0:
+            return []
+        if size > 0:
+            return names.raw[:size].split(b"\0")[:-1]
+        code = ctypes.get_errno()
+        if code == errno.ENOSYS:
+            _has_listxattrat = False
+        elif code != errno.ERANGE:
+            raise OSError(code, os.strerror(code), name)
+    path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
+    return [os.fsencode(text) for text in os.listxattr(path, follow_symlinks=False)]
 
 
 def clone_file(source: int, target: int) -> bool:

@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from itertools import count
 
-from layerfs.union import syscalls, xattr
+from layerfs.union import durability, syscalls, xattr
 from layerfs.union.layer import Layer
 from layerfs.union.whiteout import make_whiteout
 
@@ -28,7 +28,7 @@ class Upper(Layer):
     whole or not at all. As in overlayfs only `WORK/work` is used, and emptied at the start.
     """
 
-    __slots__ = ("_serial", "prefix", "work", "work_path")
+    __slots__ = ("_serial", "make_durable", "prefix", "work", "work_path")
 
     work: int
     """A descriptor on the directory for objects in the making; open as long as the layer."""
@@ -65,6 +65,7 @@ class Upper(Layer):
             super().close()
             raise
         self.prefix = xattr.writable_prefix(self.work)
+        self.make_durable = durability.settler(self.work)
 
     def _check_work(self) -> None:
         upper, work = os.stat(self.path), os.stat(self.work_path)
@@ -97,6 +98,21 @@ class Upper(Layer):
         """Close every descriptor on the layer and give it up for others."""
         os.close(self.work)
         super().close()
+
+    def nameless_file(self) -> tuple[int, bytes]:
+        """Make an empty regular file and return its descriptor and its name in the work directory.
+
+        It has none (b"") where the filesystem can do without (open(2), O_TMPFILE): then nothing is left of
+        it however the process ends, and syncing it syncs no directory.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            return os.open(b".", flags | os.O_TMPFILE, 0o600, dir_fd=self.work), b""
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+                raise
+        name = self.temporary()
+        return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self.work), name
 
     def temporary(self) -> bytes:
         """Return a name that is free in the work directory."""

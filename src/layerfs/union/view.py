@@ -173,7 +173,7 @@ class Union:
             self.table.add(node)
         elif node.pin >= 0 and home.layer is node.home.layer:
             node.place(home, name)
-        node.names.append((parent, name))
+        node.add_name(parent, name)
         parent.children[name] = node
         return node
 
@@ -326,7 +326,12 @@ class Union:
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """Return the value of the attribute that people call *name*. Raises `OSError` (ENODATA, ...)."""
         path, follow = self.path_for_xattr(node)
-        return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+        try:
+            return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+        except OSError as error:
+            if error.errno == errno.ENODATA and name == xattr.CAPABILITY and isinstance(node, File):
+                node.no_capability = True
+            raise
 
     def listxattr(self, node: Node) -> list[bytes]:
         """Return the names of the attributes that people may see."""
@@ -342,7 +347,9 @@ class Union:
 
     def has_default_acl(self, directory: Directory) -> bool:
         """Tell whether new objects in *directory* inherit an access control list (acl(5))."""
-        return xattr.default_acl(directory.dirs[0].fd()) is not None
+        if directory.default_acl is None:
+            directory.default_acl = xattr.default_acl(directory.dirs[0].fd()) is not None
+        return directory.default_acl
 
     def statvfs(self) -> os.statvfs_result:
         """Return the figures of the filesystem that takes the writes, or of the top layer's."""

@@ -69,9 +69,9 @@ def scan(fd: int, *, aufs: bool, xattr_whiteouts: bool) -> dict[bytes, int]:
     """
     kinds: dict[bytes, int] = {}
     deleted: list[bytes] = []
-    with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
+    with os.scandir(fd) as entries:
         for entry in entries:
-            name = entry.name
+            name = os.fsencode(entry.name)
             if aufs and name.startswith(AUFS_PREFIX):
                 if not name.startswith(AUFS_PREFIX + AUFS_PREFIX):
                     deleted.append(name[len(AUFS_PREFIX) :])

@@ -13,6 +13,8 @@ import os
 import stat
 from typing import NamedTuple
 
+from layerfs.union import syscalls
+
 TRUSTED = b"trusted.overlay."
 USER = b"user.overlay."
 FUSE_OVERLAYFS = b"user.fuseoverlayfs."
@@ -20,6 +22,7 @@ PRIVATE = (TRUSTED, USER, FUSE_OVERLAYFS)
 _ESCAPE = b"overlay."
 
 ACCESS_ACL = b"system.posix_acl_access"
+CAPABILITY = b"security.capability"
 DEFAULT_ACL = b"system.posix_acl_default"
 
 OPAQUE = b"opaque"
@@ -138,15 +141,15 @@ _NO_FILE_MARKS = FileMarks()
 
 def read_file_marks(dir_fd: int, name: bytes) -> FileMarks:
     """Return the marks of *name*, anything but a directory, in the layer directory *dir_fd*."""
-    path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = syscalls.listxattrat(dir_fd, name)
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:
             return _NO_FILE_MARKS
         raise
     marks = _NO_FILE_MARKS
-    for stored in map(os.fsencode, names):
+    path = b"/proc/self/fd/%d/%s" % (dir_fd, name)
+    for stored in names:
         prefix, dot, rest = stored.partition(b".overlay.")
         if not dot or prefix not in (b"trusted", b"user"):
             continue
@@ -170,8 +173,8 @@ def default_acl(fd: int) -> bytes | None:
         raise
 
 
-def copy(source: bytes, target: bytes) -> None:
-    """Copy all attributes from path *source* (followed) to path *target* (not followed).
+def copy(source: bytes, target: bytes, *, follow: bool = False) -> None:
+    """Copy all attributes from path *source* (followed) to path *target* (followed if *follow*).
 
     Private ones stay behind: they speak of the layer they are in. So do, where the target refuses
     them, `security.` and `trusted.` ones, as overlayfs and cp(1) have it.
@@ -187,7 +190,7 @@ def copy(source: bytes, target: bytes) -> None:
         if shown_name(name) is None:
             continue
         try:
-            os.setxattr(target, name, os.getxattr(source, name), follow_symlinks=False)
+            os.setxattr(target, name, os.getxattr(source, name), follow_symlinks=follow)
         except OSError as error:
             refused = error.errno in (errno.EOPNOTSUPP, errno.EPERM)
             if not (refused and name.startswith((b"security.", b"trusted."))):

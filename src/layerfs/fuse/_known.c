@@ -1,0 +1,235 @@
+/* Inodes that Python has vouched for: what is asked of them most is answered here, without it.
+ *
+ * An inode is vouched for with a descriptor, of which a copy is kept: a file that is whole in the upper, open
+ * to write, or a directory in the upper. That holds until the kernel forgets the inode, something is asked
+ * that changes more than times, owner, mode or contents, or a commit seals the upper: then it is revoked.
+ *
+ * Writes move a file's modification time on disk, while the kernel keeps the time that counts and tells it
+ * later, or has told it already (see layerfs/fuse/times.py): such files are "late".
+ */
+
+#define _GNU_SOURCE
+#include "_wire.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define CAPABILITY "security.capability"
+
+struct known {
+	uint64_t inode; /* 0: the place is free */
+	int fd;
+	int links; /* what to say; 0: what the object has */
+	int is_file, no_capability, late;
+	struct timespec told; /* of a late one: the modification time that the kernel shows */
+};
+
+static struct known *table;
+static size_t room;
+
+static struct known *place_of(uint64_t inode)
+{
+	return room ? &table[(inode * 0x9e3779b97f4a7c15u >> 20) % room] : NULL;
+}
+
+static struct known *find(uint64_t inode)
+{
+	struct known *known = place_of(inode);
+
+	return known && known->inode == inode ? known : NULL;
+}
+
+static void settle(struct known *known)
+{
+	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, known->told};
+
+	if (known->late)
+		futimens(known->fd, times);
+	known->late = 0;
+}
+
+static void drop(struct known *known)
+{
+	settle(known);
+	close(known->fd);
+	known->inode = 0;
+}
+
+void drop_known(uint64_t inode)
+{
+	struct known *known = find(inode);
+
+	if (known)
+		drop(known);
+}
+
+static int answer_attributes(int device, uint64_t unique, const struct known *known)
+{
+	struct fuse_attr_out out = {.attr_valid = FOREVER};
+	struct stat st;
+
+	if (fstat(known->fd, &st))
+		return 0;
+	fill_from_stat(&out.attr, known->inode, &st);
+	if (st.st_nlink && known->links)
+		out.attr.nlink = known->links;
+	return reply(device, unique, 0, &out, sizeof(out));
+}
+
+static struct timespec chosen_time(uint32_t valid, uint32_t bit, uint64_t seconds, uint32_t nanoseconds)
+{
+	if (valid & bit)
+		return (struct timespec){.tv_sec = seconds, .tv_nsec = nanoseconds};
+	return (struct timespec){.tv_nsec = UTIME_OMIT};
+}
+
+/* Times, and owner or mode of a file without set-id bits: those have rules, which Python knows. */
+static int answer_setattr(int device, uint64_t unique, struct known *known, const struct fuse_setattr_in *in)
+{
+	const uint32_t times = FATTR_ATIME | FATTR_MTIME, owner = FATTR_UID | FATTR_GID;
+	const uint32_t told = FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME;
+	struct stat st;
+	int error = 0;
+
+	if (in->valid & ~(times | owner | FATTR_MODE | told) || !(in->valid & (times | owner | FATTR_MODE)))
+		return 0;
+	if (in->valid & (owner | FATTR_MODE) &&
+	    (!known->is_file || fstat(known->fd, &st) || st.st_mode & (S_ISUID | S_ISGID)))
+		return 0;
+	if (in->valid & owner)
+		error = fchown(known->fd, in->valid & FATTR_UID ? in->uid : (uid_t)-1,
+			       in->valid & FATTR_GID ? in->gid : (gid_t)-1);
+	if (!error && in->valid & FATTR_MODE)
+		error = fchmod(known->fd, in->mode & 07777);
+	if (!error && in->valid & times) {
+		const struct timespec wanted[2] = {
+			chosen_time(in->valid, FATTR_ATIME, in->atime, in->atimensec),
+			chosen_time(in->valid, FATTR_MTIME, in->mtime, in->mtimensec),
+		};
+
+		error = futimens(known->fd, wanted);
+		if (!error && in->valid & FATTR_MTIME) {
+			known->late = known->late && writes_under_way(); /* one of those may move it */
+			known->told = wanted[1];
+		}
+	}
+	if (error)
+		return reply(device, unique, errno, NULL, 0);
+	return answer_attributes(device, unique, known);
+}
+
+int answer_known(int device, const struct fuse_in_header *in, const void *body, size_t size)
+{
+	struct known *known = find(in->nodeid);
+
+	if (!known)
+		return 0;
+	switch (in->opcode) {
+	case FUSE_GETATTR:
+		return answer_attributes(device, in->unique, known);
+	case FUSE_SETATTR:
+		if (size >= sizeof(struct fuse_setattr_in) && answer_setattr(device, in->unique, known, body))
+			return 1;
+		drop(known);
+		return 0;
+	case FUSE_GETXATTR:
+		if (known->no_capability && size == sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) &&
+		    !memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY)))
+			return reply(device, in->unique, ENODATA, NULL, 0);
+		return 0;
+	case FUSE_SETXATTR:
+	case FUSE_REMOVEXATTR:
+	case FUSE_FALLOCATE:
+		drop(known);
+	}
+	return 0;
+}
+
+int known_file_to_write(uint64_t inode)
+{
+	struct known *known = find(inode);
+	struct stat st;
+
+	if (!known || !known->is_file)
+		return -1;
+	if (!known->late) {
+		if (fstat(known->fd, &st))
+			return -1;
+		known->told = st.st_mtim;
+		known->late = 1;
+	}
+	return known->fd;
+}
+
+/* -- for Python --------------------------------------------------------------------------------------- */
+
+static PyObject *set_known_room(PyObject *self, PyObject *count)
+{
+	size_t wanted = PyLong_AsSize_t(count);
+	struct known *fresh;
+
+	if (PyErr_Occurred())
+		return NULL;
+	fresh = calloc(wanted ? wanted : 1, sizeof(*fresh));
+	if (!fresh)
+		return PyErr_NoMemory();
+	for (size_t i = 0; i < room; i++)
+		if (table[i].inode)
+			drop(&table[i]);
+	free(table);
+	table = fresh;
+	room = wanted;
+	Py_RETURN_NONE;
+}
+
+static PyObject *vouch(PyObject *self, PyObject *args)
+{
+	unsigned long long inode;
+	int fd, links, is_file, no_capability;
+	struct known *known;
+
+	if (!PyArg_ParseTuple(args, "Kiipp", &inode, &fd, &links, &is_file, &no_capability))
+		return NULL;
+	known = place_of(inode);
+	if (!known || known->inode == inode || (known->inode && known->late && writes_under_way()))
+		return PyBool_FromLong(known && known->inode == inode);
+	fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	if (fd < 0)
+		Py_RETURN_FALSE;
+	if (known->inode)
+		drop(known);
+	*known = (struct known){
+		.inode = inode, .fd = fd, .links = links, .is_file = is_file, .no_capability = no_capability};
+	Py_RETURN_TRUE;
+}
+
+static PyObject *revoke_all(PyObject *self, PyObject *nothing)
+{
+	for (size_t i = 0; i < room; i++)
+		if (table[i].inode)
+			drop(&table[i]);
+	Py_RETURN_NONE;
+}
+
+static PyObject *settle_times(PyObject *self, PyObject *nothing)
+{
+	if (!writes_under_way())
+		for (size_t i = 0; i < room; i++)
+			if (table[i].inode)
+				settle(&table[i]);
+	Py_RETURN_NONE;
+}
+
+PyMethodDef known_methods[] = {
+	{"set_known_room", set_known_room, METH_O, "Set how many inodes may be vouched for at a time."},
+	{"vouch", vouch, METH_VARARGS,
+	 "Vouch for an inode: (inode, descriptor, links or 0, is a file, has no capability); tell if it is known now."},
+	{"revoke_all", revoke_all, METH_NOARGS, "Vouch for nothing any more: the upper is about to be sealed."},
+	{"settle_times", settle_times, METH_NOARGS, "Set the modification times that writes have moved."},
+	{NULL, NULL, 0, NULL},
+};

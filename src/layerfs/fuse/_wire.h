@@ -1,0 +1,65 @@
+/* What the parts of the extension share. */
+
+#ifndef LAYERFS_WIRE_H
+#define LAYERFS_WIRE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <linux/fuse.h>
+#include <sys/stat.h>
+
+#define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
+
+/* _direct.c: answers requests without libfuse and pyfuse3. */
+
+/* Tries to answer the request of *size* bytes in **buffer*; 0 means that pyfuse3 is to do it.
+ *
+ * Where the answer takes longer the buffer is kept, and *buffer set to NULL. */
+int answer_directly(int device, char **buffer, size_t size);
+
+/* Writes an answer: an errno, or 0 and a payload. Returns 1. */
+int reply(int device, uint64_t unique, int error, const void *payload, size_t size);
+
+extern PyMethodDef direct_methods[];
+
+/* _entry.c: what the kernel is told of an inode. */
+
+/* Fills *attr* from *st*, with links and blocks as the object has them. */
+void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *st);
+
+extern PyMethodDef entry_methods[];
+
+/* _blocking.c: reads that have to wait for a disk, and writes that may, in threads. */
+
+/* Reads *size* bytes at *offset* of *file* and answers request *unique* with them; 0 where it cannot. */
+int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size);
+
+/* The same for a write of *data* in the buffer *request*, which it keeps. */
+int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
+		       char *data);
+
+/* Writes all of *data*; returns 0 or an errno. */
+int write_all(int file, const char *data, uint32_t size, uint64_t offset);
+
+/* A buffer for requests, all of which have the same size; from malloc, or NULL. */
+char *request_buffer(size_t size);
+
+/* How many of those writes are not done yet. */
+int writes_under_way(void);
+
+extern PyMethodDef blocking_methods[];
+
+/* _known.c: what Python has vouched for. */
+
+/* Answers a request if the inode is known and the request one of the usual; else 0. */
+int answer_known(int device, const struct fuse_in_header *in, const void *body, size_t size);
+
+/* The descriptor of a known file that is about to be written to, or -1. */
+int known_file_to_write(uint64_t inode);
+
+void drop_known(uint64_t inode);
+
+extern PyMethodDef known_methods[];
+
+#endif

@@ -1,0 +1,306 @@
+"""Requests that the extension hands over as they are on the wire, and the answers to them (linux/fuse.h).
+
+Most requests need nothing but a few system calls. The extension (`_direct.c`) reads those from /dev/fuse,
+has them answered here, writes the answer and goes on to the next, without a turn of the event loop in
+between. A handler returns the answer's payload or an errno, or None before it has done anything: then the
+request needs to wait for something, and goes to pyfuse3's operation for it. An `OSError` is answered with
+its errno.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import os
+import resource
+import stat
+import struct
+import time
+
+from layerfs.fuse import wire
+from layerfs.fuse.attributes import FOREVER
+from layerfs.fuse.filesystem import Change, Filesystem, Found
+from layerfs.fuse.setid import Caller
+from layerfs.union import mutate, syscalls, xattr
+from layerfs.union.node import Directory, File, Node
+from layerfs.union.rename import rename
+
+_NS = 1_000_000_000
+_ENTRY_SIZE = 128
+_KNOWN = 2048
+"""How many inodes the extension may answer for at a time."""
+_DIRENT = struct.Struct("=QQII")
+_SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
+_READ_IN = struct.Struct("=QQI")
+_SIZE = struct.Struct("=II")
+_INODE = struct.Struct("=Q")
+
+_NO_ENTRY = struct.pack("=QQQ", 0, 0, int(FOREVER)).ljust(_ENTRY_SIZE, b"\0")
+_EMPTY_ENTRY = bytes(_ENTRY_SIZE)
+
+_MODE, _UID, _GID, _SIZE_SET, _ATIME, _MTIME = (1 << bit for bit in range(6))
+_CHANGES = (1 << 6) - 1
+_ATIME_NOW, _MTIME_NOW, _CTIME = 1 << 7, 1 << 8, 1 << 10
+
+_OPCODES = {
+    1: "lookup",
+    2: "forget",
+    3: "getattr",
+    4: "setattr",
+    5: "readlink",
+    6: "symlink",
+    8: "mknod",
+    9: "mkdir",
+    10: "unlink",
+    11: "rmdir",
+    12: "rename",
+    13: "link",
+    15: "read",
+    16: "write",
+    22: "getxattr",
+    23: "listxattr",
+    44: "readdirplus",
+    45: "rename2",
+}
+"""Requests with a handler: enum fuse_opcode.
+
+A handler is called with the inode, what follows the header, and the caller's uid, gid and pid; `read`,
+`write` and `forget` are called with less.
+"""
+
+
+class Direct:
+    """Answers requests from *filesystem*."""
+
+    def __init__(self, extension: wire.Wire, filesystem: Filesystem) -> None:
+        self._wire = extension
+        self._filesystem = filesystem
+        self._union = filesystem.union
+        self._contents = filesystem.contents
+
+    def install(self) -> None:
+        """Have the extension bring requests here."""
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._wire.set_known_room(min(_KNOWN, descriptors // 8))
+        self._wire.set_handlers({opcode: getattr(self, name) for opcode, name in _OPCODES.items()})
+
+    # -- what answers are made of -------------------------------------------------------------------
+
+    def _entry(self, found: Found) -> bytes:
+        node, st = found
+        union = self._union
+        return self._wire.entry_out(node.ino, st, union.links(node, st), union.blocks(node, st))
+
+    def _attributes(self, node: Node) -> bytes:
+        union = self._union
+        st = union.stat(node)
+        return self._wire.attr_out(node.ino, st, union.links(node, st), union.blocks(node, st))
+
+    def _vouch(self, node: File) -> bool:
+        """Let the extension answer for a file that is whole in the upper and open to write.
+
+        From then on it is the one who minds the file's modification time.
+        """
+        self._filesystem.late_times.settle(node)
+        return self._wire.vouch(node.ino, node.fd, 0, True, node.no_capability)
+
+    # -- lookup and attributes ------------------------------------------------------------------------
+
+    def lookup(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """LOOKUP: a name of a directory."""
+        found = self._filesystem.lookup(inode, body[:-1])
+        return self._entry(found) if found else _NO_ENTRY
+
+    def forget(self, inode: int, count: int) -> None:
+        """FORGET: references that the kernel has dropped."""
+        self._filesystem.forget(inode, count)
+
+    def getattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """GETATTR."""
+        node = self._filesystem.node(inode)
+        part = self._union.upper_part(node) if isinstance(node, Directory) else None
+        if part is not None:
+            merged = 1 if isinstance(node, Directory) and len(node.dirs) > 1 else 0
+            self._wire.vouch(inode, part.fd(), merged, False, False)
+        return self._attributes(node)
+
+    def setattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """SETATTR: struct fuse_setattr_in."""
+        valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, owner, group, _ = (
+            _SETATTR_IN.unpack_from(body)
+        )
+        node = self._filesystem.node(inode)
+        only_mtime = valid & (_CHANGES | _MTIME_NOW) == _MTIME
+        if only_mtime and isinstance(node, File) and self._union.in_upper(node):
+            # By far the most of them: the kernel passes on the time of a write.
+            self._filesystem.set_mtime(node, mtime * _NS + mtime_ns)
+            return self._attributes(node)
+        change = Change(
+            mode=stat.S_IMODE(mode) if valid & _MODE else None,
+            uid=owner if valid & _UID else None,
+            gid=group if valid & _GID else None,
+            size=size if valid & _SIZE_SET else None,
+            atime=_time(atime, atime_ns, now=valid & _ATIME_NOW) if valid & _ATIME else None,
+            mtime=_time(mtime, mtime_ns, now=valid & _MTIME_NOW) if valid & _MTIME else None,
+            ctime=bool(valid & _CTIME),
+        )
+        effective = self._filesystem.effective(node, change, Caller(uid, gid, pid))
+        if effective is not None:
+            if not self._contents.is_in_place(node, metadata_only=effective.size is None):
+                return None
+            self._filesystem.apply(node, effective)
+        return self._attributes(node)
+
+    def readlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """READLINK."""
+        return self._union.readlink(self._filesystem.file(inode))
+
+    # -- names --------------------------------------------------------------------------------------
+
+    def mknod(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """MKNOD: struct fuse_mknod_in (mode, rdev, umask, padding), name."""
+        mode, rdev, umask, _ = struct.unpack_from("=IIII", body)
+        caller = Caller(uid, gid, pid, umask)
+        found = self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller)
+        if isinstance(found[0], File) and found[0].writable:
+            self._vouch(found[0])
+        return self._entry(found)
+
+    def mkdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """MKDIR: struct fuse_mkdir_in (mode, umask), name."""
+        mode, umask = _SIZE.unpack_from(body)
+        return self._entry(self._filesystem.mkdir(inode, body[8:-1], mode, Caller(uid, gid, pid, umask)))
+
+    def symlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """SYMLINK: name, target."""
+        name, target, _ = body.split(b"\0")
+        return self._entry(self._filesystem.symlink(inode, name, target, Caller(uid, gid, pid)))
+
+    def link(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """LINK: inode, new name in the directory *inode*."""
+        node = self._filesystem.file(_INODE.unpack_from(body)[0])
+        if not self._contents.is_in_place(node, metadata_only=True):
+            return None
+        return self._entry(self._filesystem.link(node, inode, body[8:-1]))
+
+    def unlink(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """UNLINK: name."""
+        mutate.unlink(self._union, self._filesystem.directory(inode), body[:-1])
+        return b""
+
+    def rmdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """RMDIR: name."""
+        mutate.rmdir(self._union, self._filesystem.directory(inode), body[:-1])
+        return b""
+
+    def rename(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """RENAME: new directory, name, new name."""
+        return self._rename(inode, _INODE.unpack_from(body)[0], body[8:], 0)
+
+    def rename2(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
+        """RENAME2: struct fuse_rename2_in (new directory, flags, padding), name, new name."""
+        target, flags, _ = struct.unpack_from("=QII", body)
+        return self._rename(inode, target, body[16:], flags)
+
+    def _rename(self, inode: int, target: int, names: bytes, flags: int) -> bytes | None:
+        directory = self._filesystem.directory
+        old, new = directory(inode), directory(target)
+        name, new_name, _ = names.split(b"\0")
+        moving = [(old, name), (new, new_name)] if flags & syscalls.RENAME_EXCHANGE else [(old, name)]
+        for parent, entry in moving:
+            node = mutate.existing(self._union, parent, entry)
+            if not self._contents.is_in_place(node, metadata_only=True):
+                return None
+        rename(self._union, old, name, new, new_name, flags)
+        return b""
+
+    def readdirplus(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """READDIRPLUS: struct fuse_read_in; a directory from the name after a cookie, with attributes."""
+        _, start, size = _READ_IN.unpack_from(body)
+        union, directory = self._union, self._filesystem.directory(inode)
+        answer: list[bytes] = []
+        if start < 2:
+            parent = directory.parent or directory
+            for cookie, name, number in ((1, b".", directory.ino), (2, b"..", parent.ino)):
+                if start < cookie:
+                    record = _EMPTY_ENTRY + _dirent(number, cookie, stat.S_IFDIR, name)
+                    size -= len(record)
+                    answer.append(record)
+        listing = union.listing(directory)
+        for position in range(bisect.bisect_left(listing, (start + 1, b"")), len(listing)):
+            cookie, name = listing[position]
+            size -= (_ENTRY_SIZE + _DIRENT.size + len(name) + 7) & ~7
+            if size < 0:
+                break
+            try:
+                found = union.find(directory, name)
+                if found is None:
+                    continue
+                record = self._entry(found)
+            except OSError:
+                continue  # a lookup of this one name will say what is wrong with it
+            found[0].references += 1
+            answer.append(record)
+            answer.append(_dirent(found[0].ino, cookie, found[1].st_mode, name))
+        return b"".join(answer)
+
+    # -- contents -----------------------------------------------------------------------------------
+
+    def read(self, inode: int) -> int | None:
+        """READ: return the descriptor to read from."""
+        return self._union.data(self._filesystem.file(inode))
+
+    def write(self, inode: int, takes_set_id: bool) -> int | None:
+        """WRITE: return the descriptor to write to, once that needs no copy-up."""
+        node = self._filesystem.file(inode)
+        if takes_set_id or not self._contents.is_in_place(node):
+            return None
+        fd = self._union.data(node, write=True)
+        if not self._vouch(node):
+            self._filesystem.late_times.written(node)
+        return fd
+
+    # -- extended attributes --------------------------------------------------------------------------
+
+    def getxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | int:
+        """GETXATTR: struct fuse_getxattr_in (size, padding), name."""
+        node, name = self._filesystem.node(inode), body[8:-1]
+        if name == xattr.CAPABILITY and isinstance(node, File) and node.no_capability:
+            return errno.ENODATA  # the usual answer to the usual question
+        value = self._union.getxattr(node, name)
+        return _sized(value, _SIZE.unpack_from(body)[0])
+
+    def listxattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
+        """LISTXATTR: struct fuse_getxattr_in (size, padding)."""
+        names = self._union.listxattr(self._filesystem.node(inode))
+        return _sized(b"".join(name + b"\0" for name in names), _SIZE.unpack_from(body)[0])
+
+
+def _sized(value: bytes, size: int) -> bytes:
+    """Return *value*, or its length where the caller gave no room and asks for that."""
+    if size == 0:
+        return _SIZE.pack(len(value), 0)
+    if len(value) > size:
+        raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+    return value
+
+
+def _dirent(inode: int, cookie: int, mode: int, name: bytes) -> bytes:
+    record = _DIRENT.pack(inode, cookie, len(name), mode >> 12 & 15) + name
+    return record + bytes(-len(record) % 8)
+
+
+def _time(seconds: int, nanoseconds: int, *, now: int) -> int:
+    return time.time_ns() if now else seconds * _NS + nanoseconds
+
+
+def _wide_device(number: int) -> int:
+    """Return the device number that the kernel has encoded in 32 bits."""
+    return os.makedev(number >> 8 & 0xFFF, number & 0xFF | number >> 12 & 0xFFF00)
+
+
+def direct_counts() -> dict[str, int]:
+    """Return how many requests were answered directly, by name."""
+    if wire.extension is None:
+        return {}
+    return {_OPCODES[opcode]: count for opcode, count in wire.extension.counts().items()}

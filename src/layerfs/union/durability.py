@@ -1,0 +1,56 @@
+"""What must be on the disk before a copy may take its place.
+
+After a power cut the upper must hold the old file or the whole new one, never an empty one. What counts are
+the contents: owner, mode, times and attributes are set afterwards, as the kernel's overlayfs does it, and the
+journal keeps them before the name. fsync(2) sees to the contents, and to more: it has the journal
+committed, which is most of what a small copy-up costs. On a filesystem whose journal keeps the order of
+metadata it is enough that the data was written and waited for (sync_file_range(2)): its blocks are then
+recorded in the journal before the name is, and if the name is lost in a power cut, then as if nobody had
+copied yet.
+
+- ext4 with a journal: the end of writeback of a page comes after its extent was converted
+  (fs/ext4/page-io.c, ext4_release_io_end), in this transaction of the journal or an earlier one;
+- XFS: likewise, the log is in the order of the changes (fs/xfs/xfs_aops.c, xfs_end_ioend).
+
+Others, such as btrfs, end writeback before they record the blocks: there it is fsync.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from layerfs.union import syscalls
+
+
+def settler(fd: int) -> Callable[[int], None]:
+    """Return what makes a copy safe to be put in place, on the filesystem that *fd* lies on.
+
+    It is called with the copy's descriptor, and raises `OSError` when its data cannot be written.
+    """
+    return syscalls.write_back if _keeps_order(os.fstat(fd).st_dev) else os.fsync
+
+
+def _keeps_order(device: int) -> bool:
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                place, _, what = line.partition(" - ")
+                if place.split()[2] == number:
+                    type_, _, options = what.split()[:3]
+                    break
+            else:
+                return False
+        if "nobarrier" in options or "barrier=0" in options:
+            return False
+        return type_ == "xfs" or (type_ == "ext4" and _has_journal(number))
+    except OSError:
+        return False
+
+
+def _has_journal(number: str) -> bool:
+    """Tell whether the ext4 filesystem on block device *number* has a journal at work (proc(5), fs/jbd2)."""
+    name = Path(f"/sys/dev/block/{number}").resolve(strict=True).name
+    return any(entry.name.rpartition("-")[0] == name for entry in Path("/proc/fs/jbd2").iterdir())

@@ -1,0 +1,116 @@
+"""The power goes: what a journalled filesystem has on disk then is what the next mount finds.
+
+ext4 can be told to stop writing at once, its journal included (EXT4_IOC_SHUTDOWN, as xfstests use it). What
+has reached the image by then is all there is after it is mounted again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from layerfs.union import durability, syscalls
+from tests.conftest import Layerfs, Stack, wait_until
+
+pytestmark = pytest.mark.root
+
+_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
+_NO_LOG_FLUSH = struct.pack("=I", 2)
+FILES = 400
+
+
+class Disk:
+    """A filesystem in an image that can lose its power."""
+
+    def __init__(self, directory: Path, *features: str) -> None:
+        self.image = directory / "disk.ext4"
+        self.path = directory / "disk"
+        self.path.mkdir()
+        with self.image.open("wb") as file:
+            file.truncate(256 << 20)
+        subprocess.run(["mkfs.ext4", "-q", *features, self.image], check=True, timeout=30)
+        self.plug_in()
+
+    def plug_in(self) -> None:
+        """Mount it, with a commit of the journal every second."""
+        subprocess.run(["mount", "-o", "loop,commit=1", self.image, self.path], check=True, timeout=20)
+
+    def cut(self) -> None:
+        """Have nothing reach the image from now on."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
+        finally:
+            os.close(fd)
+
+    def unplug(self) -> None:
+        """Unmount it."""
+        subprocess.run(["umount", self.path], check=True, timeout=20)
+
+
+@pytest.fixture
+def disk(layerfs: Layerfs) -> Disk:
+    """A disk of 256 MiB with a journal; `layerfs` unmounts it in the end, whatever happens."""
+    return Disk(layerfs.directory)
+
+
+def test_which_filesystems_keep_the_order(disk: Disk) -> None:
+    fd = os.open(disk.path, os.O_RDONLY)
+    assert durability.settler(fd) is syscalls.write_back
+    os.close(fd)
+    disk.unplug()
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", disk.image], check=True, timeout=30)
+    subprocess.run(["mount", "-o", "loop", disk.image, disk.path], check=True, timeout=20)
+    fd = os.open(disk.path, os.O_RDONLY)
+    assert durability.settler(fd) is os.fsync
+    os.close(fd)
+    fd = os.open("/dev/shm", os.O_RDONLY)
+    assert durability.settler(fd) is os.fsync
+    os.close(fd)
+
+
+def test_a_power_cut_leaves_old_files_or_whole_copies(layerfs: Layerfs, disk: Disk) -> None:
+    layerfs.directory = disk.path
+    stack = Stack(layerfs)
+    contents = [random.Random(number).randbytes(3000 + 40 * number) for number in range(FILES)]
+    for number, content in enumerate(contents):
+        (stack.bottom / f"{number}").write_bytes(content)
+    os.sync()
+    mnt = stack.mount()
+    done = 0
+
+    def change() -> None:
+        nonlocal done
+        for number in range(FILES):
+            try:
+                with (mnt / f"{number}").open("r+b", buffering=0) as file:
+                    file.write(b"changed")
+            except OSError:
+                return  # the power is gone
+            done = number
+            time.sleep(0.01)
+
+    changing = threading.Thread(target=change, daemon=True)
+    changing.start()
+    wait_until(lambda: done > FILES // 2, 30)
+    disk.cut()
+    changing.join(30)
+    layerfs.kill(stack.name)
+    layerfs.end()
+    if disk.path.is_mount():
+        disk.unplug()
+    disk.plug_in()
+    copies = [path for path in stack.upper.iterdir() if path.is_file()]
+    assert copies
+    for path in copies:
+        old = contents[int(path.name)]
+        assert path.read_bytes() in (old, b"changed" + old[7:]), path.name
+        assert path.stat().st_size == len(old)
