@@ -17,11 +17,13 @@ def pkg_config(option: str) -> list[str]:
     return [word[2:] for word in words.stdout.split()]
 
 
+PARTS = ("wire", "loop", "direct", "known", "entry", "blocking")
+
 setup(
     ext_modules=[
         Extension(
             "layerfs.fuse._wire",
-            [f"src/layerfs/fuse/_{part}.c" for part in ("wire", "direct", "known", "entry", "blocking")],
+            [f"src/layerfs/fuse/_{part}.c" for part in PARTS],
             depends=["src/layerfs/fuse/_wire.h"],
             include_dirs=pkg_config("--cflags-only-I"),
             library_dirs=pkg_config("--libs-only-L"),

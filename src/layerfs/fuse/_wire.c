@@ -26,36 +26,22 @@
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
-#include <poll.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
-#include <unistd.h>
 
 #define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
 #define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
-#define MOST_CREDIT 8
-#define OTHERS 200000  /* nanoseconds that a poll takes only if another process got the processor meanwhile */
-#define DOZE 10000000 /* nanoseconds to wait for a request beside the event loop */
-#define REST 5000000 /* nanoseconds to leave the processors to those who want them */
-#define TURN 1000000 /* nanoseconds after which the event loop gets its turn, however fast requests come */
 
 static struct fuse_lowlevel_ops original; /* pyfuse3's */
 static struct fuse_lowlevel_ops changed;
 static PyObject *fallocate_handler; /* called with (request, inode, mode, offset, length) */
 static uint64_t init_unique;        /* the INIT request under way, 0 for none */
-static uint32_t kernel_flags; /* what the kernel offered */
-static int killpriv_v2;  /* agreed on with the kernel */
-static int hooked;       /* pyfuse3's session went through here */
-static int kills_set_id; /* the request being handled is a write that takes set-id bits */
-static uint64_t spin;     /* nanoseconds to poll for the next request, 0 for not at all */
-static int loop = -1;          /* readable when the event loop has something to do; -1: ask it each time */
-static uint64_t loop_deadline; /* when it has something to do anyway */
-static int idle;               /* no request has come for a while */
-static uint64_t no_spin_until;
-static int credit;        /* how much polling has paid lately */
+static uint32_t kernel_flags;       /* what the kernel offered */
+static int killpriv_v2;             /* agreed on with the kernel */
+static int hooked;                  /* pyfuse3's session went through here */
+static int kills_set_id;            /* the request being handled is a write that takes set-id bits */
 
 static void *libfuse(const char *symbol)
 {
@@ -143,81 +129,6 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 
 /* -- requests and answers, as they go over /dev/fuse (linux/fuse.h) ------------------------------------ */
 
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
-/* Whether the event loop has something to do, and so should get its turn. */
-static int loop_wants_turn(void)
-{
-	struct pollfd poll_loop = {.fd = loop, .events = POLLIN};
-
-	return loop < 0 || now() >= loop_deadline || poll(&poll_loop, 1, 0);
-}
-
-/* Polls for a request as far as that pays; whether there is one. */
-static int spin_for_request(int device)
-{
-	struct pollfd poll_device = {.fd = device, .events = POLLIN};
-	uint64_t start, last, time;
-	int found = 0;
-
-	if (credit <= 0)
-		return 0;
-	start = time = now();
-	do {
-		found = poll(&poll_device, 1, 0);
-		last = time;
-		time = now();
-	} while (!found && time - start < spin && time - last < OTHERS);
-	if (time - last >= OTHERS)
-		no_spin_until = time + REST;
-	if (found)
-		credit += credit < MOST_CREDIT;
-	else
-		credit--;
-	return found;
-}
-
-/* Sleeps until there is a request, for some time, but not while the event loop has something to do. */
-static int doze(int device)
-{
-	struct pollfd either[2] = {{.fd = device, .events = POLLIN}, {.fd = loop, .events = POLLIN}};
-	uint64_t start = now();
-	struct timespec patience;
-	uint64_t left;
-
-	if (loop < 0 || start >= loop_deadline)
-		return 0;
-	left = loop_deadline - start < DOZE ? loop_deadline - start : DOZE;
-	patience = (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
-	ppoll(either, 2, &patience, NULL);
-	if (either[0].revents) {
-		if (start >= no_spin_until && credit <= 0 && now() - start < 2 * spin)
-			credit = 1; /* it came so soon that polling would have met it */
-		return 1;
-	}
-	idle = !either[1].revents && left == DOZE;
-	return 0;
-}
-
-static int wait_for_request(int device)
-{
-	int found;
-
-	idle = loop < 0;
-	Py_BEGIN_ALLOW_THREADS
-	if (now() < no_spin_until)
-		credit = 0;
-	found = spin_for_request(device) || doze(device);
-	Py_END_ALLOW_THREADS
-	return found;
-}
-
 /* Without OPEN and OPENDIR there are no handles; ours would be the inode number, so it is put there. */
 static void set_handle(const struct fuse_in_header *header, void *body)
 {
@@ -236,7 +147,7 @@ static void set_handle(const struct fuse_in_header *header, void *body)
  *
  * Handles have no state, so nothing is to be opened or released; what CREATE does, MKNOD does without making
  * a handle; a FLUSH has nothing to do, and nothing here can be interrupted. */
-static int is_needless(const struct fuse_in_header *header)
+int is_needless(const struct fuse_in_header *header)
 {
 	switch (header->opcode) {
 	case FUSE_OPEN:
@@ -251,7 +162,7 @@ static int is_needless(const struct fuse_in_header *header)
 	return 0;
 }
 
-static void look_at_request(const struct fuse_in_header *header, void *body, size_t size)
+void look_at_request(const struct fuse_in_header *header, void *body, size_t size)
 {
 	kills_set_id = 0;
 	if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in)) {
@@ -261,62 +172,6 @@ static void look_at_request(const struct fuse_in_header *header, void *body, siz
 		kernel_flags = ((const struct fuse_init_in *)body)->flags;
 	}
 	set_handle(header, body);
-}
-
-/* Reads requests until one comes that pyfuse3 is to answer, none is left, or it is others' turn.
- *
- * libfuse takes EINTR for "nothing this time"; pyfuse3 then waits in the event loop. */
-static ssize_t next_request(int fd, void *buffer, size_t size)
-{
-	static char *request; /* libfuse's own cannot be given away */
-	uint64_t start = now();
-
-	idle = 0;
-	for (;;) {
-		const struct fuse_in_header *header;
-		ssize_t got;
-
-		if (!request && !(request = request_buffer(size))) {
-			errno = ENOMEM;
-			return -1;
-		}
-		got = read(fd, request, size);
-		if (got < 0 && errno == EAGAIN) {
-			if (wait_for_request(fd))
-				continue;
-			errno = EINTR;
-			return -1;
-		}
-		if (got < (ssize_t)sizeof(*header))
-			return got;
-		header = (void *)request;
-		if (is_needless(header)) {
-			reply(fd, header->unique, ENOSYS, NULL, 0);
-		} else if (!answer_directly(fd, &request, got)) {
-			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
-			memcpy(buffer, request, got);
-			return got;
-		}
-		if (now() - start > TURN) {
-			if (loop_wants_turn()) {
-				errno = EINTR;
-				return -1;
-			}
-			start = now();
-		}
-	}
-}
-
-static ssize_t read_request(int fd, void *buffer, size_t size, void *userdata)
-{
-	PyGILState_STATE state = PyGILState_Ensure(); /* pyfuse3 calls libfuse with or without the lock */
-	ssize_t got = next_request(fd, buffer, size);
-	int error = errno;
-
-	loop = -1; /* who lets us wait beside it does so each time */
-	PyGILState_Release(state);
-	errno = error;
-	return got;
 }
 
 static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
@@ -367,29 +222,6 @@ static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
 	return PyBool_FromLong(kills_set_id);
 }
 
-static PyObject *wait_beside(PyObject *self, PyObject *args)
-{
-	double seconds;
-
-	if (!PyArg_ParseTuple(args, "id", &loop, &seconds))
-		return NULL;
-	loop_deadline = now() + (uint64_t)((seconds < 3600 ? seconds : 3600) * 1e9);
-	Py_RETURN_NONE;
-}
-
-static PyObject *is_idle(PyObject *self, PyObject *nothing)
-{
-	return PyBool_FromLong(idle);
-}
-
-static PyObject *set_spin(PyObject *self, PyObject *nanoseconds)
-{
-	spin = PyLong_AsUnsignedLongLong(nanoseconds);
-	if (PyErr_Occurred())
-		return NULL;
-	Py_RETURN_NONE;
-}
-
 static PyObject *set_fallocate(PyObject *self, PyObject *handler)
 {
 	Py_INCREF(handler);
@@ -420,10 +252,6 @@ static PyMethodDef methods[] = {
 	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
 	{"takes_set_id", takes_set_id, METH_NOARGS,
 	 "Tell whether the request being handled is a write that clears set-id bits."},
-	{"wait_beside", wait_beside, METH_VARARGS,
-	 "Let the next wait for requests go on while a descriptor is not readable, for at most some seconds."},
-	{"is_idle", is_idle, METH_NOARGS, "Tell whether the last wait for requests was in vain."},
-	{"set_spin", set_spin, METH_O, "Set for how many nanoseconds to poll for the next request; 0 for never."},
 	{"set_fallocate", set_fallocate, METH_O,
 	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},
 	{"reply_error", reply_error, METH_VARARGS, "Answer a request with an errno, 0 for success; once."},
@@ -444,7 +272,8 @@ PyMODINIT_FUNC PyInit__wire(void)
 	if (module && (PyModule_AddFunctions(module, direct_methods) ||
 		       PyModule_AddFunctions(module, blocking_methods) ||
 		       PyModule_AddFunctions(module, entry_methods) ||
-		       PyModule_AddFunctions(module, known_methods)))
+		       PyModule_AddFunctions(module, known_methods) ||
+		       PyModule_AddFunctions(module, loop_methods)))
 		Py_CLEAR(module);
 	return module;
 }

@@ -11,6 +11,21 @@
 
 #define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
 
+/* _wire.c: the agreement with the kernel. */
+
+/* Whether a request is one that the kernel need not make, and stops making when it is answered ENOSYS. */
+int is_needless(const struct fuse_in_header *header);
+
+/* Notes what pyfuse3 would lose of a request that goes to it, and gives it the handle that it needs. */
+void look_at_request(const struct fuse_in_header *header, void *body, size_t size);
+
+/* _loop.c: reading requests, and waiting for them. */
+
+/* Reads requests until one comes that pyfuse3 is to answer, which it returns as read(2) does. */
+ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
+
+extern PyMethodDef loop_methods[];
+
 /* _direct.c: answers requests without libfuse and pyfuse3. */
 
 /* Tries to answer the request of *size* bytes in **buffer*; 0 means that pyfuse3 is to do it.
