@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import select
 import signal
 import sys
@@ -83,7 +82,7 @@ def start(request: MountRequest) -> str:
 
 
 def _made_up_name() -> str:
-    return f"mount-{secrets.token_hex(6)}"
+    return f"mount-{os.urandom(6).hex()}"
 
 
 def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mount, bool]:

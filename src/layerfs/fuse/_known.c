@@ -26,11 +26,13 @@ struct known {
 	int fd;
 	int links; /* what to say; 0: what the object has */
 	int is_file, no_capability, late;
+	unsigned epoch;
 	struct timespec told; /* of a late one: the modification time that the kernel shows */
 };
 
 static struct known *table;
 static size_t room;
+static unsigned epoch; /* of what holds; older entries wait to be forgotten or replaced */
 
 static struct known *place_of(uint64_t inode)
 {
@@ -41,7 +43,7 @@ static struct known *find(uint64_t inode)
 {
 	struct known *known = place_of(inode);
 
-	return known && known->inode == inode ? known : NULL;
+	return known && known->inode == inode && known->epoch == epoch ? known : NULL;
 }
 
 static void settle(struct known *known)
@@ -62,9 +64,9 @@ static void drop(struct known *known)
 
 void drop_known(uint64_t inode)
 {
-	struct known *known = find(inode);
+	struct known *known = place_of(inode);
 
-	if (known)
+	if (known && known->inode == inode)
 		drop(known);
 }
 
@@ -196,15 +198,21 @@ static PyObject *vouch(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "Kiipp", &inode, &fd, &links, &is_file, &no_capability))
 		return NULL;
 	known = place_of(inode);
-	if (!known || known->inode == inode || (known->inode && known->late && writes_under_way()))
-		return PyBool_FromLong(known && known->inode == inode);
+	if (!known || find(inode) || (known->inode && known->late && writes_under_way()))
+		return PyBool_FromLong(find(inode) != NULL);
 	fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)
 		Py_RETURN_FALSE;
 	if (known->inode)
 		drop(known);
 	*known = (struct known){
-		.inode = inode, .fd = fd, .links = links, .is_file = is_file, .no_capability = no_capability};
+		.inode = inode,
+		.fd = fd,
+		.links = links,
+		.is_file = is_file,
+		.no_capability = no_capability,
+		.epoch = epoch,
+	};
 	Py_RETURN_TRUE;
 }
 
@@ -212,7 +220,8 @@ static PyObject *revoke_all(PyObject *self, PyObject *nothing)
 {
 	for (size_t i = 0; i < room; i++)
 		if (table[i].inode)
-			drop(&table[i]);
+			settle(&table[i]);
+	epoch++; /* closing them all would take milliseconds, and somebody waits */
 	Py_RETURN_NONE;
 }
 

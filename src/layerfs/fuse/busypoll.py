@@ -96,11 +96,11 @@ class Beside:
 
 def _loop_descriptor() -> int:
     """Return the descriptor that is readable when trio's loop has something to do; -1 where there is none."""
-    from trio._core import _run
-
     try:
+        from trio._core import _run
+
         return int(_run.GLOBAL_RUN_CONTEXT.runner.io_manager._epoll.fileno())
-    except AttributeError:
+    except (ImportError, AttributeError):
         return -1
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -100,7 +99,7 @@ def begin(db: Database, *parts: str) -> str:
 
     `keep` or `discard` ends what this begins. Raises `LayerfsError`.
     """
-    layer_id = secrets.token_hex(32)
+    layer_id = os.urandom(32).hex()
     path = directory(db, layer_id)
     with making(db):
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -78,7 +77,7 @@ def _insert(
     config: Mapping[str, Any] | None,
     ephemeral: bool,
 ) -> str:
-    mount_id = secrets.token_hex(32)
+    mount_id = os.urandom(32).hex()
     if config is None:
         config = image.config if image else {}
     parent = step = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +35,7 @@ def scratch(db: Database) -> Iterator[Scratch]:
 
     Raises `LayerfsError` where it cannot be made or removed.
     """
-    path = db.root / "tmp" / secrets.token_hex(8)
+    path = db.root / "tmp" / os.urandom(8).hex()
     try:
         with layers.making(db):
             path.parent.mkdir(mode=0o700, exist_ok=True)
