@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
@@ -64,8 +65,13 @@ class Upper(Layer):
         except BaseException:
             super().close()
             raise
-        self.prefix = xattr.writable_prefix(self.work)
-        self.make_durable = durability.settler(self.work)
+        self.prefix: bytes
+        self.make_durable: Callable[[int], None]
+        if after is not None and os.fstat(after.work).st_dev == os.fstat(self.work).st_dev:
+            self.prefix, self.make_durable = after.prefix, after.make_durable  # a commit is in a hurry
+        else:
+            self.prefix = xattr.writable_prefix(self.work)
+            self.make_durable = durability.settler(self.work)
 
     def _check_work(self) -> None:
         upper, work = os.stat(self.path), os.stat(self.work_path)
