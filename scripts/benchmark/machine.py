@@ -36,7 +36,7 @@ def machine(directory: Path) -> dict[str, str]:
 def versions(peers: Sequence[str]) -> dict[str, str]:
     """Return the versions of the programs among *peers*."""
     return {
-        f"{peer} version": first_match(rf"{peer}.* (\d+\.\S+)", command(peer, "--version"))
+        f"{peer} version": first_match(rf"{peer}.*? (\d+\.[\w.-]+)", command(peer, "--version"))
         for peer in PROGRAMS
         if peer in peers
     }

@@ -22,6 +22,7 @@ GROUPS = {
     "real_work": "Real work in a chroot",
     "life": "The life of a mount",
     "commit": "Commits",
+    "images": "Images in and out",
     "fairness": "What others notice of hard work",
 }
 
