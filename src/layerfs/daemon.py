@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 
 _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
+_ANSWER_FIRST = 0.05
+"""Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
 GRACE = 2.0
 """Seconds that those who still use a mount get after it was unmounted under them."""
 
@@ -199,15 +201,15 @@ class Daemon:
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
             wording = live_commit.Wording(reference, comment, author, changes)
-            async with live_commit.stillness(self.mount_id, self.flush, pause=pause):
-                image = await live_commit.commit(
-                    self.root,
-                    self._store,
-                    self._mount,
-                    self._union,
-                    wording,
-                    quiesce=wire.quiesce,
-                )
+            image = await live_commit.commit(
+                self.root,
+                self._store,
+                self._mount,
+                self._union,
+                wording,
+                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
+                quiesce=wire.quiesce,
+            )
             self._mount = self._store.mount(self.mount_id)
             on_disk = self._filesystem.contents.commit_on_disk = trio.Event()
             trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
@@ -317,6 +319,7 @@ class Daemon:
                 del self._settling[0]
             self._to_settle = trio.Event()
             await self._to_settle.wait()
+            await trio.sleep(_ANSWER_FIRST)
 
 
 def _raise_descriptor_limit() -> int:

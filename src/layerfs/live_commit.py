@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -45,7 +45,7 @@ class Wording(NamedTuple):
 async def stillness(
     mount_id: str, flush: Callable[[], Awaitable[None]], *, pause: bool
 ) -> AsyncIterator[None]:
-    """Collect what was written, by *flush*, and let the commit follow while the block lasts.
+    """Collect what was written, by *flush*, and let the switch follow while the block lasts.
 
     With *pause*, the processes of a container in the mount stand still from the end of their last write
     until the commit is done; most of the collecting comes before. Raises `LayerfsError`.
@@ -95,6 +95,49 @@ async def _freeze(freezer: Freezer) -> None:
         # The container has ended, and stands still for good.
 
 
+class _NextUpper:
+    """The upper to come: a thread makes it while what was written is being collected."""
+
+    def __init__(self, root: Path, mount: Mount) -> None:
+        self._root = root
+        self._mount = mount
+        self._layer: Layer | None = None
+        self._error: Exception | None = None
+        self._made = trio.Event()
+        trio.lowlevel.spawn_system_task(self._make)
+
+    async def _make(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._make_now)
+        self._made.set()
+
+    def _make_now(self) -> None:
+        try:
+            with Store(self._root) as store:
+                self._layer = store.prepare_upper(self._mount)
+        except Exception as error:  # raised where the layer is asked for
+            self._error = error
+
+    async def get(self) -> Layer:
+        """Return it once it is made; raises what making it raised."""
+        await self._made.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._layer is not None
+        return self._layer
+
+    async def abandon(self) -> None:
+        """Remove it: the commit will not come."""
+        with trio.CancelScope(shield=True):
+            await self._made.wait()
+            if self._layer is not None:
+                await trio.to_thread.run_sync(self._abandon_now, self._layer)
+
+    def _abandon_now(self, layer: Layer) -> None:
+        with Store(self._root) as store:
+            store.abandon_upper(self._mount, layer)
+
+
 async def commit(
     root: Path,
     store: Store,
@@ -102,50 +145,46 @@ async def commit(
     union: Union,
     wording: Wording,
     *,
+    still: AbstractAsyncContextManager[None],
     quiesce: Callable[[], None] = lambda: None,
 ) -> Image:
     """Seal the upper of *union* as a layer of a new image and give it an empty one.
 
-    *quiesce* returns when nothing but the calling thread writes to the upper any more. *store* belongs to
-    that thread. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    All that was written is in the upper once *still* has been entered, and *quiesce* returns when nothing but
+    the calling thread writes to it any more. *store* belongs to that thread. Raises `LayerfsError` or
+    `OSError`; then nothing has changed.
     """
-    prepared = await trio.to_thread.run_sync(_prepare, root, mount)
-    upper = None
+    next_upper = _NextUpper(root, mount)
+    upper = old = None
     try:
-        assert prepared.work is not None
-        upper = Upper(prepared.path, prepared.work, after=union.upper)
-        with trio.fail_after(_PATIENCE):
-            while True:
-                quiesce()
-                try:
-                    image = store.commit(mount, prepared, **wording._asdict())
-                    break
-                except StoreBusy:
-                    await trio.sleep(_PAUSE)
-        old = union.upper
-        union.switch_upper(upper)
-        assert old is not None
-        assert mount.upper is not None
-        for layer, layer_id in ((old, mount.upper), (upper, prepared.id)):  # the trees of an upper
-            layer.path = os.fsencode(store.layer(layer_id).path)  # outside the store change places
+        async with still:
+            prepared = await next_upper.get()
+            assert prepared.work is not None
+            upper = Upper(prepared.path, prepared.work, after=union.upper)
+            with trio.fail_after(_PATIENCE):
+                while True:
+                    quiesce()
+                    union.match_root(upper)
+                    try:
+                        image = store.commit(mount, prepared, **wording._asdict())
+                        break
+                    except StoreBusy:
+                        await trio.sleep(_PAUSE)
+            old = union.upper
+            union.switch_upper(upper)
     except BaseException as error:
+        if old is not None:
+            raise  # too late to undo anything
         if upper is not None:
             upper.close()
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_abandon, root, mount, prepared)
+        await next_upper.abandon()
         if isinstance(error, trio.TooSlowError):
             raise StoreBusy("other processes keep the store busy: try again") from None
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error
         raise
+    assert old is not None
+    assert mount.upper is not None
+    for layer, layer_id in ((old, mount.upper), (upper, prepared.id)):  # the trees of an upper
+        layer.path = os.fsencode(store.layer(layer_id).path)  # outside the store change places
     return image
-
-
-def _prepare(root: Path, mount: Mount) -> Layer:
-    with Store(root) as store:
-        return store.prepare_upper(mount)
-
-
-def _abandon(root: Path, mount: Mount, prepared: Layer) -> None:
-    with Store(root) as store:
-        store.abandon_upper(mount, prepared)

@@ -42,7 +42,9 @@ class Tree:
         upper, work = self.top / f"upper{number}", self.top / f"work{number}"
         upper.mkdir()
         work.mkdir()
-        self.union.switch_upper(Upper(upper, work))
+        fresh = Upper(upper, work)
+        self.union.match_root(fresh)
+        self.union.switch_upper(fresh)
         self.lowers.append(self.upper)
         self.upper, self.work = upper, work
 

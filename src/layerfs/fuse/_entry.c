@@ -1,11 +1,18 @@
-/* What the kernel is told of an inode, made from Python's os.stat_result (struct fuse_attr). */
+/* What the kernel is told of an inode (struct fuse_attr), from Python's os.stat_result or from stat itself. */
 
 #define _GNU_SOURCE
 #include "_wire.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fuse.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #define NS 1000000000LL
+#define ROOT 1
+#define INODE_BITS 48 /* of a number; above them is the filesystem's (layerfs.union.node.InodeTable) */
 
 enum field { SIZE, ATIME, MTIME, CTIME, MODE, UID, GID, RDEV, BLKSIZE, FIELDS };
 
@@ -102,7 +109,73 @@ static PyObject *attr_out(PyObject *self, PyObject *const *arguments, Py_ssize_t
 	return PyBytes_FromStringAndSize((const char *)&out, sizeof(out));
 }
 
+/* Whether the name has extended attributes, or may have some: listxattrat(2), since Linux 6.13. */
+static int may_have_attributes(int directory, const char *name)
+{
+	static const long listxattrat = 465; /* on every architecture */
+
+	return syscall(listxattrat, directory, name, AT_SYMLINK_NOFOLLOW, NULL, 0) != 0 && errno != EOPNOTSUPP;
+}
+
+/* All of the lookup of a file that no node stands for yet, where its stat says everything. */
+static PyObject *plain_entry(PyObject *self, PyObject *args)
+{
+	struct fuse_entry_out out = {.entry_valid = FOREVER, .attr_valid = FOREVER};
+	PyObject *name, *bases, *taken, *device, *base, *inode = NULL, *entry = NULL;
+	int directory, attributes_matter, found;
+	struct stat st;
+
+	if (!PyArg_ParseTuple(args, "iSO!O!p", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
+			      &attributes_matter))
+		return NULL;
+	if (fstatat(directory, PyBytes_AS_STRING(name), &st, AT_SYMLINK_NOFOLLOW))
+		return PyErr_SetFromErrno(PyExc_OSError);
+	if (S_ISDIR(st.st_mode) || st.st_ino >> INODE_BITS || st.st_ino <= ROOT)
+		Py_RETURN_NONE;
+	if (attributes_matter && may_have_attributes(directory, PyBytes_AS_STRING(name)))
+		Py_RETURN_NONE;
+	device = PyLong_FromUnsignedLongLong(st.st_dev);
+	base = device ? PyDict_GetItemWithError(bases, device) : NULL;
+	if (base) {
+		out.nodeid = PyLong_AsUnsignedLongLong(base) | st.st_ino;
+		fill_from_stat(&out.attr, out.nodeid, &st);
+		inode = PyLong_FromUnsignedLongLong(out.nodeid);
+		found = inode ? PyDict_Contains(taken, inode) : -1;
+		if (found == 0)
+			entry = Py_BuildValue("OIKy#", inode, (unsigned int)(st.st_mode & S_IFMT),
+					      (unsigned long long)st.st_ino, (const char *)&out,
+					      (Py_ssize_t)sizeof(out));
+	}
+	Py_XDECREF(device);
+	Py_XDECREF(inode);
+	if (!entry && !PyErr_Occurred())
+		Py_RETURN_NONE;
+	return entry;
+}
+
+static PyObject *dirent(PyObject *self, PyObject *args)
+{
+	char record[FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + 255)] = {0};
+	struct fuse_dirent *entry = (void *)record;
+	unsigned long long inode, cookie;
+	unsigned int mode;
+	const char *name;
+	Py_ssize_t length;
+
+	if (!PyArg_ParseTuple(args, "KKIy#", &inode, &cookie, &mode, &name, &length))
+		return NULL;
+	if (length > 255)
+		return PyErr_Format(PyExc_ValueError, "a name of %zd bytes", length);
+	*entry = (struct fuse_dirent){
+		.ino = inode, .off = cookie, .namelen = length, .type = mode >> 12 & 15};
+	memcpy(entry->name, name, length);
+	return PyBytes_FromStringAndSize(record, FUSE_DIRENT_SIZE(entry));
+}
+
 PyMethodDef entry_methods[] = {
+	{"plain_entry", plain_entry, METH_VARARGS,
+	 "Return (inode, kind, own inode, struct fuse_entry_out) of a name, or None where more must be looked at."},
+	{"dirent", dirent, METH_VARARGS, "Return struct fuse_dirent for (inode, cookie, mode, name)."},
 	{"entry_out", (PyCFunction)(void (*)(void))entry_out, METH_FASTCALL,
 	 "Return struct fuse_entry_out for (inode, stat, links, blocks)."},
 	{"attr_out", (PyCFunction)(void (*)(void))attr_out, METH_FASTCALL,

@@ -74,16 +74,21 @@ def _serve(daemon: socket.socket) -> NoReturn:
             signal.signal(number, signal.SIG_IGN)
         os.closerange(3, daemon.fileno())
         os.closerange(daemon.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        _do(json.dumps(["/", -1, ""]).encode())  # nothing: memory shared until now makes the first time slow
         while request := daemon.recv(65536):
-            mountpoint, device, barrier = json.loads(request)
-            code, text = 0, ""
-            try:
-                _write_back(mountpoint, device, barrier)
-            except OSError as error:
-                code, text = error.errno or errno.EIO, error.strerror or "unknown error"
-            daemon.send(json.dumps([code, text]).encode())
+            daemon.send(_do(request))
     finally:
         os._exit(0)
+
+
+def _do(request: bytes) -> bytes:
+    mountpoint, device, barrier = json.loads(request)
+    code, text = 0, ""
+    try:
+        _write_back(mountpoint, device, barrier)
+    except OSError as error:
+        code, text = error.errno or errno.EIO, error.strerror or "unknown error"
+    return json.dumps([code, text]).encode()
 
 
 def _write_back(mountpoint: str, device: int, barrier: str) -> None:

@@ -22,14 +22,15 @@ from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.setid import Caller
 from layerfs.union import mutate, syscalls, xattr
+from layerfs.union.layer import LayerDir
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.rename import rename
 
 _NS = 1_000_000_000
 _ENTRY_SIZE = 128
-_KNOWN = 2048
+_KNOWN = 512
 """How many inodes the extension may answer for at a time."""
-_DIRENT = struct.Struct("=QQII")
+_DIRENT_SIZE = 24
 _SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
 _READ_IN = struct.Struct("=QQI")
 _SIZE = struct.Struct("=II")
@@ -91,6 +92,30 @@ class Direct:
         union = self._union
         return self._wire.entry_out(node.ino, st, union.links(node, st), union.blocks(node, st))
 
+    def _find(self, directory: Directory, name: bytes) -> tuple[Node, bytes] | None:
+        """Find *name* in a directory, and what to tell of it; the kernel knows the node once more."""
+        union = self._union
+        node = directory.children.get(name)
+        if node is not None:
+            found = node, union.stat(node)
+        else:
+            target = union.resolve(directory, name)
+            if target is None:
+                return None
+            if isinstance(target, LayerDir):
+                table = union.table
+                marked = bool(target.layer.below)
+                new = self._wire.plain_entry(target.fd(), name, table.bases, table.nodes, marked)
+                if new is not None:
+                    ino, kind, backing, entry = new
+                    node = union.enter_new(directory, name, target, ino, kind, backing)
+                    node.references = 1
+                    return node, entry
+            found = union.enter(directory, name, target)
+        entry = self._entry(found)
+        found[0].references += 1
+        return found[0], entry
+
     def _attributes(self, node: Node) -> bytes:
         union = self._union
         st = union.stat(node)
@@ -108,8 +133,8 @@ class Direct:
 
     def lookup(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
         """LOOKUP: a name of a directory."""
-        found = self._filesystem.lookup(inode, body[:-1])
-        return self._entry(found) if found else _NO_ENTRY
+        found = self._find(self._filesystem.directory(inode), body[:-1])
+        return found[1] if found else _NO_ENTRY
 
     def forget(self, inode: int, count: int) -> None:
         """FORGET: references that the kernel has dropped."""
@@ -217,31 +242,30 @@ class Direct:
     def readdirplus(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
         """READDIRPLUS: struct fuse_read_in; a directory from the name after a cookie, with attributes."""
         _, start, size = _READ_IN.unpack_from(body)
-        union, directory = self._union, self._filesystem.directory(inode)
+        union, directory, dirent = self._union, self._filesystem.directory(inode), self._wire.dirent
         answer: list[bytes] = []
         if start < 2:
             parent = directory.parent or directory
             for cookie, name, number in ((1, b".", directory.ino), (2, b"..", parent.ino)):
                 if start < cookie:
-                    record = _EMPTY_ENTRY + _dirent(number, cookie, stat.S_IFDIR, name)
+                    record = _EMPTY_ENTRY + dirent(number, cookie, stat.S_IFDIR, name)
                     size -= len(record)
                     answer.append(record)
         listing = union.listing(directory)
         for position in range(bisect.bisect_left(listing, (start + 1, b"")), len(listing)):
             cookie, name = listing[position]
-            size -= (_ENTRY_SIZE + _DIRENT.size + len(name) + 7) & ~7
+            size -= (_ENTRY_SIZE + _DIRENT_SIZE + len(name) + 7) & ~7
             if size < 0:
                 break
             try:
-                found = union.find(directory, name)
-                if found is None:
-                    continue
-                record = self._entry(found)
+                found = self._find(directory, name)
             except OSError:
                 continue  # a lookup of this one name will say what is wrong with it
-            found[0].references += 1
-            answer.append(record)
-            answer.append(_dirent(found[0].ino, cookie, found[1].st_mode, name))
+            if found is not None:
+                node, record = found
+                kind = stat.S_IFDIR if isinstance(node, Directory) else node.kind
+                answer.append(record)
+                answer.append(dirent(node.ino, cookie, kind, name))
         return b"".join(answer)
 
     # -- contents -----------------------------------------------------------------------------------
@@ -283,11 +307,6 @@ def _sized(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
     return value
-
-
-def _dirent(inode: int, cookie: int, mode: int, name: bytes) -> bytes:
-    record = _DIRENT.pack(inode, cookie, len(name), mode >> 12 & 15) + name
-    return record + bytes(-len(record) % 8)
 
 
 def _time(seconds: int, nanoseconds: int, *, now: int) -> int:

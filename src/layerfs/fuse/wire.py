@@ -58,6 +58,19 @@ class Wire(Protocol):
     def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
         """Return what the kernel is told of a name: struct fuse_entry_out."""
 
+    def plain_entry(
+        self, dir_fd: int, name: bytes, bases: Mapping[int, int], taken: Mapping[int, Any], marked: bool
+    ) -> tuple[int, int, int, bytes] | None:
+        """Return what the kernel is told of a name that no node is known for, None where that takes more.
+
+        That is where it is a directory, on a device that is not in *bases*, its number is *taken*, or, if
+        it may be *marked*, where it has extended attributes. The result: inode number, type and `st_ino` of
+        the file, struct fuse_entry_out. Raises `OSError`.
+        """
+
+    def dirent(self, inode: int, cookie: int, mode: int, name: bytes) -> bytes:
+        """Return an entry of a listing: struct fuse_dirent, with padding."""
+
     def attr_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
         """Return what the kernel is told of an inode: struct fuse_attr_out."""
 

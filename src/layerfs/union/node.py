@@ -197,6 +197,8 @@ class InodeTable:
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {}
         self._devices: dict[int, int] = {}
+        self.bases: dict[int, int] = {}
+        """What a number is made of besides the object's own, by `st_dev`, as far as `number` has met them."""
         self._next = _DYNAMIC
 
     def __len__(self) -> int:
@@ -204,7 +206,11 @@ class InodeTable:
 
     def number(self, device: int, inode: int) -> int:
         """Return the number for object *inode* (`st_ino`) of filesystem *device* (`st_dev`)."""
-        tag = self._devices.setdefault(device, len(self._devices))
+        tag = self._devices.get(device)
+        if tag is None:
+            tag = self._devices[device] = len(self._devices)
+            if not tag >> 8:
+                self.bases[device] = tag << _TAG_SHIFT
         if inode >> _TAG_SHIFT or tag >> 8 or (tag == 0 and inode <= ROOT):
             return self.fresh()
         return tag << _TAG_SHIFT | inode

@@ -74,15 +74,22 @@ class Union:
 
     # -- layers ---------------------------------------------------------------------------------
 
+    def match_root(self, new: Upper) -> None:
+        """Give the root of *new* what the upper's root has: the last that can fail before `switch_upper`.
+
+        Raises `OSError`, EROFS without an upper.
+        """
+        if self.upper is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        copy_attributes(self.upper.root.fd(), new.root.fd())
+
     def switch_upper(self, new: Upper) -> None:
         """Seal the upper where it stands and take the writes in *new* (empty) from here on.
 
         This is all that a commit does to a live tree: no node is visited, no file touched. What was
         "in the upper" is from now on in a lower layer, because that is decided by comparing layers.
         """
-        if self.upper is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        copy_attributes(self.upper.root.fd(), new.root.fd())
+        assert self.upper is not None
         self.upper.seal()
         new.directories = self.directories
         new.below = tuple(self.layers)
@@ -131,13 +138,21 @@ class Union:
         node = parent.children.get(name)
         if node is not None:
             return node, self.stat(node)
+        target = self.resolve(parent, name)
+        return None if target is None else self.enter(parent, name, target)
+
+    def resolve(self, parent: Directory, name: bytes) -> list[LayerDir] | LayerDir | None:
+        """Return what `merge.resolve` does of a name in *parent* that no node is known for."""
         if parent.removed:
             return None
         if len(name) > _NAME_MAX:  # where a layer's names are known, no call below would say so
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        target = merge.resolve(parent.dirs, name)
-        if target is None:
-            return None
+        return merge.resolve(parent.dirs, name)
+
+    def enter(
+        self, parent: Directory, name: bytes, target: list[LayerDir] | LayerDir
+    ) -> tuple[Node, os.stat_result]:
+        """Make a node for a name that was resolved to *target*, or find the one that has it as a link."""
         if isinstance(target, list):
             return self._directory(parent, name, target)
         st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
@@ -152,6 +167,18 @@ class Union:
         node = self.enter_file(parent, name, target, st, ino)
         node.contents = contents
         return node, st
+
+    def enter_new(
+        self, parent: Directory, name: bytes, home: LayerDir, ino: int, kind: int, backing: int
+    ) -> File:
+        """Make a node for the file *name* of *home*, whose number *ino* no other has, without private marks.
+
+        *kind* and *backing* are its type and `st_ino`.
+        """
+        node = File(ino, kind, backing, home, name)
+        self.table.nodes[ino] = parent.children[name] = node
+        node.add_name(parent, name)
+        return node
 
     def _directory(
         self, parent: Directory, name: bytes, dirs: list[LayerDir]
