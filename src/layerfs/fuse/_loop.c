@@ -19,12 +19,16 @@
 #define OTHERS 200000 /* that a poll takes only if another process got the processor meanwhile */
 #define REST 5000000  /* to leave the processors to those who want them then */
 #define DOZE 10000000 /* to wait beside the event loop */
-#define TURN 1000000  /* after which the event loop is looked after, however fast requests come */
+/* Nanoseconds after which the event loop is looked after, however fast requests come: */
+#define LOOK 200000  /* to ask whether it has something to do */
+#define TURN 1000000 /* to give it a turn, when it cannot be asked */
+#define SOON 100000  /* to give it a turn, when tasks wait for that */
 
 static uint64_t spin;          /* nanoseconds to poll for the next request, 0 for not at all */
 static uint64_t no_spin_until; /* others want the processors */
 static int credit;             /* how much polling has paid lately */
-static int loop = -1;          /* readable when the event loop has something to do; -1: ask it each time */
+static int loop = -1;          /* readable when the event loop has something to do; -1: it has, or that is not known */
+static int is_asked;           /* we are given it each time, unless it has tasks to run */
 static uint64_t loop_deadline; /* when it has something to do anyway */
 static int idle;               /* no request has come for a while */
 
@@ -34,6 +38,12 @@ static uint64_t now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Whether the event loop has tasks to run that have not had their turn. */
+static int tasks_wait(void)
+{
+	return loop < 0 && is_asked;
 }
 
 /* Whether the event loop has something to do, and so should get its turn. */
@@ -94,6 +104,8 @@ static int wait_for_request(int device)
 {
 	int found;
 
+	if (tasks_wait())
+		return 0;
 	idle = loop < 0;
 	Py_BEGIN_ALLOW_THREADS
 	if (now() < no_spin_until)
@@ -109,7 +121,7 @@ static int wait_for_request(int device)
 static ssize_t next_request(int fd, void *buffer, size_t size)
 {
 	static char *request; /* libfuse's own cannot be given away */
-	uint64_t start = now();
+	uint64_t start = now(), turn = tasks_wait() ? SOON : loop >= 0 ? LOOK : TURN;
 
 	idle = 0;
 	for (;;) {
@@ -137,7 +149,7 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 			memcpy(buffer, request, got);
 			return got;
 		}
-		if (now() - start > TURN) {
+		if (now() - start > turn) {
 			if (loop_wants_turn()) {
 				errno = EINTR;
 				return -1;
@@ -167,6 +179,7 @@ static PyObject *wait_beside(PyObject *self, PyObject *args)
 
 	if (!PyArg_ParseTuple(args, "id", &loop, &seconds))
 		return NULL;
+	is_asked = 1;
 	loop_deadline = now() + (uint64_t)((seconds < 3600 ? seconds : 3600) * 1e9);
 	Py_RETURN_NONE;
 }
