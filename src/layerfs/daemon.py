@@ -69,7 +69,8 @@ class Daemon:
         self._ended = trio.Event()
         self._changing = trio.Lock()
         """Held by whoever commits, unmounts or removes: one at a time."""
-        self._removed = False
+        self.removed = False
+        """Whether the mount is in the store no more; to be read once `run` has returned."""
         self._to_settle = trio.Event()
         self._settling = [
             layer.id
@@ -177,11 +178,12 @@ class Daemon:
                     session.stop()
 
     def _leave_store(self) -> None:
-        if self._removed:
+        if self.removed:
             return
         self._store.set_unmounted(self.mount_id)
         if self._mount.ephemeral:
             self._store.remove_mount(self.mount_id)
+            self.removed = True
 
     # -- what the control socket asks for -----------------------------------------------------------
 
@@ -266,7 +268,7 @@ class Daemon:
         """Unmount as `unmount` does and remove the mount with its upper; images stay."""
         async with self._changing:
             await self._unmount(force)
-            self._removed = True
+            self.removed = True
             await trio.to_thread.run_sync(self._remove_from_store)
 
     async def _unmount(self, force: bool) -> None:

@@ -199,11 +199,14 @@ def _run(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, repo
     os.umask(0)  # the kernel has applied the caller's umask already
     lock.set_pid(os.getpid())
     try:
-        Daemon(root, mount_id, mountpoint).run(lambda: _report(report, b"ok"))
+        daemon = Daemon(root, mount_id, mountpoint)
+        daemon.run(lambda: _report(report, b"ok"))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None
         raise from_os_error(error, f"mount at {mountpoint}") from error
+    if daemon.removed:
+        lock.forget()
 
 
 def _report(pipe: int, text: bytes) -> None:

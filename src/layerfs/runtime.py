@@ -11,6 +11,7 @@ import fcntl
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -79,16 +80,25 @@ class RunLock:
 
     def __init__(self, name: str) -> None:
         self.path = make_run_dir() / f"{check_name(name)}.lock"
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for attempt in range(20):
+        self.fd = -1
+        for _ in range(20):
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                if self._is_the_file():
+                    return
             except BlockingIOError:
-                if attempt < 19:  # `running_pid` holds it shared for an instant
-                    time.sleep(0.005)
-        os.close(self.fd)
+                time.sleep(0.005)  # `running_pid` holds it shared for an instant
+            os.close(self.fd)
+        self.fd = -1
         raise Conflict(f"{name} is already running")
+
+    def _is_the_file(self) -> bool:
+        """Tell whether what we have locked is still the file of that name: see `forget`."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def set_pid(self, pid: int) -> None:
         """Record *pid* as the holder."""
@@ -96,10 +106,15 @@ class RunLock:
         os.pwrite(self.fd, b"%d\n" % pid, 0)
 
     def release(self) -> None:
-        """Give the lock up; the file stays, so that nobody can lock a name that is gone."""
+        """Give the lock up; the file stays."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def forget(self) -> None:
+        """Remove all that is here of the mount, the lock's file last: there is none of that name any more."""
+        for suffix in (".sock", ".log", ".lock"):
+            self.path.with_suffix(suffix).unlink(missing_ok=True)
 
     def __enter__(self) -> RunLock:
         """Return the lock itself."""
@@ -110,6 +125,12 @@ class RunLock:
     ) -> None:
         """Release the lock."""
         self.release()
+
+
+def forget(name: str) -> None:
+    """Remove what is left here of the mount called *name*, which is gone, unless there is a new one."""
+    with suppress(Conflict), RunLock(name) as lock:
+        lock.forget()
 
 
 def running_pid(name: str) -> int | None:

@@ -171,3 +171,20 @@ def test_what_is_wrong_is_said(stack: Stack, mounter: Mounter) -> None:
         assert done.returncode != 0
         assert words in done.stderr
         assert mounts_below(stack.directory) == []
+
+
+@pytest.mark.parametrize("end", ["umount", "layerfs umount", "killed", "rm", "killed and rm"])
+def test_nothing_is_left_in_the_run_directory(stack: Stack, layerfs: Layerfs, end: str) -> None:
+    fill(stack)
+    named = ("--name", "kept") if "rm" in end else ()
+    made = layerfs.ok("mount", "--lower", stack.top, *named, stack.mnt)
+    name = made or "kept"
+    assert {f"{name}.lock", f"{name}.log"} <= set(os.listdir(layerfs.run))
+    if "killed" in end:
+        layerfs.kill(name)
+    if "rm" in end:
+        layerfs.ok("rm", "-f", name)
+    else:
+        layerfs.ok("umount", name) if end != "umount" else subprocess.run(["umount", stack.mnt], check=True)
+    wait_until(lambda: not os.listdir(layerfs.run))
+    wait_until(lambda: not layerfs.processes())

@@ -237,6 +237,7 @@ def test_nothing_is_left(there: Containers) -> None:
     wait_until(lambda: there.gone("short"))
     wait_until(lambda: not there.layerfs.processes())
     assert mounts_below(there.layerfs.directory) == []
+    assert os.listdir(there.layerfs.run) == ["containers"]
     assert os.listdir(there.layerfs.run / "containers") == []
     assert os.listdir(there.layerfs.root / "containers") == []
     assert len(os.listdir(there.layerfs.root / "layers")) == 1

@@ -22,7 +22,7 @@ from layerfs.container.record import Lock, Record, Watch, born, directory, look
 from layerfs.container.runtimes import ContainerError, Runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.mounttable import mounted_at
-from layerfs.runtime import running_pid
+from layerfs.runtime import forget, running_pid
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -177,6 +177,7 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
         with Store(root) as store:
             if mount.container["AutoRemove"]:
                 store.remove_mount(mount.id)
+                forget(mount.name)
             else:
                 store.update_container(mount.id, "die", ExitCode=status, Error=str(error))
         if record:
@@ -248,6 +249,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
         with Store(root) as store, suppress(NotFound):
             if store.mount(mount_id).container["AutoRemove"]:
                 store.remove_mount(mount_id)
+                forget(mount.name)
             else:
                 why = "" if noted is not None else "its supervisor ended before it did"
                 store.update_container(

@@ -210,11 +210,11 @@ def stop(call: Call) -> Response:
         return _stop_container(call, mount)
     if answer := forward(call, mount, f"/containers/{mount.id}/stop"):
         return ended(mount, answer)
-    with RunLock(mount.name):
+    with RunLock(mount.name) as lock:
         mount = call.store.mount(mount.id)
         if mount.started is None:
             return NOT_MODIFIED
-        clear_away(call, mount)
+        clear_away(call, mount, lock)
     return NO_CONTENT
 
 
@@ -248,12 +248,16 @@ def kill(call: Call) -> Response:
     return NO_CONTENT
 
 
-def clear_away(call: Call, mount: Mount) -> None:
-    """Do what the dead daemon of *mount* did not: unmount it, note that, and remove it if it is ephemeral."""
+def clear_away(call: Call, mount: Mount, lock: RunLock) -> None:
+    """Do what the dead daemon of *mount* did not: unmount it, note that, and remove it if it is ephemeral.
+
+    *lock* is the mount's.
+    """
     if mount.mountpoint is not None:
         detach(mount.mountpoint, mount.name)
     if mount.ephemeral:
         call.store.remove_mount(mount.id)
+        lock.forget()
     else:
         call.store.set_unmounted(mount.id)
 
@@ -269,11 +273,12 @@ def remove(call: Call) -> Response:
             return NO_CONTENT  # it was to be removed at its end
     if answer := forward(call, mount, f"/containers/{mount.id}"):
         return ended(mount, answer)
-    with RunLock(mount.name):
+    with RunLock(mount.name) as lock:
         mount = call.store.mount(mount.id)
         if mount.started is not None and mount.mountpoint is not None:
             detach(mount.mountpoint, mount.name)  # its daemon is dead
         call.store.remove_mount(mount.id)
+        lock.forget()
     return NO_CONTENT
 
 

@@ -28,11 +28,11 @@ def unmount(call: Call) -> Response:
     mount = find_mount(call, call.query.get("name"))
     if answer := forward(call, mount, "/layerfs/unmount", name=mount.id):
         return ended(mount, answer)
-    with RunLock(mount.name):
+    with RunLock(mount.name) as lock:
         mount = call.store.mount(mount.id)
         if mount.started is None:
             raise not_running(mount)
-        clear_away(call, mount)
+        clear_away(call, mount, lock)
     return NO_CONTENT
 
 
