@@ -109,12 +109,17 @@ static PyObject *attr_out(PyObject *self, PyObject *const *arguments, Py_ssize_t
 	return PyBytes_FromStringAndSize((const char *)&out, sizeof(out));
 }
 
-/* Whether the name has extended attributes, or may have some: listxattrat(2), since Linux 6.13. */
-static int may_have_attributes(int directory, const char *name)
+/* Whether the name has attributes that say more of it than its stat: listxattrat(2), since Linux 6.13. */
+static int may_be_marked(int directory, const char *name)
 {
 	static const long listxattrat = 465; /* on every architecture */
+	static const char mark[] = ".overlay.";
+	char names[512];
+	long size = syscall(listxattrat, directory, name, AT_SYMLINK_NOFOLLOW, names, sizeof(names));
 
-	return syscall(listxattrat, directory, name, AT_SYMLINK_NOFOLLOW, NULL, 0) != 0 && errno != EOPNOTSUPP;
+	if (size < 0)
+		return errno != EOPNOTSUPP;
+	return memmem(names, size, mark, sizeof(mark) - 1) != NULL;
 }
 
 /* All of the lookup of a file that no node stands for yet, where its stat says everything. */
@@ -122,17 +127,17 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 {
 	struct fuse_entry_out out = {.entry_valid = FOREVER, .attr_valid = FOREVER};
 	PyObject *name, *bases, *taken, *device, *base, *inode = NULL, *entry = NULL;
-	int directory, attributes_matter, found;
+	int directory, marks_matter, found;
 	struct stat st;
 
 	if (!PyArg_ParseTuple(args, "iSO!O!p", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
-			      &attributes_matter))
+			      &marks_matter))
 		return NULL;
 	if (fstatat(directory, PyBytes_AS_STRING(name), &st, AT_SYMLINK_NOFOLLOW))
 		return PyErr_SetFromErrno(PyExc_OSError);
 	if (S_ISDIR(st.st_mode) || st.st_ino >> INODE_BITS || st.st_ino <= ROOT)
 		Py_RETURN_NONE;
-	if (attributes_matter && may_have_attributes(directory, PyBytes_AS_STRING(name)))
+	if (marks_matter && may_be_marked(directory, PyBytes_AS_STRING(name)))
 		Py_RETURN_NONE;
 	device = PyLong_FromUnsignedLongLong(st.st_dev);
 	base = device ? PyDict_GetItemWithError(bases, device) : NULL;

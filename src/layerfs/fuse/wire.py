@@ -64,7 +64,7 @@ class Wire(Protocol):
         """Return what the kernel is told of a name that no node is known for, None where that takes more.
 
         That is where it is a directory, on a device that is not in *bases*, its number is *taken*, or, if
-        it may be *marked*, where it has extended attributes. The result: inode number, type and `st_ino` of
+        it may be *marked*, where it has private attributes. The result: inode number, type and `st_ino` of
         the file, struct fuse_entry_out. Raises `OSError`.
         """
 

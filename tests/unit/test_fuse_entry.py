@@ -1,0 +1,95 @@
+"""What the extension says of a name that nothing is known of, and when it leaves that to Python."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.fuse import wire
+
+BASE = 5 << 48
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    """The descriptor of an empty directory, `tmp_path`."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def plain_entry(
+    directory: int, name: str, *, taken: dict[int, object] | None = None, marked: bool = True
+) -> tuple[int, int, int, bytes] | None:
+    """Ask the extension, which the tests need, about a name on a device whose numbers begin at `BASE`."""
+    assert wire.extension is not None, wire.status()
+    bases = {os.fstat(directory).st_dev: BASE}
+    return wire.extension.plain_entry(directory, os.fsencode(name), bases, taken or {}, marked)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo", "socket"])
+def test_a_name_with_no_more_to_it_than_its_stat(tmp_path: Path, directory: int, kind: str) -> None:
+    path = tmp_path / "name"
+    if kind == "file":
+        path.write_bytes(bytes(5000))
+    elif kind == "link":
+        path.symlink_to("anywhere")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        socket.socket(socket.AF_UNIX).bind(os.fsencode(path))
+    st = path.lstat()
+    found = plain_entry(directory, "name")
+    assert found is not None
+    ino, kind_of, backing, entry = found
+    assert (ino, kind_of, backing) == (BASE | st.st_ino, st.st_mode & 0o170000, st.st_ino)
+    assert len(entry) == 128
+    assert struct.unpack_from("=Q", entry)[0] == ino
+    assert struct.unpack_from("=QQQ", entry, 40) == (ino, st.st_size, st.st_blocks)
+    assert struct.unpack_from("=IIII", entry, 100) == (st.st_mode, st.st_nlink, st.st_uid, st.st_gid)
+
+
+@pytest.mark.parametrize("why", ["directory", "taken", "device not known"])
+def test_what_python_has_to_look_at(tmp_path: Path, directory: int, why: str) -> None:
+    path = tmp_path / "name"
+    path.mkdir() if why == "directory" else path.touch()
+    if why == "device not known":
+        assert wire.extension is not None
+        assert wire.extension.plain_entry(directory, b"name", {}, {}, True) is None
+    else:
+        taken: dict[int, object] = {BASE | path.stat().st_ino: None} if why == "taken" else {}
+        assert plain_entry(directory, "name", taken=taken) is None
+
+
+def test_private_attributes(tmp_path: Path, directory: int) -> None:
+    path = tmp_path / "name"
+    path.touch()
+    with pytest.raises(OSError, match="No such file"):
+        plain_entry(directory, "missing")
+    for name in ("user.a", "user.overlays", "user.b.c"):
+        os.setxattr(path, name, b"x")
+        assert plain_entry(directory, "name") is not None, name
+    os.setxattr(path, "user.overlay.metacopy", b"")
+    assert plain_entry(directory, "name") is None
+    assert plain_entry(directory, "name", marked=False) is not None
+    os.removexattr(path, "user.overlay.metacopy")
+    for number in range(30):  # more names than it looks through
+        os.setxattr(path, f"user.{number:040}", b"")
+    assert plain_entry(directory, "name") is None
+
+
+@pytest.mark.parametrize("length", [1, 8, 9, 255])
+def test_dirent(length: int) -> None:
+    assert wire.extension is not None
+    name = b"n" * length
+    record = wire.extension.dirent(7, 1 << 62, 0o100644, name)
+    assert len(record) % 8 == 0
+    assert record == (struct.pack("=QQII", 7, 1 << 62, length, 8) + name).ljust(len(record), b"\0")
+    assert len(record) - 24 - length < 8
+    with pytest.raises(ValueError, match="256 bytes"):
+        wire.extension.dirent(7, 3, 0, b"n" * 256)
