@@ -188,13 +188,13 @@ class Daemon:
     # -- what the control socket asks for -----------------------------------------------------------
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
     ) -> Image:
         """Seal the upper as the top layer of a new image; the mount goes on with an empty one.
 
         What was written before the call is in the layer. With *pause*, the processes of a container stand
-        still meanwhile, so the layer is what they had written at one moment. Raises `LayerfsError`; then
-        nothing changed.
+        still meanwhile, so the layer is what they had written at one moment; with None only if they can.
+        Raises `LayerfsError`; then nothing changed.
         """
         self._store.check_commit(reference, changes)
         async with self._changing:

@@ -43,18 +43,18 @@ class Wording(NamedTuple):
 
 @asynccontextmanager
 async def stillness(
-    mount_id: str, flush: Callable[[], Awaitable[None]], *, pause: bool
+    mount_id: str, flush: Callable[[], Awaitable[None]], *, pause: bool | None
 ) -> AsyncIterator[None]:
     """Collect what was written, by *flush*, and let the switch follow while the block lasts.
 
     With *pause*, the processes of a container in the mount stand still from the end of their last write
-    until the commit is done; most of the collecting comes before. Raises `LayerfsError`.
+    until the commit is done; most of the collecting comes before. None: if they can. Raises `LayerfsError`.
     """
     await flush()
-    record = look(mount_id) if pause else None
+    record = look(mount_id) if pause is not False else None
     freezer = find(record.pid, mount_id) if record and record.alive() else None
     if freezer is None:
-        if record and record.alive():
+        if pause and record and record.alive():
             raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
         yield
         return

@@ -153,6 +153,10 @@ def test_a_commit_that_pauses(there: Containers) -> None:
     with standing_still(there, "counter") as moments:
         layerfs.ok("commit", "counter", "running")
     assert moments == []
+    for query, paused in (("", True), ("&pause=0", False), ("&pause=1", True)):  # as dockerd
+        with standing_still(there, "counter") as moments:
+            assert layerfs.ask("counter", "POST", f"/commit?container=counter&repo=asked{query}")[0] == 201
+        assert bool(moments) == paused, query
     for number in range(3):
         layers = there.inspect(f"paused:{number}")["GraphDriver"]["Data"]["LowerDir"].split(":")
         first, second = (
@@ -161,7 +165,7 @@ def test_a_commit_that_pauses(there: Containers) -> None:
         assert 0 <= first - second <= 1
     assert there.state("counter") == ("running", 0)
     there.remove("counter")
-    layerfs.ok("rmi", "-f", "running", *(f"paused:{number}" for number in range(3)))
+    layerfs.ok("rmi", "-f", "running", "asked", *(f"paused:{number}" for number in range(3)))
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class DirectoryMount:
             return store.layer(store.mount(self.mount_id).upper or "").path
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
     ) -> Image:
         with Store(self.root) as store:
             store.check_commit(reference, changes)

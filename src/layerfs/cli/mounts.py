@@ -61,7 +61,7 @@ def commit_command(
         comment=message,
         author=author,
         changes=changes,
-        pause=pause,
+        pause="1" if pause else "0",
     )
     click.echo(answer["Id"])
 

@@ -20,8 +20,8 @@ class CommitRequest:
     author: str
     changes: tuple[str, ...]
     """Dockerfile instructions."""
-    pause: bool
-    """Whether the processes of a container are to stand still meanwhile; not if it is not asked for."""
+    pause: bool | None
+    """Whether the processes of a container are to stand still meanwhile; None: if they can, as dockerd."""
 
 
 def commit_request(request: Request) -> CommitRequest:
@@ -36,7 +36,7 @@ def commit_request(request: Request) -> CommitRequest:
         comment=request.query.get("comment"),
         author=request.query.get("author"),
         changes=(*_instructions(request.json()), *(line for line in lines if line)),
-        pause=request.query.flag("pause"),
+        pause=request.query.flag("pause") if request.query.get("pause") else None,
     )
 
 

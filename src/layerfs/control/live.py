@@ -29,12 +29,13 @@ class LiveMount(Protocol):
         """Where it is mounted, an absolute path."""
 
     async def commit(
-        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
     ) -> Image:
         """Seal what was written as the top layer of a new image and return it; the mount stays in use.
 
         *reference* tags the image, *changes* are Dockerfile instructions for its configuration. With
-        *pause*, the processes of a container that runs in the mount stand still for the moment.
+        *pause*, the processes of a container that runs in the mount stand still for the moment; with None
+        only if they can.
         """
 
     async def changes(self) -> list[Change]:
