@@ -321,7 +321,8 @@ class Daemon:
                 del self._settling[0]
             self._to_settle = trio.Event()
             await self._to_settle.wait()
-            await trio.sleep(_ANSWER_FIRST)
+            with trio.CancelScope(shield=True):  # also when an unmount follows right after
+                await trio.sleep(_ANSWER_FIRST)
 
 
 def _raise_descriptor_limit() -> int:

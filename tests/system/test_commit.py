@@ -313,6 +313,14 @@ def test_the_manifest_follows(live: Live) -> None:
     wait_until(lambda: "Layers to settle: 0" in live.layerfs.ok("status", NAME))
 
 
+def test_the_manifest_follows_an_unmount_right_after(live: Live) -> None:
+    (live.mnt / "file").write_text("new")
+    live.commit("one")
+    subprocess.run(["umount", live.mnt], check=True)
+    layers = live.layerfs.root / "layers"
+    wait_until(lambda: len(list(layers.glob("*/manifest"))) == 2)
+
+
 def test_a_commit_takes_milliseconds_whatever_was_written(live: Live) -> None:
     with (live.mnt / "large").open("wb") as file:
         for _ in range(64):
