@@ -18,7 +18,7 @@
 
 #define OPCODES 64
 #define LARGEST_READ (1 << 20)
-#define LARGE_WRITE (1 << 16)
+#define SMALL_ANSWER 4096
 
 static PyObject *handlers[OPCODES];
 static unsigned long long counts[OPCODES];
@@ -33,8 +33,12 @@ int reply(int device, uint64_t unique, int error, const void *payload, size_t si
 	};
 	struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)payload, size}};
 
+	uint64_t start = now();
+
 	/* ENOENT: the caller was interrupted and does not wait any more. ENODEV: unmounted. */
 	(void)!writev(device, iov, size ? 2 : 1);
+	if (size <= SMALL_ANSWER)
+		note_cost(now() - start);
 	return 1;
 }
 
@@ -152,6 +156,7 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 		return 0;
 	if (!read_buffer && posix_memalign((void **)&read_buffer, 4096, LARGEST_READ))
 		return 0;
+	note_size(body->size);
 	to = (struct iovec){read_buffer, body->size};
 	Py_BEGIN_ALLOW_THREADS
 	got = preadv2(file, &to, 1, body->offset, RWF_NOWAIT);
@@ -196,7 +201,8 @@ static int answer_write(int device, char **request, size_t size)
 		return reply_exception(device, in->unique);
 	if (file < 0)
 		return 0;
-	if (body->size >= LARGE_WRITE &&
+	note_size(body->size);
+	if (body->size >= LARGE &&
 	    answer_write_later(device, in->unique, file, body->offset, body->size, *request, data)) {
 		*request = NULL;
 		return 1;

@@ -273,7 +273,8 @@ PyMODINIT_FUNC PyInit__wire(void)
 		       PyModule_AddFunctions(module, blocking_methods) ||
 		       PyModule_AddFunctions(module, entry_methods) ||
 		       PyModule_AddFunctions(module, known_methods) ||
-		       PyModule_AddFunctions(module, loop_methods)))
+		       PyModule_AddFunctions(module, loop_methods) ||
+		       PyModule_AddFunctions(module, occupy_methods)))
 		Py_CLEAR(module);
 	return module;
 }

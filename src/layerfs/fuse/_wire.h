@@ -9,6 +9,7 @@
 #include <linux/fuse.h>
 #include <sys/stat.h>
 
+#define LARGE (1 << 16) /* bytes to read or write at once */
 #define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
 
 /* _wire.c: the agreement with the kernel. */
@@ -21,10 +22,34 @@ void look_at_request(const struct fuse_in_header *header, void *body, size_t siz
 
 /* _loop.c: reading requests, and waiting for them. */
 
+/* The time that only goes on, in nanoseconds. */
+uint64_t now(void);
+
 /* Reads requests until one comes that pyfuse3 is to answer, which it returns as read(2) does. */
 ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
 
 extern PyMethodDef loop_methods[];
+
+/* _occupy.c: keeping the other processor from idling. */
+
+/* Notes a request of the task *pid* (0: of none), and how we have waited for it. */
+enum wait { NOT_AT_ALL, POLLED, SLEPT };
+void note_request(uint32_t pid, enum wait wait);
+
+/* To be called before and after sleeping. */
+void note_sleep(void);
+void note_wakeup(void);
+
+/* Notes how long it took to write an answer. */
+void note_cost(uint64_t nanoseconds);
+
+/* Whether to sleep until the next request comes, not to poll for it. */
+int better_sleep(void);
+
+/* Notes how much is to be read or written. */
+void note_size(uint32_t size);
+
+extern PyMethodDef occupy_methods[];
 
 /* _direct.c: answers requests without libfuse and pyfuse3. */
 
