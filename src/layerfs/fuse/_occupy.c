@@ -38,6 +38,7 @@
 
 enum { NOTHING, WARMING, OCCUPIED, ENDING };
 enum { AWAKE, ASLEEP, MOVED };
+enum { NONE, WORKED, IN_VAIN }; /* the caller did not stay where it was wanted */
 
 static int possible;         /* there are two processors, and a thread that can occupy one */
 static cpu_set_t processors; /* both */
@@ -47,7 +48,7 @@ static _Atomic int phase;
 static _Atomic int state;       /* of the server */
 static _Atomic uint64_t latest; /* when the last request of the stream came */
 static _Atomic uint64_t rest;   /* until when not to occupy a processor */
-static _Atomic int in_vain;     /* callers did not stay where they were wanted */
+static _Atomic int outcome;     /* of the last stream */
 
 static uint32_t caller;      /* of the last request */
 static int in_a_row;         /* requests of its that came while we polled, so from the other processor */
@@ -129,6 +130,7 @@ static void stay(void)
 	uint64_t last, time = now(), pause = 0, counted = time;
 	int moved = 0, changes = 0;
 
+	outcome = WORKED;
 	do {
 		long more;
 
@@ -149,7 +151,7 @@ static void stay(void)
 		}
 		if (more >= OFTEN) { /* the caller has come here */
 			if (changes++ == MOST_CHANGES) {
-				in_vain = 1;
+				outcome = IN_VAIN;
 				return;
 			}
 			change_sides();
@@ -255,9 +257,9 @@ void note_request(uint32_t pid, enum wait wait)
 		in_a_row = 0;
 	else if (wait == POLLED)
 		in_a_row++;
-	if (in_vain) {
-		in_vain = 0;
-		needed = needed < MANY ? needed * 2 : MANY;
+	if (outcome != NONE) {
+		needed = outcome == WORKED ? FEW : needed < MANY ? needed * 2 : MANY;
+		outcome = NONE;
 	}
 	if (in_a_row >= needed && answer_cost > DEAR && now() > rest)
 		start_occupying();

@@ -1,7 +1,8 @@
 """Reading and writing file contents, and the copy-ups before the first write.
 
-Reads of what is in memory and all writes run in the event loop's own thread: they take microseconds.
-What waits for a disk (cold reads, copy-ups, fsync) runs in threads, on descriptors of its own.
+Reads of what is in memory, all writes, and copy-ups of small files run in the event loop's own thread: they
+take less than the way to another. What waits for a disk (cold reads, large copies, fsync) runs in threads,
+on descriptors of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
 
 _BUFFER = 1 << 20
+_SMALL_COPY = 1 << 16
+_PATIENCE = 1e-3
+"""Seconds for which a copy-up in the loop may keep all others waiting for the disk."""
 _T = TypeVar("_T")
 
 
@@ -32,6 +36,7 @@ class Contents:
         self._durable = durable
         self._copying: dict[File, trio.Event] = {}
         self._writing: set[trio.Event] = set()
+        self._settling = 0.0  # seconds that small copies have taken lately to get to the disk
         self._memory = memoryview(
             mmap.mmap(-1, _BUFFER)
         )  # one buffer: an answer is sent before the next read
@@ -41,10 +46,36 @@ class Contents:
         self.commit_on_disk.set()
 
     def is_in_place(self, node: Node, *, metadata_only: bool = False) -> bool:
-        """Tell whether `copy_up` has nothing to do for *node*."""
+        """Tell whether *node* can be changed without a copy-up."""
         if isinstance(node, Directory):
             return True
         return self._union.in_upper(node) if metadata_only else self._union.is_whole(node)
+
+    def bring_in_place(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> bool:
+        """Do what `copy_up` does if that takes hardly any time; tell whether *node* is in place now.
+
+        It does for little data that is in memory, while the disk is quick. Raises `OSError`.
+        """
+        if self.is_in_place(node, metadata_only=metadata_only):
+            return True
+        assert isinstance(node, File)
+        if self._settling > _PATIENCE or node in self._copying or self._union.in_upper(node):
+            return False
+        job = CopyUp(self._union, node, length, metadata_only=metadata_only, durable=self._durable)
+        try:
+            if not job.is_small(_SMALL_COPY):
+                return False
+            job.copy()
+            job.finish()
+        finally:
+            job.close()
+        self._count(job)
+        return True
+
+    def _count(self, job: CopyUp | FillIn) -> None:
+        self.copies += 1
+        if job.length <= _SMALL_COPY:
+            self._settling += (job.settling - self._settling) / 4
 
     async def copy_up(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> None:
         """Have *node* in the upper on return, and between here and the caller's next `await`.
@@ -53,10 +84,9 @@ class Contents:
         *metadata_only* the caller changes no contents, and they may stay below.
         Several requests for one file share one copy; other files are not waited for.
         """
-        if isinstance(node, Directory):
-            return
         union = self._union
-        while not self.is_in_place(node, metadata_only=metadata_only):
+        while not self.bring_in_place(node, length, metadata_only=metadata_only):
+            assert isinstance(node, File)
             under_way = self._copying.get(node)
             if under_way is not None:
                 await under_way.wait()
@@ -70,7 +100,7 @@ class Contents:
             try:
                 await trio.to_thread.run_sync(job.copy)
                 job.finish()
-                self.copies += 1
+                self._count(job)
             finally:
                 job.close()
                 del self._copying[node]

@@ -171,7 +171,7 @@ class Direct:
         )
         effective = self._filesystem.effective(node, change, Caller(uid, gid, pid))
         if effective is not None:
-            if not self._contents.is_in_place(node, metadata_only=effective.size is None):
+            if not self._contents.bring_in_place(node, effective.size, metadata_only=effective.size is None):
                 return None
             self._filesystem.apply(node, effective)
         return self._attributes(node)
@@ -204,7 +204,7 @@ class Direct:
     def link(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
         """LINK: inode, new name in the directory *inode*."""
         node = self._filesystem.file(_INODE.unpack_from(body)[0])
-        if not self._contents.is_in_place(node, metadata_only=True):
+        if not self._contents.bring_in_place(node, metadata_only=True):
             return None
         return self._entry(self._filesystem.link(node, inode, body[8:-1]))
 
@@ -234,7 +234,7 @@ class Direct:
         moving = [(old, name), (new, new_name)] if flags & syscalls.RENAME_EXCHANGE else [(old, name)]
         for parent, entry in moving:
             node = mutate.existing(self._union, parent, entry)
-            if not self._contents.is_in_place(node, metadata_only=True):
+            if not self._contents.bring_in_place(node, metadata_only=True):
                 return None
         rename(self._union, old, name, new, new_name, flags)
         return b""
@@ -277,7 +277,7 @@ class Direct:
     def write(self, inode: int, takes_set_id: bool) -> int | None:
         """WRITE: return the descriptor to write to, once that needs no copy-up."""
         node = self._filesystem.file(inode)
-        if takes_set_id or not self._contents.is_in_place(node):
+        if takes_set_id or not self._contents.bring_in_place(node):
             return None
         fd = self._union.data(node, write=True)
         if not self._vouch(node):

@@ -1,8 +1,8 @@
 """What each request does to the union, whoever brings it: pyfuse3 (`operations`) or the extension (`direct`).
 
-Nothing here awaits: an operation runs to its end, and no other sees half of it. What takes long, the
-copy-up before the first change of a lower file, is up to the caller: `Contents.is_in_place` says
-whether it is still to do. Failures are `OSError`s with the errno to answer, and change nothing.
+Nothing here awaits: an operation runs to its end, and no other sees half of it. What may take long, the
+copy-up before the first change of a lower file, is up to the caller, who has `Contents` for it. Failures
+are `OSError`s with the errno to answer, and change nothing.
 """
 
 from __future__ import annotations

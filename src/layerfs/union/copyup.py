@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -63,8 +64,11 @@ class CopyUp:
         self._temporary = b""
         self._copy = -1
         self._st = st = node.stat()
-        self._length = st.st_size if length is None else min(length, st.st_size)
+        self.length = st.st_size if length is None else min(length, st.st_size)
+        """Bytes to copy, holes among them."""
         self._links: list[Path] = []
+        self.settling = 0.0
+        """Seconds that the copy took to get to the disk."""
         self._metadata_only = (
             metadata_only
             and union.metacopy
@@ -78,6 +82,17 @@ class CopyUp:
             os.close(self._object)
             raise
 
+    def is_small(self, most: int) -> bool:
+        """Tell whether `copy` reads at most *most* bytes, all of them in memory."""
+        if not self._node.is_regular or self._metadata_only or not self.length:
+            return self._st.st_nlink == 1
+        if self._st.st_nlink > 1 or self.length > most:
+            return False  # the other names of a file are looked for in its whole layer
+        try:
+            return os.preadv(self._contents, [bytearray(self.length)], 0, os.RWF_NOWAIT) == self.length
+        except OSError:
+            return False
+
     def copy(self) -> None:
         """Make the copy, without a name or in the work directory. Touches no node: any thread may do it."""
         node, st, upper = self._node, self._st, self._upper
@@ -88,9 +103,11 @@ class CopyUp:
                 os.ftruncate(self._copy, st.st_size)
                 os.setxattr(self._copy, upper.prefix + xattr.METACOPY, b"")
             else:
-                copy_data(self._contents, self._copy, self._length)
-                if self._durable and self._length:
+                copy_data(self._contents, self._copy, self.length)
+                if self._durable and self.length:
+                    start = time.perf_counter()
                     upper.make_durable(self._copy)
+                    self.settling = time.perf_counter() - start
             target = b"/proc/self/fd/%d" % self._copy
             copy_metadata(source, st, upper, target, follow=True, inode=node.ino)
         else:
@@ -188,6 +205,8 @@ class FillIn:
         self._node = node
         self._durable = durable
         self._st = node.stat()
+        self.length = self._st.st_size
+        self.settling = 0.0
         self._contents = os.dup(union.data(node))
         try:
             self._target = node.open(os.O_RDWR)
@@ -199,7 +218,9 @@ class FillIn:
         """Copy the contents; any thread may do it."""
         copy_data(self._contents, self._target, self._st.st_size)
         if self._durable:
+            start = time.perf_counter()
             writable_upper(self._union).make_durable(self._target)
+            self.settling = time.perf_counter() - start
 
     def finish(self) -> None:
         """Make the file whole."""
