@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 import shutil
 import struct
 import subprocess
+import termios
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Layerfs, Stack, detach
+from tests.conftest import Layerfs, Stack, detach, errno_of
 
 pytestmark = pytest.mark.root
 
@@ -39,6 +42,17 @@ def test_direct_io(stack: Stack) -> None:
     os.close(fd)
     assert (mnt / "f").read_bytes() == b"b" * 4096 + b"a" * 4096
     assert (stack.bottom / "f").read_bytes() == b"a" * 8192
+
+
+def test_no_file_is_a_terminal(stack: Stack) -> None:
+    (stack.bottom / "f").write_bytes(b"a")
+    mnt = stack.mount()
+    for path in (mnt / "f", mnt):
+        fd = os.open(path, os.O_RDONLY)
+        assert not os.isatty(fd)
+        for request in (termios.TCGETS, 0x4004_FF99):
+            assert errno_of(partial(fcntl.ioctl, fd, request, bytes(60))) == errno.ENOTTY
+        os.close(fd)
 
 
 def test_fallocate(stack: Stack) -> None:

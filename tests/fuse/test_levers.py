@@ -84,6 +84,43 @@ def test_reading(stack: Stack) -> None:
         assert os.pread(file.fileno(), 100, 10_000) == b""
 
 
+def _told(fd: int) -> tuple[int, int, int, int, int]:
+    """Return what fstat(2) says once the kernel has been given a reason to ask: a close."""
+    os.close(os.dup(fd))
+    st = os.fstat(fd)
+    return st.st_ino, st.st_nlink, st.st_size, st.st_blocks, stat.S_IMODE(st.st_mode)
+
+
+def test_attributes_of_a_lower_file_until_it_changes(stack: Stack) -> None:
+    (stack.bottom / "lone").write_bytes(b"x" * 9000)
+    (stack.bottom / "gone").write_bytes(b"y" * 9000)
+    mnt = stack.mount()
+    lone, gone, low = (os.open(mnt / name, os.O_RDONLY) for name in ("lone", "gone", "d/low"))
+    before = _told(lone)
+    assert before == _told(lone) == _told(lone)
+    assert before[1:3] == (1, 9000)
+    assert before[3] > 0
+    (mnt / "lone").chmod(0o600)
+    assert _told(lone) == (*before[:4], 0o600)
+    with (mnt / "lone").open("ab") as file:
+        file.write(b"x")
+    assert _told(lone)[1:3] == (1, 9001)
+    os.link(mnt / "lone", mnt / "second")
+    assert _told(lone)[1] == 2
+
+    assert _told(gone)[1] == _told(gone)[1] == 1
+    (mnt / "gone").unlink()
+    assert _told(gone)[1:3] == (0, 9000)
+    assert _told(low)[1] == _told(low)[1] == 2
+    (mnt / "d/alias").rename(mnt / "d/other")
+    assert _told(low)[1] == 2
+    (mnt / "both").rename(mnt / "d/other")
+    assert _told(low)[1] == 1
+    assert os.pread(gone, 3, 0) == b"yyy"
+    for fd in (lone, gone, low):
+        os.close(fd)
+
+
 def test_a_large_file(stack: Stack) -> None:
     data = os.urandom(1 << 20) * 9 + b"end"
     (stack.bottom / "large").write_bytes(data)
@@ -108,7 +145,13 @@ def test_writing(stack: Stack) -> None:
     assert os.pread(fd, 4, 3) == b"3456"
     os.ftruncate(fd, 5)
     os.fsync(fd)
+    os.fdatasync(fd)
     assert (stack.upper / "new").read_bytes() == b"01234"
+    directory = os.open(mnt / "d", os.O_RDONLY)
+    lower = os.open(mnt / "both", os.O_RDONLY)
+    for each in (directory, lower):
+        os.fsync(each)
+        os.close(each)
     os.close(fd)
     assert errno_of(lambda: os.close(os.open(mnt / "new", os.O_CREAT | os.O_EXCL))) == errno.EEXIST
     with (mnt / "new").open("ab") as file:

@@ -1,6 +1,6 @@
 /* What may have to wait for a disk: a few threads do it, and answer, while everything else goes on.
  *
- * Reads come here when their data is not in memory. Large writes come here so that the next one is fetched
+ * Reads come here when their data is not in memory, and whatever is to be brought to the disk. Large writes come here so that the next one is fetched
  * from the kernel meanwhile, and because a write waits, too, where much is to be written already.
  */
 
@@ -19,6 +19,7 @@
 #define LARGE_READ (1 << 17)
 #define READ_AHEAD (8 << 20)
 #define MOST_WRITES 4 /* under way; more are done by who brings them, and so hold up those that follow */
+#define MOST_SYNCS 4  /* likewise; more go to Python's threads, so that reads and writes never wait for them here */
 
 struct job {
 	struct job *next;
@@ -26,13 +27,14 @@ struct job {
 	uint64_t unique, offset;
 	uint32_t size;
 	char *request, *data; /* of a write: the buffer, which is ours now, and where in it the data is */
+	int (*sync)(int);     /* fsync(2) or fdatasync(2), if that is what to do */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t more = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t written = PTHREAD_COND_INITIALIZER;
 static struct job *first, **last = &first;
-static int threads, idle, writes;
+static int threads, idle, writes, syncs;
 static char *spare[MOST_WRITES];
 static int spares;
 
@@ -95,6 +97,16 @@ static void do_write(const struct job *job)
 	answer(job, error, &out, error ? 0 : sizeof(out));
 }
 
+static void do_sync(const struct job *job)
+{
+	int error = job->sync(job->file) ? errno : 0;
+
+	pthread_mutex_lock(&lock);
+	syncs--;
+	pthread_mutex_unlock(&lock);
+	answer(job, error, NULL, 0);
+}
+
 static void *work(void *nothing)
 {
 	char *buffer = NULL;
@@ -116,6 +128,8 @@ static void *work(void *nothing)
 		pthread_mutex_unlock(&lock);
 		if (job->request) {
 			do_write(job);
+		} else if (job->sync) {
+			do_sync(job);
 		} else {
 			if (room < job->size) {
 				free(buffer);
@@ -154,13 +168,14 @@ static int hand_over(struct job what)
 			threads++;
 		}
 	}
-	if (!threads || (job->request && writes >= MOST_WRITES)) {
+	if (!threads || (job->request && writes >= MOST_WRITES) || (job->sync && syncs >= MOST_SYNCS)) {
 		pthread_mutex_unlock(&lock);
 		close(job->file);
 		free(job);
 		return 0;
 	}
 	writes += !!job->request;
+	syncs += !!job->sync;
 	*last = job;
 	last = &job->next;
 	pthread_cond_signal(&more);
@@ -184,6 +199,12 @@ int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, u
 				      .size = size,
 				      .request = request,
 				      .data = data});
+}
+
+int answer_sync_later(int device, uint64_t unique, int file, int data_only)
+{
+	return hand_over((struct job){
+		.device = device, .file = file, .unique = unique, .sync = data_only ? fdatasync : fsync});
 }
 
 char *request_buffer(size_t size)

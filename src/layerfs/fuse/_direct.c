@@ -2,7 +2,7 @@
  *
  * Python decides, in one call of a handler (layerfs/fuse/direct.py), and the answer is written here: no
  * turn of the event loop, no task, no object of pyfuse3's. A handler that returns None leaves the request to
- * pyfuse3. READ and WRITE handlers return a descriptor, and the data moves without Python.
+ * pyfuse3. Those of READ, WRITE and FSYNC return a descriptor, and the data moves without Python.
  */
 
 #define _GNU_SOURCE
@@ -107,6 +107,7 @@ static void take_back(uint64_t inode, uint64_t count)
 	PyObject *result;
 
 	drop_known(inode);
+	drop_unchanging(inode);
 	result = call(FUSE_FORGET, arguments, 2);
 
 	if (!result)
@@ -171,6 +172,17 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 	return got != -2;
 }
 
+static int answer_sync(int device, const struct fuse_in_header *in, const struct fuse_fsync_in *body)
+{
+	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid)};
+	int file = descriptor(call(in->opcode, arguments, 1));
+
+	if (file == -2)
+		return reply_exception(device, in->unique);
+	return file >= 0 &&
+	       answer_sync_later(device, in->unique, file, body->fsync_flags & FUSE_FSYNC_FDATASYNC);
+}
+
 static int ask_for_file(uint64_t inode, int takes_set_id)
 {
 	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(inode), PyBool_FromLong(takes_set_id)};
@@ -222,7 +234,7 @@ int answer_directly(int device, char **buffer, size_t size)
 	uint32_t handler = in->opcode == FUSE_BATCH_FORGET ? FUSE_FORGET : in->opcode;
 	int answered;
 
-	if (answer_known(device, in, body, rest)) {
+	if (answer_known(device, in, body, rest) || answer_unchanging(device, in)) {
 		counts[in->opcode]++;
 		return 1;
 	}
@@ -238,6 +250,10 @@ int answer_directly(int device, char **buffer, size_t size)
 		break;
 	case FUSE_WRITE:
 		answered = answer_write(device, buffer, rest);
+		break;
+	case FUSE_FSYNC:
+	case FUSE_FSYNCDIR:
+		answered = answer_sync(device, in, body);
 		break;
 	default:
 		answered = answer_any(device, in, body, rest);

@@ -132,6 +132,7 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 	for (;;) {
 		const struct fuse_in_header *header;
 		ssize_t got;
+		int refused;
 
 		if (!request && !(request = request_buffer(size))) {
 			errno = ENOMEM;
@@ -149,8 +150,9 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 		header = (void *)request;
 		note_request(header->pid, wait);
 		wait = NOT_AT_ALL;
-		if (is_needless(header)) {
-			reply(fd, header->unique, ENOSYS, NULL, 0);
+		refused = refusal(header);
+		if (refused) {
+			reply(fd, header->unique, refused, NULL, 0);
 		} else if (!answer_directly(fd, &request, got)) {
 			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
 			memcpy(buffer, request, got);

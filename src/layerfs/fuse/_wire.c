@@ -143,21 +143,24 @@ static void set_handle(const struct fuse_in_header *header, void *body)
 	}
 }
 
-/* Whether a request is one that the kernel need not make, and stops making when it is answered ENOSYS.
+/* The errno to answer at once, 0 for a request that has to be looked at.
  *
- * Handles have no state, so nothing is to be opened or released; what CREATE does, MKNOD does without making
- * a handle; a FLUSH has nothing to do, and nothing here can be interrupted. */
-int is_needless(const struct fuse_in_header *header)
+ * With ENOSYS the kernel stops asking. Handles have no state, so nothing is to be opened or released; what CREATE does,
+ * MKNOD does without making a handle; a FLUSH has nothing to do, and nothing here can be interrupted. No file
+ * here has an ioctl(2), but many are asked, whether they are a terminal (by each open() in Python, for one). */
+int refusal(const struct fuse_in_header *header)
 {
 	switch (header->opcode) {
 	case FUSE_OPEN:
 	case FUSE_CREATE:
-		return !!(kernel_flags & FUSE_NO_OPEN_SUPPORT);
+		return kernel_flags & FUSE_NO_OPEN_SUPPORT ? ENOSYS : 0;
 	case FUSE_OPENDIR:
-		return !!(kernel_flags & FUSE_NO_OPENDIR_SUPPORT);
+		return kernel_flags & FUSE_NO_OPENDIR_SUPPORT ? ENOSYS : 0;
 	case FUSE_FLUSH:
 	case FUSE_INTERRUPT:
-		return 1;
+		return ENOSYS;
+	case FUSE_IOCTL:
+		return ENOTTY;
 	}
 	return 0;
 }
@@ -274,7 +277,8 @@ PyMODINIT_FUNC PyInit__wire(void)
 		       PyModule_AddFunctions(module, entry_methods) ||
 		       PyModule_AddFunctions(module, known_methods) ||
 		       PyModule_AddFunctions(module, loop_methods) ||
-		       PyModule_AddFunctions(module, occupy_methods)))
+		       PyModule_AddFunctions(module, occupy_methods) ||
+		       PyModule_AddFunctions(module, unchanging_methods)))
 		Py_CLEAR(module);
 	return module;
 }

@@ -14,8 +14,8 @@
 
 /* _wire.c: the agreement with the kernel. */
 
-/* Whether a request is one that the kernel need not make, and stops making when it is answered ENOSYS. */
-int is_needless(const struct fuse_in_header *header);
+/* The errno to answer at once, 0 for a request that has to be looked at. */
+int refusal(const struct fuse_in_header *header);
 
 /* Notes what pyfuse3 would lose of a request that goes to it, and gives it the handle that it needs. */
 void look_at_request(const struct fuse_in_header *header, void *body, size_t size);
@@ -79,6 +79,9 @@ int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, ui
 int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
 		       char *data);
 
+/* The same for fsync(2) of *file*, or fdatasync(2). */
+int answer_sync_later(int device, uint64_t unique, int file, int data_only);
+
 /* Writes all of *data*; returns 0 or an errno. */
 int write_all(int file, const char *data, uint32_t size, uint64_t offset);
 
@@ -101,5 +104,14 @@ int known_file_to_write(uint64_t inode);
 void drop_known(uint64_t inode);
 
 extern PyMethodDef known_methods[];
+
+/* _unchanging.c: attributes that stay as they are. */
+
+/* Answers a request for attributes if they are kept here; else 0. */
+int answer_unchanging(int device, const struct fuse_in_header *in);
+
+void drop_unchanging(uint64_t inode);
+
+extern PyMethodDef unchanging_methods[];
 
 #endif

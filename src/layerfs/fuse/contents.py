@@ -147,6 +147,11 @@ class Contents:
         fd = self._union.data(node, write=True)
         await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
 
+    @property
+    def may_sync(self) -> bool:
+        """Whether `sync` has nothing to wait for but the disk."""
+        return self.commit_on_disk.is_set()
+
     async def sync(self, node: Node, *, data_only: bool) -> None:
         """Write *node* to disk, if it is in the upper: lower layers do not change.
 

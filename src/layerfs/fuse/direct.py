@@ -58,15 +58,17 @@ _OPCODES = {
     13: "link",
     15: "read",
     16: "write",
+    20: "fsync",
     22: "getxattr",
     23: "listxattr",
+    30: "fsyncdir",
     44: "readdirplus",
     45: "rename2",
 }
 """Requests with a handler: enum fuse_opcode.
 
 A handler is called with the inode, what follows the header, and the caller's uid, gid and pid; `read`,
-`write` and `forget` are called with less.
+`write`, `fsync`, `fsyncdir` and `forget` are called with less.
 """
 
 
@@ -82,6 +84,7 @@ class Direct:
     def install(self) -> None:
         """Have the extension bring requests here."""
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._union.on_change = lambda node: self._wire.drop_attributes(node.ino)
         self._wire.set_known_room(min(_KNOWN, descriptors // 8))
         self._wire.set_handlers({opcode: getattr(self, name) for opcode, name in _OPCODES.items()})
 
@@ -143,11 +146,14 @@ class Direct:
     def getattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
         """GETATTR."""
         node = self._filesystem.node(inode)
-        part = self._union.upper_part(node) if isinstance(node, Directory) else None
-        if part is not None:
-            merged = 1 if isinstance(node, Directory) and len(node.dirs) > 1 else 0
-            self._wire.vouch(inode, part.fd(), merged, False, False)
-        return self._attributes(node)
+        answer = self._attributes(node)
+        if isinstance(node, Directory):
+            part = self._union.upper_part(node)
+            if part is not None:
+                self._wire.vouch(inode, part.fd(), 1 if len(node.dirs) > 1 else 0, False, False)
+        elif not self._union.in_upper(node):
+            self._wire.keep_attributes(inode, answer)
+        return answer
 
     def setattr(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes | None:
         """SETATTR: struct fuse_setattr_in."""
@@ -283,6 +289,18 @@ class Direct:
         if not self._vouch(node):
             self._filesystem.late_times.written(node)
         return fd
+
+    def fsync(self, inode: int) -> int | None:
+        """FSYNC: return the descriptor to sync, where that is all there is to it (see `Contents.sync`)."""
+        node = self._filesystem.file(inode)
+        if not (self._contents.may_sync and node.is_regular and self._union.is_whole(node)):
+            return None
+        return self._union.data(node)
+
+    def fsyncdir(self, inode: int) -> int | None:
+        """FSYNCDIR: return the descriptor to sync, as `fsync`."""
+        part = self._union.upper_part(self._filesystem.directory(inode))
+        return part.fd() if part is not None and self._contents.may_sync else None
 
     # -- extended attributes --------------------------------------------------------------------------
 

@@ -50,7 +50,6 @@ class Operations(pyfuse3.Operations):
     """Answers the kernel's requests from *filesystem*. `requests` counts them by name."""
 
     supports_dot_lookup = False
-    enable_writeback_cache = True
     enable_acl = True
 
     def __init__(self, filesystem: Filesystem) -> None:
@@ -58,6 +57,9 @@ class Operations(pyfuse3.Operations):
         self.filesystem = filesystem
         self.union = filesystem.union
         self.contents = filesystem.contents
+        self.enable_writeback_cache = (
+            filesystem.union.upper is not None
+        )  # it costs a GETATTR after each close
         self.requests: dict[str, int] = Counter()
         if wire.extension is not None:
             wire.extension.set_fallocate(self._on_fallocate)

@@ -55,6 +55,12 @@ class Wire(Protocol):
     def revoke_all(self) -> None:
         """Vouch for nothing any more."""
 
+    def keep_attributes(self, inode: int, answer: bytes) -> None:
+        """Have the extension answer GETATTR for an inode with this until it is dropped or forgotten."""
+
+    def drop_attributes(self, inode: int) -> None:
+        """Have it do so no more."""
+
     def settle_times(self) -> None:
         """Set the modification times that writes to inodes vouched for have moved."""
 

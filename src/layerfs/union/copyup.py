@@ -126,6 +126,7 @@ class CopyUp:
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
         union, node = self._union, self._node
+        union.on_change(node)
         before = (node.home, node.entry)
         union.drop_data(node)
         if not node.names:

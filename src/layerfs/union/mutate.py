@@ -313,6 +313,7 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     union.name_removed(parent, name)
     if not union.in_upper(node):
         node.hidden += 1  # a lower object keeps its names
+        union.on_change(node)
         node.drop_pin()
     elif os.fstat(node.pin).st_nlink == 0:
         node.orphan = True

@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import xxhash
 
@@ -59,6 +59,8 @@ class Union:
         self.root.references = 1
         self.table.add(self.root)
         self.metacopy = metacopy
+        self.on_change: Callable[[File], None] = lambda node: None
+        """Called when what was said of a lower file holds no more: it is copied up, or has lost a name."""
         self._descriptors = descriptors
         self._open_files: OrderedDict[File, None] = OrderedDict()
         self._listings: OrderedDict[Directory, None] = OrderedDict()
