@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,39 @@ class TestCommandLine:
         assert served.layerfs.ok("ps", "-a", "-q") == ""
         assert not served.layerfs.socket(NAME).exists()
 
+    def test_save_and_load(self, served: Served, cli: Cli, tmp_path: Path) -> None:
+        archive = tmp_path / "images.tar"
+        (served.mnt / "new").write_bytes(os.urandom(3_000_000))
+        cli.ok("commit", "-m", "Add node", NAME, "node-base")
+        cli.ok("save", "-o", str(archive), "node-base", "debian:12")
+        served.layerfs.ok("save", "node-base", "debian:12", "-o", tmp_path / "same.tar")
+        assert archive.read_bytes() == (tmp_path / "same.tar").read_bytes()
+        shown = ("history", "--format", "{{.CreatedBy}}|{{.Size}}|{{.Comment}}", "node-base")
+        before = cli.ok(*shown)
+        cli.ok("rmi", "node-base")
+        layers = sorted((served.layerfs.root / "layers").iterdir())
+        assert cli.ok("load", "-i", str(archive)).splitlines() == [
+            "Loaded image: node-base:latest",
+            "Loaded image: debian:12",
+        ]
+        assert sorted((served.layerfs.root / "layers").iterdir()) == layers  # the mount has kept them
+        assert cli.ok(*shown) == before
+
+    def test_save_and_load_what_is_not_there(self, served: Served, cli: Cli, tmp_path: Path) -> None:
+        archive = tmp_path / "broken.tar"
+        assert re.search("(?i)no such image", cli.run("save", "-o", str(archive), "other").stderr)
+        cli.ok("save", "-o", str(archive), "debian:12")
+        before = sorted(served.layerfs.root.rglob("*"))
+        for size in (0, 700, 3000):
+            os.truncate(archive, size)
+            refused = cli.run("load", "-i", str(archive))
+            assert refused.returncode == 1, size
+            assert refused.stderr.strip()
+        archive.write_bytes(os.urandom(5_000_000))
+        assert cli.run("load", "-i", str(archive)).returncode == 1
+        assert sorted(served.layerfs.root.rglob("*")) == before
+        assert cli.ok("ps", "-q")
+
     def test_errors(self, served: Served, cli: Cli) -> None:
         for arguments, words in (
             (("commit", "other", "x"), "No such container|no such mount"),
@@ -179,6 +214,14 @@ class TestDockerPy:
         wait_until(lambda: not served.layerfs.processes())
         assert mounts_below(served.layerfs.directory) == []
 
+    def test_save_and_load(self, served: Served, client: docker.DockerClient) -> None:
+        image = client.images.get("debian:12")
+        data = b"".join(image.save(named=True))
+        (loaded,) = client.images.load(data)
+        assert loaded.id == image.id
+        with pytest.raises(docker.errors.APIError):
+            client.images.load(data[: len(data) // 2])
+
     def test_errors(self, client: docker.DockerClient) -> None:
         with pytest.raises(docker.errors.ImageNotFound):
             client.images.get("other")
@@ -188,7 +231,24 @@ class TestDockerPy:
             client.images.remove("debian:12")
 
 
+def test_a_load_that_its_client_gives_up_leaves_nothing(served: Served, tmp_path: Path) -> None:
+    layerfs = served.layerfs
+    layerfs.ok("save", "debian:12", "-o", tmp_path / "image.tar")
+    archive = (tmp_path / "image.tar").read_bytes()
+    before = sorted(layerfs.root.rglob("*"))
+    processes = set(layerfs.processes())
+    for part in (0, len(archive) // 2, len(archive) - 1):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(layerfs.socket(NAME)))
+            head = f"POST /v1.45/images/load HTTP/1.1\r\nHost: x\r\nContent-Length: {len(archive)}\r\n\r\n"
+            client.sendall(head.encode() + archive[:part])
+            wait_until(lambda: set(layerfs.processes()) > processes)
+        wait_until(lambda: processes.issuperset(layerfs.processes()))
+    assert sorted(layerfs.root.rglob("*")) == before
+    layerfs.ok("commit", NAME, "still-there")
+
+
 def test_the_socket_is_closed_to_others(served: Served) -> None:
-    socket, directory = served.layerfs.socket(NAME), Path(served.layerfs.run)
-    assert socket.stat().st_mode & 0o777 == 0o600
+    path, directory = served.layerfs.socket(NAME), Path(served.layerfs.run)
+    assert path.stat().st_mode & 0o777 == 0o600
     assert directory.stat().st_mode & 0o777 == 0o700

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import trio
 
-from layerfs.control import events, export, export_stream, here, table
+from layerfs.control import archives, events, export, export_stream, here, table
 from layerfs.control.live import LiveMount
 from layerfs.control.message import Request, Response, Stream
+from layerfs.control.routes import Call, Handler
 from layerfs.errors import LayerfsError
+
+_STREAMS: dict[Handler, Callable[[Call], Awaitable[Response | Stream]]] = {
+    export.export: export_stream.stream,
+    archives.get: archives.save,
+    archives.load: archives.take,
+}
+"""Routes that are answered, or asked, with more than fits into memory."""
 
 
 class App:
@@ -19,6 +28,13 @@ class App:
         """Serve the store at *root*, and *live*, which must run on the same trio loop."""
         self.root = root
         self.live = live
+
+    def takes_upload(self, request: Request) -> bool:
+        """Return whether the body of *request* is to come piece by piece, however large."""
+        try:
+            return table.find(self.root, request)[0].handler is archives.load
+        except LayerfsError:
+            return False
 
     async def handle(self, request: Request) -> Response | Stream:
         """Return the answer to *request*; errors are answers too, and nothing is raised but cancellation.
@@ -30,8 +46,8 @@ class App:
             route, call = table.find(self.root, request)
             if route.handler is events.past_events:
                 return here.watch_events(call)
-            if route.handler is export.export:
-                return await export_stream.stream(call)
+            if route.handler in _STREAMS:
+                return await _STREAMS[route.handler](call)
             handler = here.HANDLERS.get(route.handler)
             if handler is not None and self.live is not None and here.is_meant(self.live, call):
                 return await handler(self.live, call)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ from layerfs.control.message import (
     error_response,
     parse_target,
 )
-from layerfs.errors import LayerfsError
+from layerfs.errors import BadRequest, LayerfsError
 
 if TYPE_CHECKING:
     from layerfs.control.api import App
@@ -35,6 +37,8 @@ IDLE_SECONDS = 60.0
 """How long a connection may wait between requests."""
 RECEIVE_SECONDS = 10.0
 """How long a client may take to send its header, and again its body."""
+UPLOAD_SECONDS = 600.0
+"""How long a client may take to send one more piece of an archive: it may wait for a network itself."""
 SEND_SECONDS = 30.0
 """How long a client may take to receive one piece of an answer."""
 LINGER_SECONDS = 2.0
@@ -90,6 +94,8 @@ class Connection:
             if isinstance(answer, Stream):
                 await self._send_stream(answer)
                 return
+            if request.upload is not None and self._http.their_state is h11.SEND_BODY:
+                await self._linger()
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 return
             self._http.start_next_cycle()
@@ -108,9 +114,12 @@ class Connection:
                 head = await self._next_event()
             if not isinstance(head, h11.Request):
                 return None
-            with trio.fail_after(RECEIVE_SECONDS):
-                body = await self._read_body(head)
             path, query = parse_target(head.target)
+            request = Request(head.method.decode("ascii"), path, query)
+            if self._app.takes_upload(request):
+                return replace(request, upload=self._upload())
+            with trio.fail_after(RECEIVE_SECONDS):
+                return replace(request, body=await self._read_body(head))
         except trio.TooSlowError:
             text = f"the request took longer than {RECEIVE_SECONDS:g} seconds to arrive"
             raise _RefusedError(408, text) from None
@@ -118,7 +127,20 @@ class Connection:
             raise _RefusedError(error.error_status_hint, f"malformed HTTP request: {error}") from None
         except LayerfsError as error:
             raise _RefusedError(error.http_status, str(error)) from None
-        return Request(head.method.decode("ascii"), path, query, body)
+
+    async def _upload(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body that follows as it comes."""
+        while True:
+            try:
+                with trio.fail_after(UPLOAD_SECONDS):
+                    event = await self._next_event()
+            except trio.TooSlowError:
+                raise BadRequest(f"nothing more came for {UPLOAD_SECONDS:g} seconds") from None
+            except h11.RemoteProtocolError:
+                raise BadRequest("the request ended before its body did") from None
+            if not isinstance(event, h11.Data):
+                return
+            yield bytes(event.data)
 
     async def _read_body(self, head: h11.Request) -> bytes:
         """Return the body that follows *head*, at most `MAX_BODY` bytes."""

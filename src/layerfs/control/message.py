@@ -61,6 +61,8 @@ class Request:
     query: Query = field(default_factory=Query)
     body: bytes = b""
     version: tuple[int, int] = API_VERSION
+    upload: AsyncGenerator[bytes, None] | None = None
+    """A body that comes piece by piece, for the one route that takes such."""
 
     def json(self) -> dict[str, Any]:
         """Return the JSON object of the body, `{}` for none or `null`; raise `BadRequest` for others."""

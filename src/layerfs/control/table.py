@@ -9,7 +9,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from layerfs.control import containers, events, export, images, native, prune, system, usage
+from layerfs.control import archives, containers, events, export, images, native, prune, system, usage
 from layerfs.control.message import (
     API_VERSION,
     MIN_API_VERSION,
@@ -24,6 +24,7 @@ ROUTES = (
     *system.ROUTES,
     *usage.ROUTES,
     *prune.ROUTES,
+    *archives.ROUTES,
     *images.ROUTES,
     *containers.ROUTES,
     *export.ROUTES,
