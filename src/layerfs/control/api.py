@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from layerfs.control import archives, events, export, export_stream, here, table
+from layerfs.control import archive_streams, archives, events, export, export_stream, here, table
 from layerfs.control.live import LiveMount
 from layerfs.control.message import Request, Response, Stream
 from layerfs.control.routes import Call, Handler
@@ -15,8 +15,8 @@ from layerfs.errors import LayerfsError
 
 _STREAMS: dict[Handler, Callable[[Call], Awaitable[Response | Stream]]] = {
     export.export: export_stream.stream,
-    archives.get: archives.save,
-    archives.load: archives.take,
+    archives.save: archive_streams.save,
+    archives.load: archive_streams.load,
 }
 """Routes that are answered, or asked, with more than fits into memory."""
 

@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-import json
-
-import trio
-
-from layerfs.control import child
-from layerfs.control.message import Response, Stream
+from layerfs.control.message import Response
 from layerfs.control.routes import Call, route
 from layerfs.errors import BadRequest
 
-_TAR = (("Content-Type", "application/x-tar"),)
-_JSON = (("Content-Type", "application/json"),)
 
-
-def get(call: Call) -> Response:
-    """Refuse: an answer in one piece is none for an archive. A daemon streams it (`save`)."""
+def save(call: Call) -> Response:
+    """Refuse: an answer in one piece is none for an archive. A daemon streams it (`archive_streams`)."""
     raise BadRequest("an archive comes as a stream, from a mount's socket or from 'layerfs save'")
 
 
 def load(call: Call) -> Response:
-    """Refuse, likewise: a daemon takes the stream (`take`)."""
+    """Refuse, likewise."""
     raise BadRequest("an archive goes as a stream, to a mount's socket or to 'layerfs load'")
 
 
-async def save(call: Call) -> Response | Stream:
-    """Return the images that *call* names as one archive of `docker save`."""
-    names = [call.names["name"]] if "name" in call.names else call.query.all("names")
-    if not names:
-        raise BadRequest("no images are named: give the parameter names")
-    await trio.to_thread.run_sync(_check, call, names)
-    return await child.output(call.root, ["save", "--", *names], _TAR)
-
-
-def _check(call: Call, names: list[str]) -> None:
-    """Raise `NotFound` for names that are no images'."""
-    own = Call(call.root, call.request, call.names)
-    try:
-        for name in names:
-            own.store.resolve(name)
-    finally:
-        own.close()
-
-
-async def take(call: Call) -> Response:
-    """Load the images of the archive that comes with *call*; answer as dockerd does, a JSON object a line."""
-    if call.request.upload is None:
-        raise BadRequest("no archive came with the request")
-    platform = call.query.get("platform")
-    options = ["--platform", _platform(platform)] if platform else []
-    said = await child.fed(call.root, ["load", "--quiet", *options, "-"], call.request.upload)
-    lines = [json.dumps({"stream": line + "\n"}) + "\r\n" for line in said.splitlines()]
-    return Response(200, "".join(lines).encode(), _JSON)
-
-
-def _platform(text: str) -> str:
-    """Return the platform that a client has written as an object of the OCI image spec."""
-    try:
-        fields = json.loads(text)
-        parts = [fields["os"], fields["architecture"], fields.get("variant") or ""]
-        return "/".join(part for part in parts if part)
-    except (ValueError, TypeError, KeyError):
-        raise BadRequest(f"invalid platform: {text}") from None
-
-
 ROUTES = (
-    route("GET", "/images/get", get),
-    route("GET", "/images/{name}/get", get),
+    route("GET", "/images/get", save),
+    route("GET", "/images/{name}/get", save),
     route("POST", "/images/load", load),
 )

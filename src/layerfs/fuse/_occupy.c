@@ -272,7 +272,8 @@ static PyObject *allow_occupying(PyObject *self, PyObject *nothing)
 	pthread_attr_t attributes;
 	sigset_t all, before;
 
-	if (possible || sched_getaffinity(0, sizeof(processors), &processors) || CPU_COUNT(&processors) != 2)
+	if (possible || sysconf(_SC_NPROCESSORS_ONLN) != 2 || /* callers may run on any */
+	    sched_getaffinity(0, sizeof(processors), &processors) || CPU_COUNT(&processors) != 2)
 		return PyBool_FromLong(possible);
 	server = pthread_self();
 	sem_init(&wanted, 0, 0);
