@@ -74,7 +74,7 @@ class Contents:
 
     def _count(self, job: CopyUp | FillIn) -> None:
         self.copies += 1
-        if job.length <= _SMALL_COPY:
+        if job.settling and job.length <= _SMALL_COPY:
             self._settling += (job.settling - self._settling) / 4
 
     async def copy_up(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> None:
