@@ -75,13 +75,13 @@ def test_data_that_is_not_in_memory_is_left_to_a_thread(tree: Tree) -> None:
 
 
 async def test_a_slow_disk_is_waited_for_in_threads(tree: Tree) -> None:
+    os.symlink("target", tree.lowers[0] / "link")
     tree.open()
     contents = Contents(tree.union)
     upper = tree.union.upper
     assert isinstance(upper, Upper)
     quick = upper.make_durable
     upper.make_durable = lambda fd: time.sleep(0.02)
-    os.symlink("target", tree.lowers[0] / "link")
     assert contents.bring_in_place(tree.file("link"))  # has nothing to wait for
     assert contents.bring_in_place(tree.file("small0"))  # nobody knows yet
     assert not contents.bring_in_place(tree.file("small1"))
