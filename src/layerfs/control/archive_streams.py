@@ -26,12 +26,9 @@ async def save(call: Call) -> Response | Stream:
 
 def _check(call: Call, names: list[str]) -> None:
     """Raise `NotFound` for names that are no images'."""
-    own = Call(call.root, call.request, call.names)
-    try:
+    with call.of_this_thread() as own:
         for name in names:
             own.store.resolve(name)
-    finally:
-        own.close()
 
 
 async def load(call: Call) -> Response:

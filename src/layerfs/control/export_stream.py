@@ -19,8 +19,5 @@ async def stream(call: Call) -> Response | Stream:
 
 
 def _mount_id(call: Call) -> str:
-    own = Call(call.root, call.request, call.names)
-    try:
+    with call.of_this_thread() as own:
         return find_mount(own, own.names["name"]).id
-    finally:
-        own.close()

@@ -68,14 +68,11 @@ def _end_container(live: LiveMount, call: Call, remove: bool) -> bool:
     """
     if look(live.mount_id) is None:
         return False
-    own = Call(call.root, call.request, call.names)
-    try:
+    with call.of_this_thread() as own:
         mount = own.store.mount(live.mount_id)
         if remove:
             own.store.update_container(mount.id, "kill", AutoRemove=True)
         end(mount, *(() if remove else containers.how_to_end(own, mount)))
-    finally:
-        own.close()
     return True
 
 
@@ -152,8 +149,5 @@ async def _event_lines(call: Call, watch: events.Watch) -> AsyncGenerator[bytes,
 
 def _look(call: Call, watch: events.Watch, last: int | None) -> tuple[int, bytes]:
     """Return what `events.recorded` does, with a store of this thread."""
-    own = Call(call.root, call.request, call.names)
-    try:
+    with call.of_this_thread() as own:
         return events.recorded(own, watch, last)
-    finally:
-        own.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,15 @@ class Call:
         from layerfs.store import Store
 
         return Store(self.root, create=False)
+
+    @contextmanager
+    def of_this_thread(self) -> Iterator[Call]:
+        """Yield the same call with a store that belongs to the thread that asks, and close that."""
+        own = Call(self.root, self.request, self.names)
+        try:
+            yield own
+        finally:
+            own.close()
 
     def close(self) -> None:
         """Close the store if it was opened."""
