@@ -225,9 +225,14 @@ void note_wakeup(void)
 		bind(server, &processors);
 }
 
+int wants_cost(void)
+{
+	return possible && phase == NOTHING;
+}
+
 void note_cost(uint64_t nanoseconds)
 {
-	if (possible && phase == NOTHING && nanoseconds < 20 * DEAR) /* else the machine stood still */
+	if (nanoseconds < 20 * DEAR) /* else the machine stood still */
 		answer_cost = (answer_cost * 7 + nanoseconds) / 8;
 }
 

@@ -40,7 +40,8 @@ void note_request(uint32_t pid, enum wait wait);
 void note_sleep(void);
 void note_wakeup(void);
 
-/* Notes how long it took to write an answer. */
+/* Notes how long it took to write an answer, where that is wanted. */
+int wants_cost(void);
 void note_cost(uint64_t nanoseconds);
 
 /* Whether to sleep until the next request comes, not to poll for it. */
