@@ -59,11 +59,11 @@ class Contents:
         if self.is_in_place(node, metadata_only=metadata_only):
             return True
         assert isinstance(node, File)
-        if self._settling > _PATIENCE or node in self._copying or self._union.in_upper(node):
+        if node in self._copying or self._union.in_upper(node):
             return False
-        job = CopyUp(self._union, node, length, metadata_only=metadata_only, durable=self._durable)
+        job = self._job(node, length, metadata_only)
         try:
-            if not job.is_small(_SMALL_COPY):
+            if not self._is_quick(job):
                 return False
             job.copy()
             job.finish()
@@ -71,6 +71,14 @@ class Contents:
             job.close()
         self._count(job)
         return True
+
+    def _job(self, node: File, length: int | None, metadata_only: bool) -> CopyUp | FillIn:
+        if self._union.in_upper(node):
+            return FillIn(self._union, node, durable=self._durable)
+        return CopyUp(self._union, node, length, metadata_only=metadata_only, durable=self._durable)
+
+    def _is_quick(self, job: CopyUp | FillIn) -> bool:
+        return self._settling <= _PATIENCE and isinstance(job, CopyUp) and job.is_small(_SMALL_COPY)
 
     def _count(self, job: CopyUp | FillIn) -> None:
         self.copies += 1
@@ -84,21 +92,19 @@ class Contents:
         *metadata_only* the caller changes no contents, and they may stay below.
         Several requests for one file share one copy; other files are not waited for.
         """
-        union = self._union
-        while not self.bring_in_place(node, length, metadata_only=metadata_only):
+        while not self.is_in_place(node, metadata_only=metadata_only):
             assert isinstance(node, File)
             under_way = self._copying.get(node)
             if under_way is not None:
                 await under_way.wait()
                 continue
-            job: CopyUp | FillIn
-            if union.in_upper(node):
-                job = FillIn(union, node, durable=self._durable)
-            else:
-                job = CopyUp(union, node, length, metadata_only=metadata_only, durable=self._durable)
+            job = self._job(node, length, metadata_only)
             done = self._copying[node] = trio.Event()
             try:
-                await trio.to_thread.run_sync(job.copy)
+                if self._is_quick(job):
+                    job.copy()
+                else:
+                    await trio.to_thread.run_sync(job.copy)
                 job.finish()
                 self._count(job)
             finally:

@@ -105,9 +105,7 @@ class CopyUp:
             else:
                 copy_data(self._contents, self._copy, self.length)
                 if self._durable and self.length:
-                    start = time.perf_counter()
-                    upper.make_durable(self._copy)
-                    self.settling = time.perf_counter() - start
+                    self.settling = _make_durable(upper, self._copy)
             target = b"/proc/self/fd/%d" % self._copy
             copy_metadata(source, st, upper, target, follow=True, inode=node.ino)
         else:
@@ -219,9 +217,7 @@ class FillIn:
         """Copy the contents; any thread may do it."""
         copy_data(self._contents, self._target, self._st.st_size)
         if self._durable:
-            start = time.perf_counter()
-            writable_upper(self._union).make_durable(self._target)
-            self.settling = time.perf_counter() - start
+            self.settling = _make_durable(writable_upper(self._union), self._target)
 
     def finish(self) -> None:
         """Make the file whole."""
@@ -237,6 +233,13 @@ class FillIn:
         """Close what was open."""
         os.close(self._contents)
         os.close(self._target)
+
+
+def _make_durable(upper: Upper, fd: int) -> float:
+    """Bring the contents of *fd* to the disk; return the seconds that took."""
+    start = time.perf_counter()
+    upper.make_durable(fd)
+    return time.perf_counter() - start
 
 
 class KeptTimes:
