@@ -1,7 +1,7 @@
 /* What may have to wait for a disk: a few threads do it, and answer, while everything else goes on.
  *
- * Reads come here when their data is not in memory, and whatever is to be brought to the disk. Large writes come here so that the next one is fetched
- * from the kernel meanwhile, and because a write waits, too, where much is to be written already.
+ * Reads come here when their data is not in memory, and fsync always. Large writes come here so that the next one
+ * is fetched from the kernel meanwhile, and because a write waits, too, where much is to be written already.
  */
 
 #define _GNU_SOURCE
