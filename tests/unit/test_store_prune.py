@@ -18,8 +18,8 @@ import pytest
 
 from layerfs.errors import NotFound, StoreBusy
 from layerfs.runtime import RunLock
-from layerfs.store import Store
-from layerfs.store.model import Image
+from layerfs.store import Store, images, layers, stacks
+from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from tests.unit.test_store_crash import check, dies_at
 from tests.unit.test_store_usage import committed
 
@@ -251,3 +251,53 @@ def test_a_scratch_directory_whose_maker_was_killed(store: Store) -> None:
     assert list((store.root / "tmp").iterdir()) == []
     os.close(read)
     os.close(write)
+
+
+class TestLongChains:
+    """Images made one from the other, as an agent that commits after each step leaves them."""
+
+    @pytest.mark.parametrize("length", [1, 1200])
+    def test_pruning_removes_a_whole_chain(self, store: Store, base: Image, length: int) -> None:
+        chain(store, base, length)
+        removals, freed = store.prune_images(tagged=False)
+        assert len([item for item in removals if item.deleted]) == 2 * length
+        assert freed == length
+        assert names(store) == {"debian:12"}
+        check(store.root)
+
+    def test_removing_the_last_image_removes_the_chain_below(self, store: Store, base: Image) -> None:
+        last = chain(store, base, 1200)
+        removals = store.remove_image(last)
+        assert len([item for item in removals if item.deleted]) == 2 * 1200
+        assert names(store) == {"debian:12"}
+        check(store.root)
+
+    def test_the_statements_of_a_prune_grow_with_the_images_alone(self, store: Store, base: Image) -> None:
+        counts = []
+        for length in (100, 300):
+            chain(store, base, length)
+            statements: list[str] = []
+            store.database.connection.set_trace_callback(statements.append)
+            store.prune_images(tagged=False)
+            store.database.connection.set_trace_callback(None)
+            counts.append(len(statements))
+        assert counts[1] < 3.5 * counts[0]
+
+
+def chain(store: Store, base: Image, length: int) -> str:
+    """Write what *length* commits of one byte each, one upon the other, leave; return the last image's id."""
+    db = store.database
+    step, parent = str(db.scalar("SELECT step FROM images WHERE id = ?", (base.id,))), base.id
+    with db.transaction():
+        for number in range(length):
+            layer = os.urandom(32).hex()
+            (db.layers / layer / "fs").mkdir(parents=True)
+            (db.layers / layer / "fs/file").write_bytes(b"x")
+            layers.insert(db, layer, "sealed", size=1)
+            entry = HistoryEntry(to_datetime(now()), f"commit {number}", "", "", False, layer)
+            step = stacks.add(db, step, entry)
+            image = images.insert(
+                db, step=step, history=(entry,), config={}, author="", comment="", parent=parent
+            )
+            parent = image.id
+    return parent

@@ -15,6 +15,7 @@ from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mou
 from layerfs.store.references import normalize
 
 if TYPE_CHECKING:
+    from layerfs.store.images import ImageRow
     from layerfs.store.scratch import Scratch
     from layerfs.store.usage import Usage
 
@@ -149,7 +150,7 @@ class Store:
         return usage(self._db)
 
     def prune_images(
-        self, *, tagged: bool, wanted: Callable[[Image], bool] = lambda image: True
+        self, *, tagged: bool, wanted: Callable[[ImageRow], bool] = lambda image: True
     ) -> tuple[list[Removal], int]:
         """Remove the images, of those *wanted*, that no mount was made from and no other image.
 

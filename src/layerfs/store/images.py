@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import platform
 import re
-from typing import Any
+from collections import defaultdict
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, NotFound
 from layerfs.store import events, layers
@@ -17,6 +19,41 @@ from layerfs.store.stacks import history as history_of
 
 _COLUMNS = "id, step, parent, created, author, comment, architecture, os, config"
 _GO_MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+
+
+class ImageRow(NamedTuple):
+    """An image without its history and layers: those cost a walk down its whole stack."""
+
+    id: str
+    step: str
+    parent: str | None
+    created: datetime
+    config: dict[str, Any]
+    tags: tuple[str, ...]
+
+
+def row(db: Database, image_id: str) -> ImageRow:
+    """Return the row of the image with exactly this id; raises `NotFound`."""
+    query = "SELECT id, step, parent, created, config FROM images WHERE id = ?"
+    found = db.execute(query, (image_id,)).fetchone()
+    if found is None:
+        raise NotFound(f"no such image: {image_id}")
+    return _as_row(found, _tags(db, image_id))
+
+
+def rows(db: Database) -> list[ImageRow]:
+    """Return the rows of all images, newest first."""
+    with db.snapshot():
+        tags: defaultdict[str, list[str]] = defaultdict(list)
+        for name, image_id in db.execute("SELECT name, image FROM tags ORDER BY name"):
+            tags[image_id].append(name)
+        query = "SELECT id, step, parent, created, config FROM images ORDER BY created DESC, id"
+        return [_as_row(found, tuple(tags[found[0]])) for found in db.execute(query)]
+
+
+def _as_row(found: tuple[Any, ...], tags: tuple[str, ...]) -> ImageRow:
+    image_id, step, parent, created, config = found
+    return ImageRow(image_id, step, parent, to_datetime(created), json.loads(config), tags)
 
 
 def insert(
@@ -108,7 +145,7 @@ def resolve(db: Database, reference: str) -> Image:
         return get(db, str(found))
 
 
-def named_by_id(image: Image, reference: str) -> bool:
+def named_by_id(image: Image | ImageRow, reference: str) -> bool:
     """Tell whether *reference*, which resolved to *image*, is (the beginning of) its id, not a tag."""
     prefix = id_prefix(reference)
     if prefix is None or not image.id.startswith(prefix):

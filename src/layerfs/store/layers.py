@@ -51,6 +51,11 @@ def every(db: Database) -> list[Layer]:
     return [_from_row(db, row) for row in db.execute(f"SELECT {_COLUMNS} FROM layers ORDER BY created")]
 
 
+def known_sizes(db: Database) -> dict[str, int | None]:
+    """Return the bytes of each layer whose tree is in the store, None for one that nobody measured yet."""
+    return dict(db.execute("SELECT id, size FROM layers WHERE path IS NULL").fetchall())
+
+
 def insert(db: Database, layer_id: str, state: LayerState, *, size: int | None = None) -> None:
     """Write the row of a layer whose tree is in the store; part of a transaction."""
     db.execute(

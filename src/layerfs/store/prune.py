@@ -1,4 +1,4 @@
-"""Pruning: what nobody needs any more goes, one transaction an image or mount.
+"""Pruning: what nobody needs any more goes, some hundred images or one mount to a transaction.
 
 Whether something is needed is asked again inside its transaction, and mounts are held by their locks, so
 nothing that is in use can go, whatever others do meanwhile; killed between two, those that are left stay.
@@ -6,7 +6,8 @@ nothing that is in use can go, whatever others do meanwhile; killed between two,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from layerfs import mounttable
@@ -15,35 +16,65 @@ from layerfs.runtime import socket_path
 from layerfs.store import events, external, images, layers, mounts, removal
 from layerfs.store.atrest import at_rest
 from layerfs.store.database import Database
-from layerfs.store.model import Image, Mount, Removal
+from layerfs.store.images import ImageRow
+from layerfs.store.model import Mount, Removal
 from layerfs.store.usage import stack_of
 
+_AT_A_TIME = 500
+"""Images that go in one transaction: some 30 ms in which no commit can have its turn."""
 
-def prune_images(db: Database, *, tagged: bool, wanted: Callable[[Image], bool]) -> tuple[list[Removal], int]:
-    """Remove the *wanted* images that no mount and no other image needs; see `Store.prune_images`."""
+
+def prune_images(
+    db: Database, *, tagged: bool, wanted: Callable[[ImageRow], bool]
+) -> tuple[list[Removal], int]:
+    """Remove the *wanted* images that no mount and no other image needs; see `Store.prune_images`.
+
+    The images that can go are chosen in one pass over the graph of what was made from what, and removed a
+    bounded number to a transaction, so that a commit never waits long for its turn.
+    """
     removals: list[Removal] = []
     freed = 0
-    sizes: dict[str, int] = {}
-    gone = True
-    while gone:  # images that only what has just gone was made from are free now
-        gone = False
-        for image in _free_images(db):
-            if (image.tags and not tagged) or not wanted(image):
-                continue
-            _measure(db, image.layers, sizes)
-            went, doomed = removal.remove_unneeded(db, image.id, tagged=tagged)
-            gone = gone or bool(went)
-            removals += went
-            freed += sum(sizes.get(layer_id, 0) for layer_id in doomed)
+    chosen, sizes = _choose(db, tagged, wanted), layers.known_sizes(db)
+    for start in range(0, len(chosen), _AT_A_TIME):
+        with db.transaction():
+            went, doomed = removal.remove_unneeded(db, chosen[start : start + _AT_A_TIME], tagged=tagged)
+        freed += sum(_size_of_rowless(db, layer_id, sizes) for layer_id in doomed)
+        layers.discard(db, *doomed)
+        removals += went
     _record(db, "image", freed)
     return removals, freed
 
 
-def _free_images(db: Database) -> list[Image]:
-    known = images.every(db)
-    used = {image.parent for image in known}
-    used |= {image_id for (image_id,) in db.execute("SELECT image FROM mounts")}
-    return [image for image in known if image.id not in used]
+def _choose(db: Database, tagged: bool, wanted: Callable[[ImageRow], bool]) -> list[str]:
+    """Return the images that can go, each after all that were made from it."""
+    with db.snapshot():
+        known = {image.id: image for image in images.rows(db)}
+        used = {image_id for (image_id,) in db.execute("SELECT image FROM mounts")}
+    children = Counter(image.parent for image in known.values())
+    free = [image for image in known.values() if not children[image.id]]
+    chosen = []
+    while free:
+        image = free.pop()
+        if image.id in used or (image.tags and not tagged) or not wanted(image):
+            continue
+        chosen.append(image.id)
+        if image.parent is not None:
+            children[image.parent] -= 1
+            if not children[image.parent]:
+                free.append(known[image.parent])
+    return chosen
+
+
+def _size_of_rowless(db: Database, layer_id: str, sizes: Mapping[str, int | None]) -> int:
+    """Return the bytes of a layer whose row has just gone and whose tree is still there.
+
+    *sizes* has the layers in the store; a directory outside counts in no sum.
+    """
+    size = sizes.get(layer_id, 0)
+    try:
+        return layers.measure(layers.directory(db, layer_id) / "fs") if size is None else size
+    except OSError:
+        return 0  # another process was quicker to remove it
 
 
 def prune_mounts(db: Database, *, wanted: Callable[[Mount], bool]) -> tuple[list[Mount], int]:

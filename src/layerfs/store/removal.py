@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Sequence
 
-from layerfs.errors import Conflict, NotFound
+from layerfs.errors import Conflict
 from layerfs.store import events, images, layers, stacks
 from layerfs.store.database import Database
-from layerfs.store.model import Image, Removal
+from layerfs.store.images import ImageRow
+from layerfs.store.model import Removal
 from layerfs.store.references import normalize, repository
 
 
@@ -16,7 +17,7 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
     removals: list[Removal] = []
     doomed: list[str] = []
     with db.transaction():
-        image = images.resolve(db, reference)
+        image = images.row(db, images.resolve(db, reference).id)
         by_id = images.named_by_id(image, reference)
         keep_quietly = False
         if not by_id:
@@ -32,61 +33,64 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
             keep_quietly = True
         elif not force and len({repository(tag) for tag in image.tags}) > 1:
             raise _conflict(image, "must be forced", "image is referenced in multiple repositories")
-        image = images.get(db, image.id)
+        image = images.row(db, image.id)
         if by_id or not image.tags:
-            _delete(db, image, removals, doomed, force=force, prune=prune, quiet=keep_quietly)
+            reason = _why_not(db, image, force)
+            if reason is None:
+                _delete(db, image, removals, doomed)
+                if prune:
+                    _delete_parents(db, image.parent, removals, doomed)
+            elif not keep_quietly:
+                raise reason
     layers.discard(db, *doomed)
     return removals
 
 
-def remove_unneeded(db: Database, image_id: str, *, tagged: bool) -> tuple[list[Removal], list[str]]:
-    """Remove an image unless something needs it or, without *tagged*, it has a name.
+def remove_unneeded(
+    db: Database, image_ids: Sequence[str], *, tagged: bool
+) -> tuple[list[Removal], list[str]]:
+    """Delete those of the images that nothing needs and, without *tagged*, that have no name.
 
-    Returns what went, in order, and the layers among it. Says nothing where the image stays, or is gone.
+    Part of a transaction. Images made from others must come before those. Each is looked at again here, so
+    one that has gone, or is needed since it was chosen, is passed over. Returns what went, in order, and the
+    layers among it: the caller calls `layers.discard` for these once the transaction has ended.
     """
     removals: list[Removal] = []
     doomed: list[str] = []
-    with suppress(NotFound), db.transaction():
-        image = images.get(db, image_id)
-        if tagged or not image.tags:
-            _delete(db, image, removals, doomed, force=False, prune=False, quiet=True)
-    layers.discard(db, *doomed)
+    for image_id in image_ids:
+        if db.scalar("SELECT 1 FROM images WHERE id = ?", (image_id,)) is None:
+            continue
+        image = images.row(db, image_id)
+        if (tagged or not image.tags) and _why_not(db, image, force=False) is None:
+            _delete(db, image, removals, doomed)
     return removals, doomed
 
 
-def _delete(
-    db: Database,
-    image: Image,
-    removals: list[Removal],
-    doomed: list[str],
-    *,
-    force: bool,
-    prune: bool,
-    quiet: bool,
-) -> None:
-    """Delete an image; where something needs it raise `Conflict`, or leave it when *quiet*."""
-    reason = _why_not(db, image, force)
-    if reason:
-        if quiet:
+def _delete_parents(db: Database, parent: str | None, removals: list[Removal], doomed: list[str]) -> None:
+    """Delete the image *parent* and those that it was made from, up to one that is named or needed."""
+    while parent is not None:
+        image = images.row(db, parent)
+        if image.tags or _why_not(db, image, force=False) is not None:
             return
-        raise reason
+        _delete(db, image, removals, doomed)
+        parent = image.parent
+
+
+def _delete(db: Database, image: ImageRow, removals: list[Removal], doomed: list[str]) -> None:
+    """Delete an image that nothing needs, with its names and the steps and layers that were its alone."""
     for name in image.tags:
         images.untag(db, name)
         removals.append(Removal(untagged=name))
     db.execute("UPDATE mounts SET parent = ? WHERE parent = ?", (image.parent, image.id))
-    step = db.scalar("DELETE FROM images WHERE id = ? RETURNING step", (image.id,))
+    db.execute("DELETE FROM images WHERE id = ?", (image.id,))
     events.record(db, "image", "delete", image.id, {"name": f"sha256:{image.id}"})
     removals.append(Removal(deleted=f"sha256:{image.id}"))
-    unused = stacks.release(db, str(step))
+    unused = stacks.release(db, image.step)
     removals += [Removal(deleted=f"sha256:{layer_id}") for layer_id in unused]
     doomed += unused
-    if prune and image.parent:
-        parent = images.get(db, image.parent)
-        if not parent.tags:
-            _delete(db, parent, removals, doomed, force=False, prune=True, quiet=True)
 
 
-def _why_not(db: Database, image: Image, force: bool) -> Conflict | None:
+def _why_not(db: Database, image: ImageRow, force: bool) -> Conflict | None:
     if db.scalar("SELECT id FROM images WHERE parent = ?", (image.id,)) is not None:
         return _conflict(image, "cannot be forced", "image has dependent child images")
     for name, started in _users(db, image):
@@ -97,7 +101,7 @@ def _why_not(db: Database, image: Image, force: bool) -> Conflict | None:
     return None
 
 
-def _users(db: Database, image: Image) -> list[tuple[str, int | None]]:
+def _users(db: Database, image: ImageRow) -> list[tuple[str, int | None]]:
     """Return name and start of the mounts made from *image*, running ones first."""
     rows = db.execute(
         "SELECT name, started FROM mounts WHERE image = ? ORDER BY started IS NULL, name", (image.id,)
@@ -105,5 +109,5 @@ def _users(db: Database, image: Image) -> list[tuple[str, int | None]]:
     return [(name, started) for name, started in rows]
 
 
-def _conflict(image: Image, force: str, why: str) -> Conflict:
+def _conflict(image: ImageRow, force: str, why: str) -> Conflict:
     return Conflict(f"conflict: unable to delete {image.id[:12]} ({force}) - {why}")
