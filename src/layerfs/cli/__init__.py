@@ -23,6 +23,7 @@ COMMANDS = {
     "diff": "mounts",
     "export": "export",
     "exec": "containers",
+    "fsck": "system",
     "history": "images",
     "image": "groups",
     "images": "images",

@@ -1,4 +1,4 @@
-"""The commands that tell all about one thing: inspect, status."""
+"""The commands that tell how things are: inspect, status, fsck."""
 
 from __future__ import annotations
 
@@ -81,3 +81,23 @@ def _lines(figures: Mapping[str, Any], indent: str = "") -> Iterator[str]:
             yield from (f"{indent}  {render.printable(str(item))}" for item in value)
         else:
             yield f"{label} {render.printable(str(value))}"
+
+
+@click.command("fsck")
+@click.option("--repair", is_flag=True, help="Put right what can be without losing anything.")
+@click.option("--contents", is_flag=True, help="Read every file and hold it against its layer's manifest.")
+@click.pass_obj
+def fsck_command(root: Path, repair: bool, contents: bool) -> int:
+    """Check the store: its database, its directories, its layers' manifests, and what crashes left.
+
+    Prints a line for each problem and what to do about it, and fails if one remains. Mounts may stay in use.
+    """
+    method = "POST" if repair else "GET"
+    found = Client.local(root).request(method, "/layerfs/fsck", contents=contents)
+    for problem in found:
+        subject, what = render.printable(problem["Subject"]), render.printable(problem["What"])
+        end = " (repaired)" if problem["Repaired"] else f": {render.printable(problem['Remedy'])}"
+        click.echo(f"{subject}: {what}{end}")
+    left = sum(not problem["Repaired"] for problem in found)
+    click.echo(f"{root}: {left} problem{'s' * (left != 1)} left" if left else f"{root}: clean")
+    return 1 if left else 0

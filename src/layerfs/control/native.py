@@ -52,8 +52,26 @@ def verify(call: Call) -> Response:
     return json_response(answer)
 
 
+def fsck(call: Call) -> Response:
+    """Hold the store against itself; a POST repairs what can be. Return every problem, repaired or not."""
+    problems = call.store.check(repair=call.request.method == "POST", contents=call.query.flag("contents"))
+    return json_response(
+        [
+            {
+                "Subject": problem.subject,
+                "What": problem.what,
+                "Remedy": problem.remedy,
+                "Repaired": problem.repaired,
+            }
+            for problem in problems
+        ]
+    )
+
+
 ROUTES = (
     route("GET", "/layerfs/status", status),
     route("POST", "/layerfs/unmount", unmount),
     route("GET", "/layerfs/verify", verify),
+    route("GET", "/layerfs/fsck", fsck),
+    route("POST", "/layerfs/fsck", fsck),
 )

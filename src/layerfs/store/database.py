@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
 from layerfs.store.schema import MIGRATIONS
@@ -15,6 +16,30 @@ WAIT = 10.0
 """Seconds that a patient transaction waits for the writer before it."""
 
 Value = str | bytes | int | None
+
+
+class _Cursor(sqlite3.Cursor):
+    """A cursor that explains its errors: a damaged page is met only when a row of it is fetched."""
+
+    explained: Callable[[sqlite3.Error], LayerfsError]
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def fetchone(self) -> Any:
+        try:
+            return super().fetchone()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
+
+    def fetchall(self) -> list[Any]:
+        try:
+            return super().fetchall()
+        except sqlite3.Error as error:
+            raise self.explained(error) from error
 
 
 class Database:
@@ -53,9 +78,11 @@ class Database:
         self.connection.close()
 
     def execute(self, sql: str, values: Sequence[Value] = ()) -> sqlite3.Cursor:
-        """Run one statement; database errors come as `LayerfsError`."""
+        """Run one statement; database errors, those of fetching rows too, come as `LayerfsError`."""
+        cursor = self.connection.cursor(_Cursor)
+        cursor.explained = self._explained
         try:
-            return self.connection.execute(sql, values)
+            return cursor.execute(sql, values)
         except sqlite3.Error as error:
             raise self._explained(error) from error
 

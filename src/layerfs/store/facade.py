@@ -15,6 +15,7 @@ from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mou
 from layerfs.store.references import normalize
 
 if TYPE_CHECKING:
+    from layerfs.store.fsck import Problem
     from layerfs.store.images import ImageRow
     from layerfs.store.scratch import Scratch
     from layerfs.store.usage import Usage
@@ -315,6 +316,12 @@ class Store:
         from layerfs.store.gc import recover
 
         return recover(self._db)
+
+    def check(self, *, repair: bool = False, contents: bool = False) -> Iterator[Problem]:
+        """Hold the store against itself and yield what is wrong; see `layerfs.store.fsck.check`."""
+        from layerfs.store.fsck import check
+
+        return check(self._db, repair=repair, contents=contents)
 
     # Events
 

@@ -35,7 +35,7 @@ def recover(db: Database) -> list[str]:
         for path in unfinished:
             remove_trees(path)
             done.append(f"removed {path}: what was put together there was not finished")
-        for path in _forgotten(db):
+        for path in forgotten(db):
             remove_trees(path)
             done.append(f"removed {path}: its container is gone")
         for path in rubbish:
@@ -46,7 +46,7 @@ def recover(db: Database) -> list[str]:
     return done
 
 
-def _forgotten(db: Database) -> list[Path]:
+def forgotten(db: Database) -> list[Path]:
     """Return the directories of containers that are none any more: each is made after the mount's row."""
     try:
         found = sorted((db.root / "containers").iterdir())
