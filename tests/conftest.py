@@ -2,7 +2,8 @@
 
 Every test has its own store, run directory and mounts below its own directory. Whatever a test does,
 and however it ends, what it started is killed and unmounted after it; a test that waits for a daemon
-that has stopped answering is freed by a timer that kills the daemon.
+that has stopped answering is freed by a timer that kills the daemon. After each test the store is held
+against itself (`layerfs fsck`), and its daemons must have logged nothing but what the test expects.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
+from layerfs.store import Store
 
 PATIENCE = 60
 """Seconds after which a daemon is killed, and with it every request that still waits for it."""
@@ -105,22 +108,35 @@ class Layerfs:
             "LAYERFS_RUN": str(self.run),
         }
         self.words = [sys.executable, "-m", "layerfs"]
+        self.store_is_damaged = False
+        """Whether the test has damaged the store on purpose: then nobody holds it against itself."""
+        self._kept_logs = directory / "kept-logs"
+        self._expected = [
+            r" ERROR layerfs\.launch: ",  # a daemon that does not come up: the command has said the same
+        ]
+
+    def expect_log(self, *patterns: str) -> None:
+        """Have the daemons of this test log lines that match one of *patterns* (regular expressions)."""
+        self._expected += patterns
 
     def __call__(
         self, *arguments: str | os.PathLike[str], timeout: float = PATIENCE, cwd: Path | None = None
     ) -> CompletedProcess[str]:
         """Run `layerfs ARGUMENTS` to its end, whatever that is."""
-        return subprocess.run(
-            [*self.words, *arguments],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="surrogateescape",
-            timeout=timeout,
-            check=False,
-            cwd=cwd,
-        )
+        try:
+            return subprocess.run(
+                [*self.words, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="surrogateescape",
+                timeout=timeout,
+                check=False,
+                cwd=cwd,
+            )
+        finally:
+            self._keep_logs()
 
     def ok(self, *arguments: str | os.PathLike[str]) -> str:
         """Run `layerfs ARGUMENTS`, which must work and have nothing to complain of; return its output."""
@@ -175,12 +191,41 @@ class Layerfs:
 
     def end(self) -> None:
         """Kill all that was started and unmount all that was mounted below the directory."""
-        for pid in self.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.kill_all()
         for mountpoint in mounts_below(self.directory):
             detach(mountpoint)
         wait_until(lambda: not self.processes())
+
+    def kill_all(self) -> None:
+        """Kill all that was started."""
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _keep_logs(self) -> None:
+        """Keep hold of the daemons' logs: removing a mount removes its log."""
+        for log in self.run.glob("*.log"):
+            with suppress(FileNotFoundError, FileExistsError):
+                self._kept_logs.mkdir(exist_ok=True)
+                os.link(log, self._kept_logs / f"{log.stat().st_ino}.log")
+
+    def check_logs(self) -> None:
+        """Fail where a daemon has logged a warning, an error or a traceback that the test does not expect."""
+        self._keep_logs()
+        for log in self._kept_logs.glob("*.log"):
+            for line in log.read_text(errors="replace").splitlines():
+                unusual = not re.match(r"[-\d]+ [:,\d]+ (INFO|DEBUG) ", line)
+                if unusual and not any(re.search(pattern, line) for pattern in self._expected):
+                    pytest.fail(f"a daemon has logged: {line}")
+
+    def check_store(self) -> None:
+        """Fail where the store contradicts itself, once it has been recovered from what the test did."""
+        if self.store_is_damaged or not (self.root / "layerfs.db").exists():
+            return
+        with pytest.MonkeyPatch.context() as patch, Store(self.root) as store:
+            patch.setenv("LAYERFS_RUN", str(self.run))
+            store.recover()
+            assert list(store.check()) == []
 
 
 def _is_alive(pid: int) -> bool:
@@ -250,6 +295,9 @@ def _bounded(command: Layerfs) -> Iterator[Layerfs]:
     timer.start()
     try:
         yield command
+        command.kill_all()
+        command.check_logs()
+        command.check_store()  # while the filesystems that its trees lie on are still mounted
     finally:
         timer.cancel()
         command.end()

@@ -192,10 +192,24 @@ def _close_all_but(kept: set[int]) -> None:
         start = fd + 1
 
 
+class _OneLine(logging.Formatter):
+    """Writes a message as one line of printable text, whatever the names in it are made of."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
 def _run(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, report: int) -> None:
     from layerfs.daemon import Daemon
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    _log_to_stderr()
     os.umask(0)  # the kernel has applied the caller's umask already
     lock.set_pid(os.getpid())
     try:

@@ -275,6 +275,7 @@ class TestSurroundings:
         assert "ermission denied" in line
 
     def test_a_store_of_a_newer_version(self, layerfs: Layerfs, base: str, free: Path) -> None:
+        layerfs.store_is_damaged = True
         with sqlite3.connect(layerfs.root / "layerfs.db") as database:
             database.execute("PRAGMA user_version = 99")
         database.close()
@@ -285,6 +286,7 @@ class TestSurroundings:
         assert mounts_below(layerfs.directory) == []
 
     def test_a_store_that_is_no_store(self, layerfs: Layerfs) -> None:
+        layerfs.store_is_damaged = True
         layerfs.root.mkdir()
         (layerfs.root / "layerfs.db").write_bytes(b"no database" * 1000)
         assert str(layerfs.root) in layerfs.refused("images")
