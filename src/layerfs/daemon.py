@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,10 @@ from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.operations import Operations
+from layerfs.fuse.syncing import StoreSync
 from layerfs.notify import Notifier
 from layerfs.store import Store, settle
+from layerfs.store.journal import Journal
 from layerfs.union.changes import Change, changes
 from layerfs.union.layer import Layer
 from layerfs.union.upper import Upper
@@ -60,7 +63,8 @@ class Daemon:
         self.root = root
         self.mount_id = mount_id
         self.mountpoint = mountpoint
-        self._store = Store(root)
+        self._store = Store(root, wait=False)
+        """The loop's: nothing that is asked of it waits for another process."""
         self._mount = self._store.mount(mount_id)
         self.name = self._mount.name
         self._notifier = Notifier.from_environment()
@@ -72,11 +76,11 @@ class Daemon:
         self.removed = False
         """Whether the mount is in the store no more; to be read once `run` has returned."""
         self._to_settle = trio.Event()
-        self._settling = [
-            layer.id
-            for layer in self._store.layers_of(self._mount)
-            if layer.state == "sealed" and not layer.manifest_done
-        ]
+        self._settling: dict[str, Layer] = {}
+        """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
+        self._journal = Journal(self._store.root)
+        self._exchanged: list[str] = []
+        """Layers that came from an upper outside the store, until that is on disk."""
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -91,7 +95,10 @@ class Daemon:
             self._union = self._open_union(descriptors)
             try:
                 options = self._mount.options
-                self._filesystem = Filesystem(self._union, durable=not options.get("volatile"))
+                self._store_sync = StoreSync(self._bring_store_to_disk)
+                self._filesystem = Filesystem(
+                    self._union, durable=not options.get("volatile"), store=self._store_sync
+                )
                 self._operations = Operations(self._filesystem)
                 if wire.extension is not None:
                     Direct(wire.extension, self._filesystem).install()
@@ -107,13 +114,18 @@ class Daemon:
                 self._leave_store()
         finally:
             self._collector.close()
+            self._journal.close()
             self._store.close()
 
     def _open_union(self, descriptors: int) -> Union:
         lowers: list[Layer] = []
         try:
             for row in self._store.layers_of(self._mount):
-                lowers.append(Layer(row.path, aufs=row.state == "external"))  # noqa: PERF401 - closed below
+                layer = Layer(row.path, aufs=row.state == "external")
+                lowers.append(layer)
+                if row.state == "sealed" and not row.manifest_done:
+                    layer.on_disk = False
+                    self._settling[row.id] = layer
             upper = None
             if self._mount.upper is not None:
                 active = self._store.layer(self._mount.upper)
@@ -151,7 +163,8 @@ class Daemon:
                 await nursery.start(http.serve, listener, App(self.root, self))
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
-                self._store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
+                await trio.to_thread.run_sync(self._set_mounted)
+                self._store_sync.changed()  # the mount itself, which may be new
                 ready()
                 self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
@@ -177,13 +190,22 @@ class Daemon:
                     _log.error("%s", error)
                     session.stop()
 
+    def _set_mounted(self) -> None:
+        with Store(self.root) as store:
+            store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
+
     def _leave_store(self) -> None:
         if self.removed:
             return
-        self._store.set_unmounted(self.mount_id)
-        if self._mount.ephemeral:
-            self._store.remove_mount(self.mount_id)
-            self.removed = True
+        with Store(self.root) as store:
+            store.set_unmounted(self.mount_id)
+            if self._mount.ephemeral:
+                store.remove_mount(self.mount_id)
+                self.removed = True
+        try:
+            self._bring_store_to_disk()
+        except (LayerfsError, OSError) as error:
+            _log.error("the store cannot be written to its disk: %s", error)
 
     # -- what the control socket asks for -----------------------------------------------------------
 
@@ -203,7 +225,8 @@ class Daemon:
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
             wording = live_commit.Wording(reference, comment, author, changes)
-            image = await live_commit.commit(
+            path = self._union.layers[0].path
+            image, upper = await live_commit.commit(
                 self.root,
                 self._store,
                 self._mount,
@@ -212,10 +235,11 @@ class Daemon:
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 quiesce=wire.quiesce,
             )
-            self._mount = self._store.mount(self.mount_id)
-            on_disk = self._filesystem.contents.commit_on_disk = trio.Event()
-            trio.lowlevel.spawn_system_task(self._sync_store, on_disk)
-        self._settling.append(sealed)
+            if self._union.layers[1].path != path:
+                self._exchanged.append(sealed)
+            self._settling[sealed] = self._union.layers[1]
+            self._store_sync.changed()
+            self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
         self._to_settle.set()
         return image
 
@@ -297,17 +321,14 @@ class Daemon:
 
     # -- in the background --------------------------------------------------------------------------
 
-    async def _sync_store(self, done: trio.Event) -> None:
-        try:
-            await trio.to_thread.run_sync(self._sync_store_now)
-        except (LayerfsError, OSError) as error:
-            _log.error("cannot write the store to disk: %s", error)
-        finally:
-            done.set()
-
-    def _sync_store_now(self) -> None:
-        with Store(self.root) as store:
-            store.sync()
+    def _bring_store_to_disk(self) -> None:
+        """Bring the rows of this mount and of its layers to the disk, in any thread; see `StoreSync`."""
+        if self._exchanged:
+            with Store(self.root) as store:
+                while self._exchanged:
+                    store.bring_exchange_to_disk(self._exchanged[0])
+                    del self._exchanged[0]
+        self._journal.sync()
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.
@@ -316,9 +337,11 @@ class Daemon:
         """
         while True:
             while self._settling:
-                process = settle.start(self.root, self._settling[0])
-                await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-                del self._settling[0]
+                layer_id, layer = next(iter(self._settling.items()))
+                process = settle.start(self.root, layer_id)
+                status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+                layer.on_disk = status == 0
+                del self._settling[layer_id]
             self._to_settle = trio.Event()
             await self._to_settle.wait()
             with trio.CancelScope(shield=True):  # also when an unmount follows right after

@@ -19,6 +19,7 @@ from layerfs.container.freezer import Freezer, find
 from layerfs.container.record import look
 from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.store import Store
+from layerfs.store.journal import Hold
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -96,13 +97,17 @@ async def _freeze(freezer: Freezer) -> None:
 
 
 class _NextUpper:
-    """The upper to come: a thread makes it while what was written is being collected."""
+    """The upper to come: a thread makes it while what was written is being collected.
+
+    Until `close` the journal of the database does not restart, so that the loop's COMMIT waits for no disk.
+    """
 
     def __init__(self, root: Path, mount: Mount) -> None:
         self._root = root
         self._mount = mount
         self._layer: Layer | None = None
         self._error: Exception | None = None
+        self._hold: Hold | None = None
         self._made = trio.Event()
         trio.lowlevel.spawn_system_task(self._make)
 
@@ -115,6 +120,7 @@ class _NextUpper:
         try:
             with Store(self._root) as store:
                 self._layer = store.prepare_upper(self._mount)
+            self._hold = Hold(self._root)
         except Exception as error:  # raised where the layer is asked for
             self._error = error
 
@@ -125,6 +131,14 @@ class _NextUpper:
             raise self._error
         assert self._layer is not None
         return self._layer
+
+    async def close(self) -> None:
+        """Let the journal go: the commit has come, or will not."""
+        with trio.CancelScope(shield=True):
+            await self._made.wait()
+            if self._hold is not None:
+                await trio.to_thread.run_sync(self._hold.close)
+                self._hold = None
 
     async def abandon(self) -> None:
         """Remove it: the commit will not come."""
@@ -147,12 +161,12 @@ async def commit(
     *,
     still: AbstractAsyncContextManager[None],
     quiesce: Callable[[], None] = lambda: None,
-) -> Image:
-    """Seal the upper of *union* as a layer of a new image and give it an empty one.
+) -> tuple[Image, str]:
+    """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
 
     All that was written is in the upper once *still* has been entered, and *quiesce* returns when nothing but
-    the calling thread writes to it any more. *store* belongs to that thread. Raises `LayerfsError` or
-    `OSError`; then nothing has changed.
+    the calling thread writes to it any more. *store* belongs to that thread, and never waits. Atomic; not
+    durable yet. Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     next_upper = _NextUpper(root, mount)
     upper = old = None
@@ -183,8 +197,9 @@ async def commit(
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error
         raise
+    finally:
+        trio.lowlevel.spawn_system_task(next_upper.close)
     assert old is not None
-    assert mount.upper is not None
-    for layer, layer_id in ((old, mount.upper), (upper, prepared.id)):  # the trees of an upper
-        layer.path = os.fsencode(store.layer(layer_id).path)  # outside the store change places
-    return image
+    if old.path != os.fsencode(store.root / "layers" / str(mount.upper) / "fs"):
+        old.path, upper.path = upper.path, old.path  # the trees of an upper outside the store change places
+    return image, prepared.id

@@ -1,59 +1,24 @@
-"""The power goes: what a journalled filesystem has on disk then is what the next mount finds.
+"""The power goes during copy-ups: what a journalled filesystem has on disk then is what the next mount finds.
 
-ext4 can be told to stop writing at once, its journal included (EXT4_IOC_SHUTDOWN, as xfstests use it). What
-has reached the image by then is all there is after it is mounted again.
+What was synced before is in `test_durability`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import struct
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from layerfs.union import durability, syscalls
 from tests.conftest import Layerfs, Stack, wait_until
+from tests.system.power import Disk
 
 pytestmark = pytest.mark.root
-
-_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-_NO_LOG_FLUSH = struct.pack("=I", 2)
 FILES = 400
-
-
-class Disk:
-    """A filesystem in an image that can lose its power."""
-
-    def __init__(self, directory: Path, *features: str) -> None:
-        self.image = directory / "disk.ext4"
-        self.path = directory / "disk"
-        self.path.mkdir()
-        with self.image.open("wb") as file:
-            file.truncate(256 << 20)
-        subprocess.run(["mkfs.ext4", "-q", *features, self.image], check=True, timeout=30)
-        self.plug_in()
-
-    def plug_in(self) -> None:
-        """Mount it, with a commit of the journal every second."""
-        subprocess.run(["mount", "-o", "loop,commit=1", self.image, self.path], check=True, timeout=20)
-
-    def cut(self) -> None:
-        """Have nothing reach the image from now on."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
-        finally:
-            os.close(fd)
-
-    def unplug(self) -> None:
-        """Unmount it."""
-        subprocess.run(["umount", self.path], check=True, timeout=20)
 
 
 @pytest.fixture

@@ -135,10 +135,10 @@ def test_recovery_names_what_it_does(store: Store, mount: Mount) -> None:
     upper = store.layer(mount.upper).path
     upper.rename(upper.with_name("moved"))
     done = store.recover()
-    assert len(done) == 3
+    assert len(done) == 2
     assert "has lost its tree" in done[0]
     assert "removed aaaaaaaaaaaa" in done[1]
-    assert "removed stray" in done[2]
+    assert (store.root / "layers/stray").read_text() == "x"  # not of layerfs' making
     upper.with_name("moved").rename(upper)
     assert store.recover() == []
 

@@ -139,15 +139,21 @@ def rmi_command(root: Path, images: tuple[str, ...], force: bool) -> int:
 
 @click.command("verify")
 @click.argument("reference")
+@click.option("--accept", is_flag=True, help="Take unverified layers as they are now for whole, first.")
 @click.pass_obj
-def verify_command(root: Path, reference: str) -> int:
+def verify_command(root: Path, reference: str, accept: bool) -> int:
     """Check the files of an image against its manifests.
 
-    Prints a line for each file that differs, and fails if there is one.
+    Prints a line for each file that differs, and for each layer that is unverified because the machine
+    stopped before it was on disk. Fails if there is one.
     """
-    found = Client.local(root).request("GET", "/layerfs/verify", ref=reference)
+    client = Client.local(root)
+    if accept:
+        client.request("POST", "/layerfs/verify", ref=reference)
+    found = client.request("GET", "/layerfs/verify", ref=reference)
     for item in found:
-        click.echo(f"{render.short_id(item['Layer'])}  {render.printable(item['Path'])}: {item['What']}")
+        path = f"{render.printable(item['Path'])}: " if item["Path"] else ""
+        click.echo(f"{render.short_id(item['Layer'])}  {path}{item['What']}")
     if not found:
         click.echo(f"{reference}: every file is as its manifest says")
     return 1 if found else 0

@@ -37,10 +37,11 @@ def unmount(call: Call) -> Response:
 
 
 def verify(call: Call) -> Response:
-    """Compare an image's layers with their manifests; return every file that differs."""
-    reference = call.query.get("ref")
-    if not reference:
-        raise BadRequest("give the parameter ref: the image to verify")
+    """Compare an image's layers with their manifests; return every file that differs.
+
+    A layer that may not be whole since the machine stopped is in the answer without a path.
+    """
+    reference = _reference(call)
     answer = [
         {
             "Layer": digest(found.layer),
@@ -68,10 +69,24 @@ def fsck(call: Call) -> Response:
     )
 
 
+def accept(call: Call) -> Response:
+    """Take an image's layers that may not be whole for whole, as they are now."""
+    call.store.accept(_reference(call))
+    return NO_CONTENT
+
+
+def _reference(call: Call) -> str:
+    reference = call.query.get("ref")
+    if not reference:
+        raise BadRequest("give the parameter ref: the image to verify")
+    return reference
+
+
 ROUTES = (
     route("GET", "/layerfs/status", status),
     route("POST", "/layerfs/unmount", unmount),
     route("GET", "/layerfs/verify", verify),
     route("GET", "/layerfs/fsck", fsck),
     route("POST", "/layerfs/fsck", fsck),
+    route("POST", "/layerfs/verify", accept),
 )

@@ -1,8 +1,8 @@
 """Reading and writing file contents, and the copy-ups before the first write.
 
 Reads of what is in memory, all writes, and copy-ups of small files run in the event loop's own thread: they
-take less than the way to another. What waits for a disk (cold reads, large copies, fsync) runs in threads,
-on descriptors of its own.
+take less than the way to another. What waits for a disk (cold reads, large copies) runs in threads, on
+descriptors of its own.
 """
 
 from __future__ import annotations
@@ -41,9 +41,6 @@ class Contents:
             mmap.mmap(-1, _BUFFER)
         )  # one buffer: an answer is sent before the next read
         self.copies = 0
-        self.commit_on_disk = trio.Event()
-        """Set unless a commit is not on disk yet: until it is, nothing above it can be."""
-        self.commit_on_disk.set()
 
     def is_in_place(self, node: Node, *, metadata_only: bool = False) -> bool:
         """Tell whether *node* can be changed without a copy-up."""
@@ -152,38 +149,6 @@ class Contents:
         await self.copy_up(node)
         fd = self._union.data(node, write=True)
         await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
-
-    @property
-    def may_sync(self) -> bool:
-        """Whether `sync` has nothing to wait for but the disk."""
-        return self.commit_on_disk.is_set()
-
-    async def sync(self, node: Node, *, data_only: bool) -> None:
-        """Write *node* to disk, if it is in the upper: lower layers do not change.
-
-        A commit that came before must be on disk first: an upper that the store forgot in a power cut
-        would be no place to have saved anything.
-        """
-        await self.commit_on_disk.wait()
-        if not self._union.in_upper(node):
-            return
-        if isinstance(node, Directory):
-            fd = node.dirs[0].fd()
-        elif node.contents is not None:
-            await self._sync_metadata(node)
-            return
-        elif node.is_regular:
-            fd = self._union.data(node)
-        else:
-            return
-        await self._in_thread(fd, os.fdatasync if data_only else os.fsync)
-
-    async def _sync_metadata(self, node: File) -> None:
-        fd = node.open(os.O_RDONLY)
-        try:
-            await trio.to_thread.run_sync(os.fsync, fd)
-        finally:
-            os.close(fd)
 
     async def _in_thread(self, fd: int, work: Callable[[int], _T]) -> _T:
         own = os.dup(fd)  # the other may be closed meanwhile

@@ -291,16 +291,12 @@ class Direct:
         return fd
 
     def fsync(self, inode: int) -> int | None:
-        """FSYNC: return the descriptor to sync, where that is all there is to it (see `Contents.sync`)."""
-        node = self._filesystem.file(inode)
-        if not (self._contents.may_sync and node.is_regular and self._union.is_whole(node)):
-            return None
-        return self._union.data(node)
+        """FSYNC: return the descriptor to sync, where that is all there is to it (see `Syncing`)."""
+        return self._filesystem.syncing.descriptor(self._filesystem.file(inode))
 
     def fsyncdir(self, inode: int) -> int | None:
         """FSYNCDIR: return the descriptor to sync, as `fsync`."""
-        part = self._union.upper_part(self._filesystem.directory(inode))
-        return part.fd() if part is not None and self._contents.may_sync else None
+        return self._filesystem.syncing.descriptor(self._filesystem.directory(inode))
 
     # -- extended attributes --------------------------------------------------------------------------
 

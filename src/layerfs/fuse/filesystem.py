@@ -18,6 +18,7 @@ from pyfuse3 import InodeT
 from layerfs.fuse import setid, wire
 from layerfs.fuse.contents import Contents
 from layerfs.fuse.setid import Caller
+from layerfs.fuse.syncing import StoreSync, Syncing
 from layerfs.fuse.times import LateTimes
 from layerfs.union import attributes, mutate, xattr
 from layerfs.union.mutate import Owner
@@ -49,10 +50,11 @@ class Change(NamedTuple):
 class Filesystem:
     """The union as requests see it: inode numbers, callers, set-id rules, times."""
 
-    def __init__(self, union: Union, *, durable: bool = True) -> None:
-        """Without *durable* a copy-up is not written to disk before it counts."""
+    def __init__(self, union: Union, *, durable: bool = True, store: StoreSync | None = None) -> None:
+        """Without *durable* a copy-up is not written to disk before it counts. fsync waits for *store*."""
         self.union = union
         self.contents = Contents(union, durable=durable)
+        self.syncing = Syncing(union, store or StoreSync())
         self.late_times = LateTimes(union)
 
     # -- nodes ----------------------------------------------------------------------------------

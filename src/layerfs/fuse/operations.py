@@ -240,7 +240,7 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a file to disk."""
-        await self.contents.sync(self.filesystem.file(fh), data_only=datasync)
+        await self.filesystem.syncing.sync(self.filesystem.file(fh), data_only=datasync)
 
     def _on_fallocate(self, request: wire.Request, inode: int, mode: int, offset: int, length: int) -> None:
         trio.lowlevel.spawn_system_task(self._fallocate, request, inode, mode, offset, length)
@@ -302,7 +302,7 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a directory to disk."""
-        await self.contents.sync(self.filesystem.directory(fh), data_only=datasync)
+        await self.filesystem.syncing.sync(self.filesystem.directory(fh), data_only=datasync)
 
     # -- extended attributes --------------------------------------------------------------------
 

@@ -54,8 +54,8 @@ def load(
 
     *source* is a directory, a file, or a stream; *platform* (OS/ARCHITECTURE[/VARIANT]) chooses from an
     index, by default for this machine. *references* are names for the image instead of those it brings along.
-    Layers that the store has already are shared. On failure the store is as it was. Raises `NotFound`,
-    `BadRequest` for what is damaged, hostile or more than *limits*, `NoSpace` and others.
+    Layers that the store has already are shared. Durable on return; on failure the store is as it was.
+    Raises `NotFound`, `BadRequest` for what is damaged, hostile or more than *limits*, `NoSpace` and others.
     """
     names = tuple(normalize(reference) for reference in references) if references is not None else None
     report = progress or (lambda done, total: None)
@@ -89,6 +89,7 @@ def _load(
         layers.discard(db, *(layer.id for layer in made if layer.id not in used))
         for layer_id in used:
             layers.keep(layer_id)
+    db.sync()
     return [
         Loaded(image, new.tags, count)
         for (image, _), (_, new), count in zip(loaded, wanted, left_out, strict=True)
@@ -140,7 +141,7 @@ def _unpack_missing(
                     raise BadRequest(f"a layer is missing: there is no {blob.name}")
                 if blob.size is not None and region.size != blob.size:
                     raise BadRequest(f"{blob.name} has {region.size} bytes, not {blob.size}: it is damaged")
-                layer_id = layers.begin(db, "fs")
+                layer_id = layers.begin(db, "fs", filling=True)
                 started.append(layer_id)
                 directory = layers.directory(db, layer_id)
                 jobs.append(Job(directory, region, blob.diff_id, blob.digest, limits))

@@ -3,10 +3,13 @@
 What touches the file system happens before, in `prepare`: the next upper is made, and belongs to
 nobody until the transaction names it. The transaction itself only writes a few rows, however much
 the upper holds, so the caller can switch its mount right after it with nothing in between.
+
+What the rows name is on the disk before they are written. They themselves get there when the log is synced.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -37,6 +40,7 @@ def prepare(db: Database, mount: Mount) -> Layer:
             external.prepare(db, upper)
         else:
             copy_attributes(upper.path, own / "fs")
+        layers.bring_to_disk(db, new)
     except BaseException as error:
         layers.discard(db, new)
         layers.keep(upper.id)
@@ -84,7 +88,7 @@ def commit(
             if external.is_outside(db, upper):
                 external.seal(db, upper, new_upper.id)
             else:
-                db.execute("UPDATE layers SET state = 'sealed' WHERE id = ?", (upper.id,))
+                layers.seal(db, upper.id)
                 layers.insert(db, new_upper.id, "active")
             db.execute("UPDATE mounts SET upper = ? WHERE id = ?", (new_upper.id, mount.id))
             attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
@@ -102,7 +106,7 @@ def commit(
         raise
     layers.keep(new_upper.id)
     if swapped:
-        external.finish(db, swapped)
+        layers.keep(swapped.id)
     return image
 
 
@@ -110,9 +114,10 @@ def _write_image(
     db: Database, mount: Mount, config: dict[str, object], author: str, comment: str, created_by: str
 ) -> Image:
     """Put the upper on the mount's stack and make an image of that."""
-    query = "SELECT step, parent FROM mounts WHERE id = ?"
-    below, parent = db.execute(query, (mount.id,)).fetchone()
-    ran = " ".join(mount.config.get("Cmd") or ()) if mount.container else ""  # as docker's history says it
+    query = "SELECT step, parent, options FROM mounts WHERE id = ?"
+    below, parent, options = db.execute(query, (mount.id,)).fetchone()
+    container = json.loads(options).get("container")
+    ran = " ".join(mount.config.get("Cmd") or ()) if container else ""  # as docker's history says it
     made_by = created_by or ran or f"layerfs commit {mount.name}"
     entry = HistoryEntry(to_datetime(now()), made_by, author, comment, False, mount.upper)
     step = stacks.add(db, below, entry)

@@ -1,4 +1,9 @@
-"""The store's database: opening and migrating it, transactions, and its errors in plain words."""
+"""The store's database: opening and migrating it, transactions, and its errors in plain words.
+
+SQLite's write-ahead log with `synchronous = NORMAL`: a COMMIT writes to the log and waits for no disk. A
+transaction is on the disk once the log has been synced (`sync`) or folded into the database file by a
+checkpoint, which syncs both. A restarted log is the one place where a COMMIT syncs: see `journal.Hold`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
 from layerfs.store.schema import MIGRATIONS
+from layerfs.store.system import sync_path
 
 WAIT = 10.0
 """Seconds that a patient transaction waits for the writer before it."""
@@ -45,30 +51,36 @@ class _Cursor(sqlite3.Cursor):
 class Database:
     """A connection to the database of the store at *root*; used by the thread that made it.
 
-    With *create*, a store that is not there is made. Raises `NotFound` when there is none, `Conflict`
-    when a newer layerfs wrote it, `Forbidden`, `NoSpace` or `StoreBusy` as the names say.
+    With *create*, a store that is not there is made. Without *wait*, what finds the database locked
+    raises `StoreBusy` at once, once the connection is open. One that is *shared* is used by one thread at a
+    time, not always the same. Raises `NotFound` when there is no store,
+    `Conflict` when a newer layerfs wrote it, `Forbidden`, `NoSpace` or `StoreBusy` as the names say.
     """
 
-    def __init__(self, root: Path, *, create: bool = True) -> None:
+    def __init__(self, root: Path, *, create: bool = True, wait: bool = True, shared: bool = False) -> None:
         self.root = root.absolute()
         self.layers = self.root / "layers"
         file = self.root / "layerfs.db"
         try:
             if create:
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self.layers.mkdir(mode=0o700, exist_ok=True)
+                _make_directory(self.root, 0o700)
+                _make_directory(self.layers, 0o700)
             elif not file.exists():
                 raise NotFound(f"no store at {self.root}: import an image to make one")
         except OSError as error:
             raise from_os_error(error, f"open the store {self.root}") from None
         try:
-            self.connection = sqlite3.connect(file, timeout=WAIT, isolation_level=None)
+            self.connection = sqlite3.connect(
+                file, timeout=WAIT, isolation_level=None, check_same_thread=not shared
+            )
         except sqlite3.Error as error:
             raise self._explained(error) from None
         try:
             self.execute("PRAGMA synchronous = NORMAL")
             self.execute("PRAGMA foreign_keys = ON")
             self._migrate()
+            self._patience = int(WAIT * 1000) if wait else 0
+            self.execute(f"PRAGMA busy_timeout = {self._patience}")
         except BaseException:
             self.connection.close()
             raise
@@ -102,7 +114,7 @@ class Database:
                 yield
         finally:
             if not wait:
-                self.execute(f"PRAGMA busy_timeout = {int(WAIT * 1000)}")
+                self.execute(f"PRAGMA busy_timeout = {self._patience}")
                 self.execute("PRAGMA wal_autocheckpoint = 1000")
 
     @contextmanager
@@ -116,8 +128,26 @@ class Database:
             yield
 
     def sync(self) -> None:
-        """Bring all that was committed to the disk."""
-        self.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        """Bring all that was committed so far, by whomever, to the disk: durable on return.
+
+        Syncs the log, from which SQLite recovers what is not in the database file yet. No reader or writer
+        stands in its way, and it stands in nobody's. Raises `LayerfsError` where the disk refuses it.
+        """
+        try:
+            sync_log(self.root)
+        except OSError as error:
+            raise from_os_error(error, f"write the store {self.root} to its disk") from None
+
+    def fold_in(self) -> None:
+        """Write the whole log into the database file and bring that to the disk.
+
+        For when a sync of the log has failed: the system tells of a page that it could not write once, and a
+        second sync would find nothing to complain of. Raises `LayerfsError` unless all of it is on the disk;
+        `StoreBusy` while somebody reads an older state.
+        """
+        busy, in_log, done = self.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if busy or in_log != done:
+            raise StoreBusy(f"store {self.root} cannot be written to its disk while others use it: try again")
 
     def scalar(self, sql: str, values: Sequence[Value] = ()) -> Value:
         """Return the first column of the first row, or None when there is no row."""
@@ -179,3 +209,19 @@ class Database:
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return LayerfsError(f"{self.root}/layerfs.db is damaged: {error}")
         return LayerfsError(f"store {self.root}: {error}")
+
+
+def sync_log(root: Path) -> None:
+    """Do what `Database.sync` does for the store at *root*; raises `OSError`."""
+    with suppress(FileNotFoundError):  # without a log every COMMIT syncs
+        sync_path(root / "layerfs.db-wal", data_only=True)
+    sync_path(root)
+
+
+def _make_directory(path: Path, mode: int = 0o777) -> None:
+    """Make a directory and those above it where they are missing, with their names on the disk."""
+    if path.is_dir():
+        return
+    _make_directory(path.parent)
+    path.mkdir(mode=mode, exist_ok=True)
+    sync_path(path.parent)

@@ -3,19 +3,21 @@
 Such an upper is an active layer whose row has a path. On a commit its tree moves into the store and a
 fresh, empty one takes its place: the two directories are exchanged in one system call inside the
 transaction, so both must be on the store's filesystem. Before that, `layers/ID/exchange` notes the
-fresh tree's inode number; after a crash it tells whether the exchange took place.
+inode numbers of the two; after a crash it tells whether the exchange took place. A power cut may leave either
+of transaction and exchange on the disk without the other, so the note stays until both are there.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.store import layers
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now
-from layerfs.store.system import copy_attributes, exchange, remove_trees
+from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_path
 
 
 def check_upper(db: Database, upper: Path, work: Path) -> None:
@@ -76,13 +78,41 @@ def prepare(db: Database, upper: Layer) -> None:
     (own / "fs").mkdir(mode=0o755)
     copy_attributes(upper.path, own / "fs")
     note = own / "exchange.tmp"
-    note.write_text(f"{(own / 'fs').stat().st_ino}\n")
+    fresh, old = (path.stat().st_ino for path in (own / "fs", upper.path))
+    note.write_bytes(b"%d\n%d\n%s" % (fresh, old, os.fsencode(upper.path)))
+    sync_path(note)
     note.rename(own / "exchange")
+    layers.bring_to_disk(db, upper.id)
+
+
+class _Note(NamedTuple):
+    """What `prepare` noted of an exchange: the two trees, and where the old one is before it."""
+
+    fresh: int
+    old: int | None
+    path: Path | None
+
+    def took_place(self, own: Path) -> bool:
+        """Tell whether the directory *own* of the layer has the old tree."""
+        return (own / "fs").stat().st_ino != self.fresh
+
+
+def _noted(own: Path) -> _Note | None:
+    """Return the note in a layer's directory; None where there is none, or none that says anything."""
+    try:
+        fresh, *more = (own / "exchange").read_bytes().split(b"\n", 2)
+    except FileNotFoundError:
+        return None
+    if not fresh.isdigit():
+        return None  # of an older layerfs, which left its writing to the system
+    if len(more) < 2 or not more[0].isdigit():
+        return _Note(int(fresh), None, None)
+    return _Note(int(fresh), int(more[0]), Path(os.fsdecode(more[1])))
 
 
 def seal(db: Database, upper: Layer, new_id: str) -> None:
     """Write what a commit makes of an upper outside and of the one that follows it there."""
-    db.execute("UPDATE layers SET state = 'sealed', path = NULL, work = NULL WHERE id = ?", (upper.id,))
+    layers.seal(db, upper.id)
     db.execute(
         "INSERT INTO layers (id, state, path, work, created) VALUES (?, 'active', ?, ?, ?)",
         (new_id, os.fsencode(upper.path), os.fsencode(upper.work or b""), now()),
@@ -97,24 +127,56 @@ def swap(db: Database, upper: Layer) -> None:
         raise from_os_error(error, f"move {upper.path} into the store") from None
 
 
-def finish(db: Database, upper: Layer) -> None:
-    """Forget what was noted for the exchange: the commit is done."""
-    (layers.directory(db, upper.id) / "exchange").unlink(missing_ok=True)
-    layers.keep(upper.id)
+def bring_to_disk(db: Database, layer_id: str) -> None:
+    """Bring the exchange that a commit made to the disk, and the commit; then forget what was noted.
+
+    Durable on return. Nothing where there was no exchange. Raises `OSError` or `LayerfsError`.
+    """
+    own = layers.directory(db, layer_id)
+    note = _noted(own)
+    if note is not None and note.path is not None:
+        for path in (note.path.parent, own):
+            sync_path(path)
+        db.sync()
+    (own / "exchange").unlink(missing_ok=True)
 
 
 def recover(db: Database, layer: Layer) -> str | None:
-    """Undo a commit that was cut short before its transaction ended; the caller holds the layer's lock.
+    """Undo a commit that is not in the database, or finish one that is; the caller holds the layer's lock.
 
     Returns a line that says what was done, if anything. Raises `OSError` or `LayerfsError`.
     """
     own = layers.directory(db, layer.id)
-    note = own / "exchange"
+    note = _noted(own)
+    if layer.state != "active":
+        done = _redo(own, note) if note is not None else None
+        bring_to_disk(db, layer.id)
+        return done
     done = None
-    if layer.state == "active" and (own / "fs").exists():
-        if note.exists() and (own / "fs").stat().st_ino != int(note.read_text()):
+    if (own / "fs").exists():
+        if note is not None and note.took_place(own):
             exchange(layer.path, own / "fs")
             done = f"gave {layer.path} its tree back: its commit was cut short"
-        remove_trees(own / "fs")
-    note.unlink(missing_ok=True)
+        if any((own / "fs").iterdir()):
+            done = f"{done}; what was written after that is in {_keep(db, own / 'fs')}"
+        else:
+            remove_trees(own / "fs")
+    (own / "exchange").unlink(missing_ok=True)
     return done
+
+
+def _redo(own: Path, note: _Note) -> str | None:
+    """Make the exchange of a commit that is in the database, where a power cut has left only that."""
+    if note.path is None or note.took_place(own):
+        return None
+    if not note.path.is_dir() or note.path.stat().st_ino != note.old:
+        return f"the layer {own.name[:12]} is empty: what was in {note.path} is not there any more"
+    exchange(note.path, own / "fs")
+    return f"moved what was in {note.path} into the store: its commit was cut short"
+
+
+def _keep(db: Database, tree: Path) -> Path:
+    """Set a tree aside that nobody knows any more, as recovery does it with others; return where it is."""
+    place = db.layers / (os.urandom(32).hex() + layers.LOST)
+    place.mkdir(mode=0o700)
+    return tree.rename(place / "fs")

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from layerfs.store import commit, events, images, layers, mounts, removal
+from layerfs.store import commit, events, external, images, layers, mounts, removal
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
 from layerfs.store.references import normalize
@@ -33,8 +33,9 @@ class Store:
     that a newer layerfs wrote is a `Conflict`.
     """
 
-    def __init__(self, root: Path, *, create: bool = True) -> None:
-        self._db = Database(root, create=create)
+    def __init__(self, root: Path, *, create: bool = True, wait: bool = True) -> None:
+        """Open the store; without *wait* what finds it busy raises `StoreBusy` at once, from then on."""
+        self._db = Database(root, create=create, wait=wait)
         self.root = self._db.root
 
     @property
@@ -135,7 +136,8 @@ class Store:
         """Make an image of one layer from a directory, a tar archive or a stream of one.
 
         Archives may be compressed (gzip, zstd, bzip2, xz). *changes* are Dockerfile instructions,
-        *progress* is called with the bytes done. On failure the store is as it was. Raises `NotFound`,
+        *progress* is called with the bytes done. Durable on return; on failure the store is as it was. Raises
+        `NotFound`,
         `Forbidden`, `BadRequest` (also for hostile or damaged archives), `NoSpace`.
         """
         from layerfs.store.importer import import_image
@@ -247,7 +249,8 @@ class Store:
     def prepare_upper(self, mount: Mount) -> Layer:
         """Make the next upper of a mount, for `commit` or `abandon_upper`; slow work goes here.
 
-        It is held by this process, in any thread. Raises `Conflict` when the mount cannot be committed.
+        Its directories are on disk on return. It is held by this process, in any thread. Raises `Conflict`
+        when the mount cannot be committed.
         """
         return commit.prepare(self._db, mount)
 
@@ -268,8 +271,10 @@ class Store:
     ) -> Image:
         """Seal the upper of *mount* as the top layer of a new image; *new_upper* takes its place.
 
-        One short transaction, independent of what the upper holds. Raises `StoreBusy` at once when another
-        process is writing (call again), `BadRequest`, `Conflict` or `NotFound`; then nothing changed.
+        One short transaction, independent of what the upper holds. Atomic; not durable: a power cut may undo
+        it until `sync` has returned, and what is in the layer is on disk once it is settled. Raises
+        `StoreBusy` at once when another process is writing (call again), `BadRequest`, `Conflict` or
+        `NotFound`; then nothing changed.
         """
         return commit.commit(
             self._db,
@@ -283,8 +288,18 @@ class Store:
         )
 
     def sync(self) -> None:
-        """Bring all that was committed so far to the disk (a commit itself does not wait for that)."""
+        """Bring all that was committed so far to the disk: durable on return.
+
+        The rows alone: what is in a sealed layer is on disk once it is settled. Raises `LayerfsError`.
+        """
         self._db.sync()
+
+    def bring_exchange_to_disk(self, layer_id: str) -> None:
+        """Bring to the disk that a commit took the tree of this layer from outside the store.
+
+        Durable on return; nothing for other layers. Raises `OSError` or `LayerfsError`.
+        """
+        external.bring_to_disk(self._db, layer_id)
 
     # Afterwards
 
@@ -301,17 +316,29 @@ class Store:
     def verify(self, reference: str) -> Iterator[Difference]:
         """Compare the layers of an image with their manifests and yield every file that differs.
 
-        A layer without a manifest gets it first. Raises `NotFound`, `BadRequest`, `LayerfsError`.
+        A layer without a manifest gets it first. One that was not on disk yet when the machine stopped is a
+        difference of its own, without a path, until `accept`. Raises `NotFound`, `BadRequest` and others.
         """
         from layerfs.store.settle import verify
 
         for layer_id in self.resolve(reference).layers:
             yield from verify(self._db, layer_id)
 
+    def accept(self, reference: str) -> None:
+        """Take the unverified layers of an image as they are now for what was sealed. Durable on return.
+
+        For somebody who has looked at them. Raises as `verify`.
+        """
+        from layerfs.store.settle import accept
+
+        for layer_id in self.resolve(reference).layers:
+            accept(self._db, layer_id)
+
     def recover(self) -> list[str]:
         """Remove or put right what crashes left behind; return a line for each thing done.
 
-        Cheap when there is nothing to do; leaves alone what a live process is making.
+        Cheap when there is nothing to do; leaves alone what a live process is making. A tree with files in it
+        that the database does not know is set aside, not removed.
         """
         from layerfs.store.gc import recover
 

@@ -1,13 +1,16 @@
 """Recovery: what a crash left behind is removed, or put right.
 
-The rows are the truth. A directory below `layers/` without a row belongs to whoever holds its lock, and
-is rubbish when nobody does: a copy that was cut short, a next upper whose commit never came, or a layer
-whose rows are gone but whose tree is not yet. The same goes for scratch directories. A row whose tree is
-missing goes when nothing uses it, and a mount without a name goes with its daemon, however that ended.
+The rows are the truth. A directory below `layers/` without a row belongs to whoever holds its lock. When
+nobody does it is removed if that loses nothing: the table `removable` names it (a copy that was cut short, a
+layer whose rows are gone but whose tree is not yet), or nobody has ever written to it (a next upper whose
+commit never came). Otherwise a power cut may have taken its rows, so it is set aside for a person, and
+never touched again. Scratch directories that nobody holds are removed. A row whose tree is missing goes when
+nothing uses it, and a mount without a name goes with its daemon, however that ended.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +23,8 @@ from layerfs.store.system import remove_trees
 
 _IDLE = 600 * 10**9
 """Nanoseconds for which an external layer may wait for the mount that it was registered for."""
+_OURS = re.compile(rf"[0-9a-f]{{64}}({re.escape(layers.GONE)})?")
+"""Names of directories that layerfs makes below `layers/`, but for those that were set aside."""
 
 
 def recover(db: Database) -> list[str]:
@@ -28,9 +33,23 @@ def recover(db: Database) -> list[str]:
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}
-            strange = [path for path in sorted(db.layers.iterdir()) if path.name not in owned]
-            rubbish = [gone for path in strange if (gone := _set_aside(db, path))]
+            removable = {str(layer_id) for (layer_id,) in db.execute("SELECT layer FROM removable")}
+            found = {path.name: path for path in sorted(db.layers.iterdir()) if _OURS.fullmatch(path.name)}
+            strange = [path for name, path in found.items() if name not in owned]
+            aside = [new for path in strange if (new := _set_aside(db, path))]
+            if outlived := [name for name in removable if not {name, name + layers.GONE} & found.keys()]:
+                with db.transaction():
+                    for name in outlived:
+                        db.execute("DELETE FROM removable WHERE layer = ?", (name,))
             unfinished = scratch.abandoned(db)
+        rubbish = [path for path in aside if not path.name.endswith(layers.LOST)]
+        if rubbish:
+            db.sync()  # that their rows are gone, if they ever had any
+        done += [
+            f"set aside {path}: the database does not know it; `layerfs fsck` says what it is"
+            for path in aside
+            if path not in rubbish
+        ]
         done += _check_rows(db)
         for path in unfinished:
             remove_trees(path)
@@ -85,16 +104,24 @@ def _forget(db: Database, layer: Layer) -> bool:
 
 
 def _set_aside(db: Database, path: Path) -> Path | None:
-    """Rename what nobody owns and nobody is making, so that nobody can take it for a layer."""
-    gone = path if path.name.endswith(layers.GONE) else path.with_name(path.name + layers.GONE)
+    """Rename what nobody owns and nobody is making, so that it is no layer any more; return where it is."""
+    if path.name.endswith(layers.GONE):
+        return path
     try:
         with layers.lock(path, wait=False) as locked:
             # The row is written before the lock is given up, so only now does its absence mean anything.
-            known = "SELECT 1 FROM layers WHERE id = ?"
-            if locked and db.scalar(known, (path.name,)) is None:
-                return path.rename(gone)
-    except FileNotFoundError:
-        pass  # another process removed it
-    except NotADirectoryError:
-        return path.rename(gone)
+            if locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None:
+                removable = db.scalar("SELECT 1 FROM removable WHERE layer = ?", (path.name,)) is not None
+                suffix = layers.GONE if removable or _is_unused(path) else layers.LOST
+                return path.rename(path.with_name(path.name + suffix))
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # another process removed it; or it is no layer
     return None
+
+
+def _is_unused(own: Path) -> bool:
+    """Tell whether nothing was ever written to the tree of a layer's directory."""
+    known = {"fs", "work", "exchange", "exchange.tmp"}
+    if not {entry.name for entry in own.iterdir()} <= known or any((own / "fs").glob("*")):
+        return False
+    return all(path.is_dir() and path.name in ("work", "index") for path in (own / "work").rglob("*"))

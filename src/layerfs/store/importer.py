@@ -39,7 +39,7 @@ def import_image(
     called = str(source) if isinstance(source, Path) else "-"
     if isinstance(source, Path):
         _check_source(db, source)
-    layer_id = layers.begin(db, "fs")
+    layer_id = layers.begin(db, "fs", filling=True)
     own = layers.directory(db, layer_id)
     try:
         digests = _fill(own / "fs", source, layer_id, report)
@@ -65,6 +65,7 @@ def import_image(
             raise from_os_error(error, f"import {called}") from None
         raise
     layers.keep(layer_id)
+    db.sync()
     return images.get(db, image.id)
 
 

@@ -1,8 +1,9 @@
 """Layers: their rows, and their directories while they are made and when they go.
 
 A tree belongs to the store from the transaction on that writes its row. Until then its maker holds a
-`flock` on `layers/ID`, and once it is unlocked without a row it is rubbish (see `gc`). The kernel drops
-the lock with the process, and the fork of one that copies into the tree keeps it.
+`flock` on `layers/ID`. The kernel drops the lock with the process, and the fork of one that copies into the
+tree keeps it. An unlocked tree without a row is rubbish only if the table `removable` names it, or if there
+is nothing in it: after a power cut it may as well be one whose row was not on the disk yet (see `gc`).
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
-from layerfs.store.system import remove_trees, walk
+from layerfs.store.system import boot_id, remove_trees, sync_path, walk
 
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
+LOST = ".lost"
+"""Suffix of a directory that the database does not know though it has files in it: set aside for a person."""
 
-_COLUMNS = "id, state, path, work, created, size, manifest_done, diff_id"
+_COLUMNS = "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified"
 _locks: dict[str, int] = {}
 """Descriptors that hold the locks of the layers that this process is making."""
 
@@ -99,14 +102,17 @@ def external(db: Database, path: Path) -> Layer:
     return get(db, str(found or new))
 
 
-def begin(db: Database, *parts: str) -> str:
+def begin(db: Database, *parts: str, filling: bool = False) -> str:
     """Make the directory of a new layer, with *parts* in it, and hold its lock; return its id.
 
-    `keep` or `discard` ends what this begins. Raises `LayerfsError`.
+    `keep` or `discard` ends what this begins. A layer that is *filling* is written to before it has a row:
+    should that be cut short, what is there is removed. Raises `LayerfsError`.
     """
     layer_id = os.urandom(32).hex()
     path = directory(db, layer_id)
     with making(db):
+        if filling:
+            db.execute("INSERT INTO removable (layer) VALUES (?)", (layer_id,))
         try:
             path.mkdir(mode=0o700)
             _locks[layer_id] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -114,10 +120,30 @@ def begin(db: Database, *parts: str) -> str:
             for part in parts:
                 (path / part).mkdir(mode=0o755)
         except OSError as error:
-            with suppress(OSError):
+            with suppress(OSError, LayerfsError):
                 discard(db, layer_id)
             raise from_os_error(error, f"make a layer in {db.layers}") from None
+    if filling:
+        db.sync()  # or a power cut leaves half an import that nobody knows to be one
     return layer_id
+
+
+def bring_to_disk(db: Database, layer_id: str) -> None:
+    """Bring the directories of a layer that was begun to the disk, not what is in its tree. Raises `OSError`.
+
+    A row that names the layer may be on the disk the moment after it was written, long before directories.
+    """
+    own = directory(db, layer_id)
+    for path in (*own.iterdir(), own, db.layers):
+        sync_path(path)
+
+
+def seal(db: Database, layer_id: str) -> None:
+    """Write that an upper is an immutable layer from now on; part of a transaction."""
+    db.execute(
+        "UPDATE layers SET state = 'sealed', path = NULL, work = NULL, sealed_in = ? WHERE id = ?",
+        (boot_id(), layer_id),
+    )
 
 
 def hold(db: Database, layer_id: str) -> None:
@@ -144,7 +170,12 @@ def keep(layer_id: str) -> None:
 
 
 def discard(db: Database, *layer_ids: str) -> None:
-    """Remove the directories of layers that no row names (any more); raises `LayerfsError`."""
+    """Remove the directories of layers that no row names (any more); raises `LayerfsError`.
+
+    That the rows are gone is on the disk first: a power cut must not bring them back without their trees.
+    """
+    if layer_ids:
+        db.sync()
     gone = []
     for layer_id in layer_ids:
         path = directory(db, layer_id)
@@ -250,10 +281,13 @@ def measure_once(db: Database, layer: Layer) -> int:
 
 
 def _from_row(db: Database, row: sqlite3.Row) -> Layer:
-    layer_id, state, path, work, created, size, manifest_done, diff_id = row
+    layer_id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified = row
     own = directory(db, layer_id)
     if path is not None:
         tree, workdir = Path(os.fsdecode(path)), Path(os.fsdecode(work)) if work else None
     else:
         tree, workdir = own / "fs", own / "work" if state == "active" else None
-    return Layer(layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done), diff_id)
+    doubtful = bool(unverified) or (state == "sealed" and not manifest_done and sealed_in != boot_id())
+    return Layer(
+        layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done), diff_id, doubtful
+    )

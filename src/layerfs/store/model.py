@@ -52,6 +52,8 @@ class Layer:
     manifest_done: bool
     diff_id: str | None = None
     """The digest of its tar archive (`sha256:...`), once it has come in or gone out as one."""
+    unverified: bool = False
+    """Whether the machine stopped before the layer was known to be on disk: nobody knows if it is whole."""
 
 
 @dataclass(frozen=True, slots=True)

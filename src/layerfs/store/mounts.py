@@ -49,6 +49,8 @@ def create(
     try:
         if upper and not external_upper:
             copy_attributes(top.path, layers.directory(db, upper) / "fs")
+        if upper:
+            layers.bring_to_disk(db, upper)
         with db.transaction():
             _check_free(db, name)
             if upper and external_upper:

@@ -95,4 +95,23 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE images ADD COLUMN document BLOB",  # the OCI image configuration, once it is known
         "CREATE INDEX images_digest ON images (digest)",
     ),
+    (  # what a crash may have damaged, and what may be removed after one: see on-disk-format.md, "Crashes"
+        "ALTER TABLE layers ADD COLUMN sealed_in TEXT",  # boot of the commit that sealed it; NULL: not known
+        "ALTER TABLE layers ADD COLUMN unverified INTEGER NOT NULL DEFAULT 0",  # 1: the manifest is younger
+        """
+        CREATE TABLE removable (  -- trees that may go once nobody holds their lock
+            layer TEXT PRIMARY KEY
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TRIGGER layer_added AFTER INSERT ON layers BEGIN
+            DELETE FROM removable WHERE layer = new.id;
+        END
+        """,
+        """
+        CREATE TRIGGER layer_removed AFTER DELETE ON layers BEGIN
+            INSERT OR IGNORE INTO removable (layer) VALUES (old.id);
+        END
+        """,
+    ),
 )

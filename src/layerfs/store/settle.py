@@ -2,6 +2,10 @@
 
 `python -m layerfs.store.settle ROOT LAYER` does it in a process of its own, as nice as can be. It may be
 killed at any moment; whoever needs what is missing then settles the layer again.
+
+A manifest says what a layer was sealed with only if it was made in the boot of the commit, from what is in
+the page cache or on disk. If the machine stopped before that, a part of the layer may never have reached the
+disk. Such a layer is *unverified*, until somebody accepts it: its manifest says what was found afterwards.
 """
 
 from __future__ import annotations
@@ -35,11 +39,18 @@ def settle(db: Database, layer_id: str) -> Layer:
                 raise Conflict(f"layer {layer_id[:12]} is being written to: commit its mount first")
             if layer.manifest_done:
                 return layer
+            own = layers.directory(db, layer_id)
             if layer.state == "sealed":
-                _remove_work(layers.directory(db, layer_id))
+                _remove_work(own)
             if layer.size is None:
                 layers.measure_once(db, layer)
-            bring_to_rest(layer.path, layers.directory(db, layer_id))
+            has_manifest = layer.unverified and _has_its_manifest(db, layer)
+            if layer.unverified and not has_manifest:
+                with db.transaction():
+                    db.execute("UPDATE layers SET unverified = 1 WHERE id = ?", (layer_id,))
+                db.sync()  # before there is a manifest, which would otherwise be taken for that of the commit
+            if not has_manifest:
+                bring_to_rest(layer.path, own)
             with db.transaction():
                 db.execute("UPDATE layers SET manifest_done = 1 WHERE id = ?", (layer_id,))
             db.sync()
@@ -48,6 +59,18 @@ def settle(db: Database, layer_id: str) -> Layer:
             layers.get(db, layer_id)  # removed meanwhile: `NotFound`
         raise from_os_error(error, f"settle layer {layer_id[:12]}") from None
     return layers.get(db, layer_id)
+
+
+def _has_its_manifest(db: Database, layer: Layer) -> bool:
+    """Tell whether an unverified layer has a manifest from before the machine stopped.
+
+    Its settling was cut short after the manifest was on the disk. Now it can be held against that.
+    """
+    known = db.number("SELECT sealed_in IS NOT NULL AND NOT unverified FROM layers WHERE id = ?", (layer.id,))
+    try:
+        return bool(known) and sum(1 for _ in manifest.read(layers.directory(db, layer.id) / "manifest")) > 0
+    except manifest.Damaged:
+        return False
 
 
 def bring_to_rest(tree: Path, directory: Path, digests: dict[int, str] | None = None) -> None:
@@ -64,12 +87,32 @@ def bring_to_rest(tree: Path, directory: Path, digests: dict[int, str] | None = 
             os.close(fd)
 
 
+UNVERIFIED = (
+    "unverified: the machine stopped before this layer was on disk; look at its files, then accept them"
+    " (layerfs verify --accept) or replace the image"
+)
+
+
+def accept(db: Database, layer_id: str) -> None:
+    """Take an unverified layer as it is now for what was sealed: somebody has looked at it.
+
+    Durable on return; nothing for a layer that is verified. Raises `LayerfsError`.
+    """
+    settle(db, layer_id)
+    with db.transaction():
+        db.execute("UPDATE layers SET unverified = 0 WHERE id = ?", (layer_id,))
+    db.sync()
+
+
 def verify(db: Database, layer_id: str) -> Iterator[Difference]:
     """Yield what differs between a layer's tree and its manifest, which is made when there is none yet.
 
-    Raises `LayerfsError` where the tree cannot be read.
+    An unverified layer is a difference of its own, without a path. Raises `LayerfsError` where the tree
+    cannot be read.
     """
     layer = settle(db, layer_id)
+    if layer.unverified:
+        yield Difference(layer_id, b"", UNVERIFIED)
     file = layers.directory(db, layer_id) / "manifest"
     try:
         for path, what in manifest.compare(layer.path, file):

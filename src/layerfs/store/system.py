@@ -28,6 +28,29 @@ def sync_filesystem(fd: int) -> None:
         raise _failure()
 
 
+def sync_path(path: Path, *, data_only: bool = False) -> None:
+    """Bring one file or directory itself to its disk (fsync(2), or fdatasync(2) if *data_only*).
+
+    A directory's entries are part of it, what they name is not. Raises `OSError`.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        (os.fdatasync if data_only else os.fsync)(fd)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> str:
+    """Return what names this run of the machine: another after each start of the kernel.
+
+    What was written in the same boot is still in the page cache, or on the disk. Raises `OSError`.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
 def exchange(first: Path, second: Path) -> None:
     """Swap two directories in one step (renameat2(2), RENAME_EXCHANGE); raises `OSError`."""
     names = os.fsencode(first), os.fsencode(second)

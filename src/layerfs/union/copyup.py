@@ -139,6 +139,7 @@ class CopyUp:
         elif node.contents is None:
             node.contents = before
         node.hidden = 0
+        node.synced = False
         node.backing = os.fstat(self._copy).st_ino
         if node.is_regular and not self._metadata_only:
             union.adopt_data(node, self._copy, writable=True)
@@ -227,6 +228,7 @@ class FillIn:
         with suppress(OSError):  # it has one only if it has been renamed
             os.removexattr(self._target, prefix + xattr.REDIRECT)
         self._node.contents = None
+        self._node.synced = False
         self._union.drop_data(self._node)
 
     def close(self) -> None:

@@ -13,6 +13,9 @@ copied yet.
 - XFS: likewise, the log is in the order of the changes (fs/xfs/xfs_aops.c, xfs_end_ioend).
 
 Others, such as btrfs, end writeback before they record the blocks: there it is fsync.
+
+The same order decides what an fsync of a file does for the names that lead to it: where the journal keeps it,
+all changes of names that came before are on the disk as well. Elsewhere each directory has to be synced.
 """
 
 from __future__ import annotations
@@ -32,7 +35,24 @@ def settler(fd: int) -> Callable[[int], None]:
     return syscalls.write_back if _keeps_order(os.fstat(fd).st_dev) else os.fsync
 
 
+def syncs_names(fd: int) -> bool:
+    """Tell whether fsync(2), on the filesystem that *fd* lies on, brings all earlier changes to the disk.
+
+    Where nothing is ever on a disk, it does too.
+    """
+    device = os.fstat(fd).st_dev
+    return _keeps_order(device) or _described(device)[0] in ("tmpfs", "ramfs")
+
+
 def _keeps_order(device: int) -> bool:
+    type_, options = _described(device)
+    if "nobarrier" in options or "barrier=0" in options:
+        return False
+    return type_ == "xfs" or (type_ == "ext4" and _has_journal(device))
+
+
+def _described(device: int) -> tuple[str, str]:
+    """Return type and options of the filesystem that is *device*, from the mount table; "" where unknown."""
     number = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
@@ -40,17 +60,16 @@ def _keeps_order(device: int) -> bool:
                 place, _, what = line.partition(" - ")
                 if place.split()[2] == number:
                     type_, _, options = what.split()[:3]
-                    break
-            else:
-                return False
-        if "nobarrier" in options or "barrier=0" in options:
-            return False
-        return type_ == "xfs" or (type_ == "ext4" and _has_journal(number))
+                    return type_, options
+    except OSError:
+        pass
+    return "", ""
+
+
+def _has_journal(device: int) -> bool:
+    """Tell whether the ext4 filesystem on a block device has a journal at work (proc(5), fs/jbd2)."""
+    try:
+        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve(strict=True)
+        return any(entry.name.rpartition("-")[0] == block.name for entry in Path("/proc/fs/jbd2").iterdir())
     except OSError:
         return False
-
-
-def _has_journal(number: str) -> bool:
-    """Tell whether the ext4 filesystem on block device *number* has a journal at work (proc(5), fs/jbd2)."""
-    name = Path(f"/sys/dev/block/{number}").resolve(strict=True).name
-    return any(entry.name.rpartition("-")[0] == name for entry in Path("/proc/fs/jbd2").iterdir())

@@ -18,10 +18,11 @@ class Layer:
     """One tree of the stack.
 
     `below` are the layers under it, top-most first. A *mutable* layer is the upper: it changes, so
-    nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts.
+    nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts. `on_disk` says that all
+    of it is known to be on its disk, as it is of a layer that was sealed some time ago.
     """
 
-    __slots__ = ("__weakref__", "aufs", "below", "directories", "mutable", "path", "root")
+    __slots__ = ("__weakref__", "aufs", "below", "directories", "mutable", "on_disk", "path", "root")
 
     def __init__(
         self, path: str | bytes | os.PathLike[str], *, aufs: bool = False, mutable: bool = False
@@ -30,6 +31,7 @@ class Layer:
         self.path = os.fsencode(path)
         self.aufs = aufs
         self.mutable = mutable
+        self.on_disk = not mutable
         self.below: tuple[Layer, ...] = ()
         self.directories = DirectoryCache()
         self.root = LayerDir(self, None, b"", os.open(self.path, _OPEN_DIRECTORY & ~os.O_NOFOLLOW))

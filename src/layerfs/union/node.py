@@ -63,7 +63,9 @@ class File:
     knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `hidden`
     counts those names of a lower file that whiteouts took away. `contents` says where the contents are of
     a file whose metadata alone has been copied up. `no_capability` is set once it is known that there is no
-    attribute `security.capability`, for which the kernel asks before a write.
+    attribute `security.capability`, for which the kernel asks before a write. `synced` says whether the
+    object and the names that lead to it have been synced to the disk: None for one that is as people made it,
+    False for a copy, whose names are ours.
     """
 
     __slots__ = (
@@ -82,6 +84,7 @@ class File:
         "orphan",
         "pin",
         "references",
+        "synced",
         "writable",
     )
 
@@ -101,6 +104,7 @@ class File:
         self.writable = False
         self.hidden = 0
         self.no_capability = False
+        self.synced: bool | None = None
         self.references = 0
 
     @property
