@@ -1,0 +1,91 @@
+"""The database's journal: what a COMMIT does with it, and what a sync does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from layerfs.errors import LayerfsError, StoreBusy
+from layerfs.store import Store
+from layerfs.store.database import Database
+from layerfs.store.journal import Hold, Journal
+from layerfs.store.model import Image
+
+
+def header(store: Store) -> bytes:
+    """Return the journal's header: SQLite writes it, and syncs it, when it restarts the journal."""
+    with (store.root / "layerfs.db-wal").open("rb") as journal:
+        return journal.read(32)
+
+
+def fold_in(store: Store) -> None:
+    """Write all that is in the journal into the database, so that the next COMMIT restarts it."""
+    with Store(store.root) as other:
+        other.database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def test_a_commit_restarts_a_journal_that_was_folded_in(store: Store, base: Image) -> None:
+    fold_in(store)
+    before = header(store)
+    store.tag(base.id, "x")
+    assert header(store) != before
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_no_commit_restarts_a_journal_that_is_held(store: Store, base: Image, folded: bool) -> None:
+    if folded:
+        fold_in(store)
+    hold = Hold(store.root)
+    before = header(store)
+    for number in range(20):
+        store.tag(base.id, f"x:{number}")
+        fold_in(store)
+    assert header(store) == before
+    hold.close()
+    fold_in(store)
+    store.tag(base.id, "x:last")
+    assert header(store) != before
+
+
+def test_a_hold_does_not_change_what_others_wrote(store: Store, base: Image) -> None:
+    version = store.database.number("PRAGMA user_version")
+    with Store(store.root) as other:
+        hold = Hold(store.root)
+        other.tag(base.id, "x")
+        hold.close()
+        hold.close()
+    assert store.resolve("x").id == base.id
+    assert store.database.number("PRAGMA user_version") == version
+
+
+def test_a_hold_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
+    with pytest.raises(LayerfsError):
+        Hold(root)
+
+
+def test_who_must_not_wait_is_told_at_once(store: Store, base: Image) -> None:
+    with Store(store.root, wait=False) as impatient:
+        with store.database.transaction():
+            store.database.execute("UPDATE images SET comment = 'x'")
+            with pytest.raises(StoreBusy):
+                impatient.tag(base.id, "x")
+        impatient.tag(base.id, "x")
+
+
+def test_folding_in_reports_who_stands_in_its_way(
+    store: Store, base: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layerfs.store.database.WAIT", 0.1)
+    journal = Journal(store.root)
+    with Store(store.root) as reader:
+        reader.database.execute("BEGIN")
+        reader.images()
+        store.tag(base.id, "x")
+        impatient = Database(store.root)
+        with pytest.raises(StoreBusy, match="cannot be written to its disk while others use it"):
+            impatient.fold_in()
+        journal.sync()  # nobody stands in the way of that
+    impatient.fold_in()
+    impatient.close()
+    journal.close()
