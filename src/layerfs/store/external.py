@@ -10,6 +10,7 @@ of transaction and exchange on the disk without the other, so the note stays unt
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,8 +136,9 @@ def bring_to_disk(db: Database, layer_id: str) -> None:
     own = layers.directory(db, layer_id)
     note = _noted(own)
     if note is not None and note.path is not None:
-        for path in (note.path.parent, own):
-            sync_path(path)
+        with suppress(FileNotFoundError):  # somebody has removed it since
+            sync_path(note.path.parent)
+        sync_path(own)
         db.sync()
     (own / "exchange").unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ nothing uses it, and a mount without a name goes with its daemon, however that e
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -85,6 +86,8 @@ def _check_rows(db: Database) -> list[str]:
         elif layer.state == "external":
             if to_nanoseconds(layer.created) < now() - _IDLE and _forget(db, layer):
                 done.append(f"forgot the layer {layer.path}, which nothing uses")
+            else:  # a power cut can take what is only its lock
+                own.mkdir(mode=0o700, exist_ok=True)
         elif not layer.path.is_dir() and own == layer.path.parent:
             if _forget(db, layer):
                 done.append(f"forgot layer {layer.id[:12]}, which has no tree")
@@ -120,8 +123,20 @@ def _set_aside(db: Database, path: Path) -> Path | None:
 
 
 def _is_unused(own: Path) -> bool:
-    """Tell whether nothing was ever written to the tree of a layer's directory."""
-    known = {"fs", "work", "exchange", "exchange.tmp"}
-    if not {entry.name for entry in own.iterdir()} <= known or any((own / "fs").glob("*")):
-        return False
-    return all(path.is_dir() and path.name in ("work", "index") for path in (own / "work").rglob("*"))
+    """Tell whether nothing was ever written to the tree of a layer's directory, as far as can be seen."""
+    allowed: dict[str, set[str]] = {
+        ".": {"fs", "work", "exchange", "exchange.tmp"},
+        "fs": set(),
+        "work": {"work", "index"},
+        "work/work": set(),
+        "work/index": set(),
+    }
+    for place, names in allowed.items():
+        try:
+            if not set(os.listdir(own / place)) <= names:
+                return False
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
