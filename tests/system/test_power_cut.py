@@ -69,11 +69,7 @@ def test_a_power_cut_leaves_old_files_or_whole_copies(layerfs: Layerfs, disk: Di
     wait_until(lambda: done > FILES // 2, 30)
     disk.cut()
     changing.join(30)
-    layerfs.kill(stack.name)
-    layerfs.end()
-    if disk.path.is_mount():
-        disk.unplug()
-    disk.plug_in()
+    disk.lose_power(layerfs)
     copies = [path for path in stack.upper.iterdir() if path.is_file()]
     assert copies
     for path in copies:

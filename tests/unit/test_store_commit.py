@@ -6,13 +6,15 @@ import os
 import sqlite3
 import stat
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from layerfs.errors import BadRequest, Conflict, NotFound, StoreBusy
+from layerfs.errors import BadRequest, Conflict, NoSpace, NotFound, StoreBusy
 from layerfs.store import Store
+from layerfs.store.database import Value
 from layerfs.store.model import Image, Layer, Mount
 
 
@@ -269,24 +271,18 @@ def test_a_commit_that_fails_gives_the_upper_back(
     (outside[0] / "one").write_text("1")
     prepared = store.prepare_upper(mount)
 
-    class Failing:
-        """A connection whose COMMIT fails once, as on a full disk."""
-
-        def __init__(self, connection: sqlite3.Connection) -> None:
-            self._connection = connection
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._connection, name)
-
-        def execute(self, sql: str, values: Any = ()) -> sqlite3.Cursor:
-            if sql == "COMMIT":
-                monkeypatch.undo()
-                raise sqlite3.OperationalError("database or disk is full")
-            return self._connection.execute(sql, values)
-
     database = store._db
-    monkeypatch.setattr(database, "connection", Failing(database.connection))
-    with pytest.raises(Exception, match="disk is full"):
+    execute = database.execute
+
+    def fail_once(sql: str, values: Sequence[Value] = ()) -> sqlite3.Cursor:
+        """Do what `Database.execute` does, but for one COMMIT, as on a full disk."""
+        if sql == "COMMIT":
+            monkeypatch.undo()
+            raise NoSpace("the disk is full")
+        return execute(sql, values)
+
+    monkeypatch.setattr(database, "execute", fail_once)
+    with pytest.raises(NoSpace):
         store.commit(mount, prepared, reference="one")
     assert (outside[0] / "one").read_text() == "1"
     assert upper_of(store, mount).path == outside[0]

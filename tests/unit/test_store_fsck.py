@@ -128,6 +128,10 @@ DAMAGE: dict[str, tuple[Plant, str]] = {
         lambda store, image: (top(store, image) / "notes.txt").touch(),
         "notes.txt has no place in its directory",
     ),
+    "a file among the layers": (
+        lambda store, image: (store.root / "layers/abc").write_text("a note"),
+        "no row names it",
+    ),
     "a store that others may change": (
         lambda store, image: store.root.chmod(0o777),
         "others than its owner may change it",
@@ -164,7 +168,6 @@ def test_a_changed_file_is_found_when_contents_are_read(store: Store, image: Ima
 LEFTOVERS: dict[str, Plant] = {
     "a tree that no row names": lambda store, image: (store.root / "layers/abc/fs").mkdir(parents=True),
     "a removal cut short": lambda store, image: (store.root / "layers/abc.gone/fs").mkdir(parents=True),
-    "a file among the layers": lambda store, image: (store.root / "layers/abc").touch(),
     "a manifest that was not finished": lambda store, image: (top(store, image) / "manifest.tmp").touch(),
     "scratch": lambda store, image: (store.root / "tmp/abc").mkdir(parents=True),
     "a container's directory": lambda store, image: (store.root / "containers/abc").mkdir(parents=True),

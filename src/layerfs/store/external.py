@@ -163,7 +163,8 @@ def recover(db: Database, layer: Layer) -> str | None:
             done = f"{done}; what was written after that is in {_keep(db, own / 'fs')}"
         else:
             remove_trees(own / "fs")
-    (own / "exchange").unlink(missing_ok=True)
+    for name in ("exchange", "exchange.tmp"):
+        (own / name).unlink(missing_ok=True)
     return done
 
 

@@ -11,7 +11,6 @@ nothing uses it, and a mount without a name goes with its daemon, however that e
 from __future__ import annotations
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from layerfs.store.system import remove_trees
 
 _IDLE = 600 * 10**9
 """Nanoseconds for which an external layer may wait for the mount that it was registered for."""
-_OURS = re.compile(rf"[0-9a-f]{{64}}({re.escape(layers.GONE)})?")
-"""Names of directories that layerfs makes below `layers/`, but for those that were set aside."""
 
 
 def recover(db: Database) -> list[str]:
@@ -35,7 +32,7 @@ def recover(db: Database) -> list[str]:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}
             removable = {str(layer_id) for (layer_id,) in db.execute("SELECT layer FROM removable")}
-            found = {path.name: path for path in sorted(db.layers.iterdir()) if _OURS.fullmatch(path.name)}
+            found = {path.name: path for path in sorted(db.layers.iterdir()) if not is_kept(path)}
             strange = [path for name, path in found.items() if name not in owned]
             aside = [new for path in strange if (new := _set_aside(db, path))]
             if outlived := [name for name in removable if not {name, name + layers.GONE} & found.keys()]:
@@ -114,12 +111,23 @@ def _set_aside(db: Database, path: Path) -> Path | None:
         with layers.lock(path, wait=False) as locked:
             # The row is written before the lock is given up, so only now does its absence mean anything.
             if locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None:
-                removable = db.scalar("SELECT 1 FROM removable WHERE layer = ?", (path.name,)) is not None
-                suffix = layers.GONE if removable or _is_unused(path) else layers.LOST
+                suffix = layers.GONE if is_rubbish(db, path) else layers.LOST
                 return path.rename(path.with_name(path.name + suffix))
     except (FileNotFoundError, NotADirectoryError):
         pass  # another process removed it; or it is no layer
     return None
+
+
+def is_kept(path: Path) -> bool:
+    """Tell whether *path*, below `layers/`, is nothing that recovery touches, whatever the rows say."""
+    return path.name.endswith(layers.LOST) or path.name == "lost+found" or not path.is_dir()
+
+
+def is_rubbish(db: Database, path: Path) -> bool:
+    """Tell whether a directory below `layers/` that has no row may be removed: that loses nothing."""
+    if path.name.endswith(layers.GONE):
+        return True
+    return db.scalar("SELECT 1 FROM removable WHERE layer = ?", (path.name,)) is not None or _is_unused(path)
 
 
 def _is_unused(own: Path) -> bool:

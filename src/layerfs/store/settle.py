@@ -51,6 +51,7 @@ def settle(db: Database, layer_id: str) -> Layer:
                 db.sync()  # before there is a manifest, which would otherwise be taken for that of the commit
             if not has_manifest:
                 bring_to_rest(layer.path, own)
+            (own / "manifest.tmp").unlink(missing_ok=True)
             with db.transaction():
                 db.execute("UPDATE layers SET manifest_done = 1 WHERE id = ?", (layer_id,))
             db.sync()

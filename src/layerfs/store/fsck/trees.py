@@ -15,11 +15,10 @@ from layerfs.store.fsck.problem import Problem
 from layerfs.store.model import Layer
 from layerfs.store.system import remove_trees, walk
 
-LOST = ".lost"
-"""Suffix of a tree that a crash separated from its row: set aside for a person, never removed."""
 _IN_LAYER = {"fs", "work", "manifest", "recipe", "origin", "exchange", "inheriting"}
 """What may be in a layer's directory: see docs/on-disk-format.md, "The store's root"."""
 _FREE = "the next mount removes it, or 'layerfs fsck --repair'"
+_ASIDE = "the next mount sets it aside for you to look at, or 'layerfs fsck --repair'"
 _LOOK = "look into it, save what you need, and remove it"
 
 
@@ -47,14 +46,15 @@ def _strangers(db: Database) -> Iterator[Problem]:
     """Yield what lies in the store and belongs to nobody, but for what somebody is making."""
     with layers.making(db, alone=True):  # nobody is between making a directory and locking it
         owned = {layer.id for layer in layers.every(db)}
-        unknown = [path for path in sorted(db.layers.iterdir()) if path.name not in owned]
-        free = [path for path in unknown if path.name.endswith(LOST) or _is_free(db, path)]
+        unknown = [path for path in sorted(db.layers.iterdir()) if path.name not in {*owned, "lost+found"}]
+        free = [path for path in unknown if path.name.endswith(layers.LOST) or _is_free(db, path)]
         unfinished = scratch.abandoned(db)
     for path in free:
-        if path.name.endswith(LOST):
+        if path.name.endswith(layers.LOST):
             yield _lost(path)
         elif path.exists():  # a removal may have come to its end meanwhile
-            yield Problem(f"layers/{path.name}", "no row names it", _FREE)
+            remedy = _LOOK if gc.is_kept(path) else _FREE if gc.is_rubbish(db, path) else _ASIDE
+            yield Problem(f"layers/{path.name}", "no row names it", remedy)
     for path in unfinished:
         yield Problem(f"tmp/{path.name}", "what was put together there was not finished", _FREE)
     for path in gc.forgotten(db):
@@ -109,7 +109,7 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
         return
     if layer.state == "active" and not (layer.work and _is_directory(layer.work)):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
-    yield from _leftovers(own, subject, repair)
+    yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
     if layer.manifest_done:
         yield from _manifest(db, layer, subject, contents)
     if contents and layer.size is not None and layer.state != "active":
@@ -125,13 +125,16 @@ def _is_directory(path: Path) -> bool:
         return False
 
 
-def _leftovers(own: Path, subject: str, repair: bool) -> Iterator[Problem]:
-    """Yield what lies in a layer's directory and has no place there, unless somebody is at work there."""
+def _leftovers(own: Path, subject: str, repair: bool, *, settled: bool) -> Iterator[Problem]:
+    """Yield what lies in a layer's directory and has no place there, unless somebody is at work there.
+
+    A manifest that was cut short is made again when the layer is *settled*.
+    """
     with layers.lock(own, wait=False) as locked:
         if not locked:
             return
         for path in sorted(own.iterdir()):
-            if path.name in _IN_LAYER:
+            if path.name in _IN_LAYER or (path.name == "manifest.tmp" and not settled):
                 continue
             ours = path.suffix == ".tmp" and path.stem in _IN_LAYER
             if ours and repair:
