@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from layerfs import errors, mounttable, runtime
 from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.fuse import session
+from layerfs.ownership import open_own
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -131,14 +132,16 @@ def _start_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunL
 
     A fork, not a new interpreter: everything is imported already, which makes mounting quick.
     """
+    output = open_own(runtime.log_path(_name_of(lock)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     answer, report = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
         os.close(answer)
-        _be_daemon(root, mount_id, mountpoint, lock, report)
+        _be_daemon(root, mount_id, mountpoint, lock, report, output)
     os.close(report)
+    os.close(output)
     with os.fdopen(answer, "rb") as pipe:
         in_time, _, _ = select.select([pipe], [], [], _PATIENCE)
         text = pipe.read() if in_time else b""
@@ -159,14 +162,13 @@ def _name_of(lock: runtime.RunLock) -> str:
     return lock.path.stem
 
 
-def _be_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, report: int) -> NoReturn:
-    """Run as the daemon, in a session of its own with the log as its output, and end the process."""
+def _be_daemon(
+    root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, report: int, log: int
+) -> NoReturn:
+    """Run as the daemon, in a session of its own with *log* as its output, and end the process."""
     status = 1
     try:
         os.setsid()
-        log = os.open(
-            runtime.log_path(_name_of(lock)), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
-        )
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)

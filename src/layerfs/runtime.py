@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from layerfs.errors import BadRequest, Conflict
+from layerfs.ownership import check_private, home, open_own
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
@@ -28,31 +29,51 @@ def store_root(given: str | os.PathLike[str] | None = None) -> Path:
         return Path(from_environment).absolute()
     if os.geteuid() == 0:
         return Path("/var/lib/layerfs")
-    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
-    return Path(data, "layerfs")
+    return (_absolute("XDG_DATA_HOME") or home() / ".local/share") / "layerfs"
 
 
 def run_dir() -> Path:
-    """Return the directory of sockets, locks and logs.
+    """Return the directory of sockets, locks and logs, which may not be there yet.
 
-    `$LAYERFS_RUN` overrides `/run/layerfs` (root) and `$XDG_RUNTIME_DIR/layerfs` (others).
+    `$LAYERFS_RUN` overrides `/run/layerfs` (root) and `$XDG_RUNTIME_DIR/layerfs` (others). Without either of
+    them it is below `/tmp`, where anybody may have been first. Raises `Forbidden` for a directory that
+    somebody else owns or can write to, and for a symbolic link.
     """
+    elsewhere = "set LAYERFS_RUN to a directory of your own"
     if given := os.environ.get("LAYERFS_RUN"):
-        return Path(given).absolute()
-    if os.geteuid() == 0:
-        return Path("/run/layerfs")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/layerfs-{os.geteuid()}", "layerfs")
+        path = Path(given).absolute()
+        elsewhere = "set LAYERFS_RUN to another one, or run 'chmod 700' on it if it is yours"
+    elif os.geteuid() == 0:
+        path = Path("/run/layerfs")
+    elif base := _absolute("XDG_RUNTIME_DIR"):
+        check_private(base, "directory in XDG_RUNTIME_DIR,", elsewhere, links=True)
+        path = base / "layerfs"
+    else:
+        base = Path(f"/tmp/layerfs-{os.geteuid()}")
+        check_private(base, "run directory", elsewhere)
+        path = base / "layerfs"
+    check_private(path, "run directory", elsewhere)
+    return path
+
+
+def _absolute(variable: str) -> Path | None:
+    """Return the directory in an environment *variable*; the XDG specification ignores a relative one."""
+    path = Path(os.environ.get(variable, ""))
+    return path if path.is_absolute() else None
 
 
 def make_run_dir() -> Path:
-    """Return `run_dir`, made (for its owner alone) where it is not there."""
+    """Return `run_dir`, made (for its owner alone) where it is not there.
+
+    Raises `Forbidden` and `OSError`.
+    """
     path = run_dir()
     old = os.umask(0o077)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     finally:
         os.umask(old)
-    return path
+    return run_dir()  # checked again: somebody may have been quicker
 
 
 def check_name(name: str) -> str:
@@ -82,7 +103,7 @@ class RunLock:
         self.path = make_run_dir() / f"{check_name(name)}.lock"
         self.fd = -1
         for _ in range(20):
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.fd = open_own(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_the_file():
@@ -96,7 +117,7 @@ class RunLock:
     def _is_the_file(self) -> bool:
         """Tell whether what we have locked is still the file of that name: see `forget`."""
         try:
-            return os.path.samestat(os.fstat(self.fd), self.path.stat())
+            return os.path.samestat(os.fstat(self.fd), self.path.lstat())
         except FileNotFoundError:
             return False
 
@@ -136,7 +157,7 @@ def forget(name: str) -> None:
 def running_pid(name: str) -> int | None:
     """Return the pid of the daemon that runs the mount called *name*, or None when none does."""
     try:
-        fd = os.open(run_dir() / f"{check_name(name)}.lock", os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_own(run_dir() / f"{check_name(name)}.lock", os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:

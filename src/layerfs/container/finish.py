@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 from layerfs.errors import LayerfsError
+from layerfs.ownership import open_own
 from layerfs.runtime import make_run_dir
 
 
@@ -20,8 +22,10 @@ def main(root: str, mount_id: str) -> int:
     try:
         finish(Path(root), mount_id)
     except (LayerfsError, OSError) as error:
+        log = open_own(make_run_dir() / "containers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         logging.basicConfig(
-            filename=make_run_dir() / "containers.log", format="%(asctime)s %(levelname)s: %(message)s"
+            stream=os.fdopen(log, "a", errors="backslashreplace"),
+            format="%(asctime)s %(levelname)s: %(message)s",
         )
         logging.getLogger(__name__).error("cannot clear away after %s: %s", mount_id[:12], error)
         return 1

@@ -20,6 +20,7 @@ from types import TracebackType
 
 from layerfs import runtime
 from layerfs.errors import Conflict
+from layerfs.ownership import check_private, open_own
 
 _NAME = "record"
 _PATIENCE = 90.0
@@ -96,7 +97,8 @@ def directory(mount_id: str) -> Path:
 def look(mount_id: str) -> Record | None:
     """Return what the record of a container says now, None when it has none: it does not run."""
     try:
-        return _parse((directory(mount_id) / _NAME).read_bytes())
+        with Watch(mount_id) as watch:
+            return watch.read()
     except FileNotFoundError:
         return None
 
@@ -125,15 +127,16 @@ class Lock:
     def _try(self) -> bool:
         """Return whether the lock is ours now."""
         runtime.make_run_dir()
-        self.path.parent.mkdir(mode=0o700, exist_ok=True)
-        self.path.mkdir(mode=0o700, exist_ok=True)
+        for path in (self.path.parent, self.path):
+            path.mkdir(mode=0o700, exist_ok=True)
+            check_private(path, "directory of containers", "remove it")
         try:
-            self._fd = os.open(self.path / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = open_own(self.path / _NAME, os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             return False
         with suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(self._fd), os.stat(self.path / _NAME)):
+            if os.path.samestat(os.fstat(self._fd), os.lstat(self.path / _NAME)):
                 return True
         os.close(self._fd)
         return False
@@ -186,7 +189,7 @@ class Watch:
 
     def __init__(self, mount_id: str) -> None:
         """Open the record; raises `FileNotFoundError` when the container does not run."""
-        self._fd = os.open(directory(mount_id) / _NAME, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = open_own(directory(mount_id) / _NAME, os.O_RDONLY)
 
     def read(self) -> Record | None:
         """Return what the record says, even if its directory is gone."""

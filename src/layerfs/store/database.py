@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
+from layerfs.ownership import check_private
 from layerfs.store.schema import MIGRATIONS
 from layerfs.store.system import sync_path
 
@@ -54,7 +55,8 @@ class Database:
     With *create*, a store that is not there is made. Without *wait*, what finds the database locked
     raises `StoreBusy` at once, once the connection is open. One that is *shared* is used by one thread at a
     time, not always the same. Raises `NotFound` when there is no store,
-    `Conflict` when a newer layerfs wrote it, `Forbidden`, `NoSpace` or `StoreBusy` as the names say.
+    `Conflict` when a newer layerfs wrote it, `Forbidden` also for a store that somebody else owns or can
+    write to, `NoSpace` or `StoreBusy` as the names say.
     """
 
     def __init__(self, root: Path, *, create: bool = True, wait: bool = True, shared: bool = False) -> None:
@@ -64,6 +66,9 @@ class Database:
         try:
             if create:
                 _make_directory(self.root, 0o700)
+            advice = "give a store of your own with --root, or run 'chmod 700' on it if it is yours"
+            check_private(self.root, "store", advice, links=True)
+            if create:
                 _make_directory(self.layers, 0o700)
             elif not file.exists():
                 raise NotFound(f"no store at {self.root}: import an image to make one")
