@@ -11,7 +11,7 @@ import pytest
 from layerfs.container import seccomp, spec
 from layerfs.container.settings import Wanted, bind, configuration, environment, settings, signal_number
 from layerfs.container.users import User
-from layerfs.errors import BadRequest
+from layerfs.errors import BadRequest, LayerfsError
 
 IMAGE = {"Cmd": ["image-cmd"], "Entrypoint": ["/entry"], "Env": ["A=1", "B=2"], "Labels": {"x": "y"}}
 
@@ -187,4 +187,55 @@ def test_the_installed_profile() -> None:
     assert found is not None, "install golang-github-containers-common"
     assert {"read", "openat", "clone", "chroot"} <= allowed(found)
     assert {"bpf", "init_module"} <= allowed(found, "SCMP_ACT_ERRNO") - allowed(found)
+    keys, namespaces = {"add_key", "keyctl", "request_key"}, {"clone3", "mount", "setns", "unshare"}
+    assert keys | namespaces <= allowed(found, "SCMP_ACT_ERRNO") - allowed(found)
     json.dumps(found)
+
+
+def rules(filter_: dict[str, Any], name: str) -> list[tuple[Any, ...]]:
+    """Return the rules of *filter_* for the call *name*: action, errno, and the conditions on arguments."""
+    return [
+        (
+            rule["action"].removeprefix("SCMP_ACT_"),
+            rule.get("errnoRet"),
+            *((arg["index"], arg["op"], arg["value"], arg["valueTwo"]) for arg in rule.get("args", ())),
+        )
+        for rule in filter_["syscalls"]
+        if name in rule["names"]
+    ]
+
+
+def test_no_profile_opens_more_than_dockers() -> None:
+    names = ["read", "clone", "clone3", "socket", "keyctl", "unshare", "bpf"]
+    every = {"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "architectures": [], "syscalls": [
+        {"names": names, "action": "SCMP_ACT_ALLOW"},
+        {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "errnoRet": 22},
+    ]}  # fmt: skip
+    found = seccomp.restrict(every, {"CAP_CHOWN"}, "amd64")
+    assert rules(found, "read") == [("ALLOW", None)]
+    for name in ("keyctl", "add_key", "request_key", "unshare", "bpf"):
+        assert rules(found, name) == [("ERRNO", 1)]
+    assert rules(found, "clone3") == [("ERRNO", 38)]
+    assert rules(found, "clone")[0] == ("ALLOW", None, (0, "SCMP_CMP_MASKED_EQ", 0x7E020000, 0))
+    assert rules(found, "socket")[0] == ("ALLOW", None, (0, "SCMP_CMP_LT", 38, 0))
+    assert ("ERRNO", 1, (0, "SCMP_CMP_EQ", 40, 0)) in rules(found, "socket")
+    on_s390 = seccomp.restrict(every, {"CAP_CHOWN"}, "s390x")
+    assert {rule[2][0] for rule in rules(on_s390, "clone")} == {1}
+    admin = seccomp.restrict(every, {"CAP_SYS_ADMIN"}, "amd64")
+    for name in ("clone", "clone3", "unshare"):
+        assert rules(admin, name) == [("ALLOW", None)]
+    assert rules(admin, "keyctl") == [("ERRNO", 1)]
+
+
+def test_the_profile_of_an_administrator_is_used_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "seccomp.json"
+    monkeypatch.setattr(seccomp, "OWN_PROFILE", own)
+    own.write_text(json.dumps({**PROFILE, "syscalls": [{"names": ["keyctl"], "action": "SCMP_ACT_ALLOW"}]}))
+    found = seccomp.default_filter(spec.CAPABILITIES)
+    assert found is not None
+    assert rules(found, "keyctl") == [("ALLOW", None)]
+    own.write_text("[" * 100_000)
+    with pytest.raises(LayerfsError, match="is not a seccomp profile"):
+        seccomp.default_filter(spec.CAPABILITIES)

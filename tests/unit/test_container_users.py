@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import stat
 from pathlib import Path
 
 import pytest
@@ -122,3 +124,42 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     with pytest.raises(BadRequest, match="has more than 4 MiB"):
         find_user(tmp_path, "1")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a device node")
+@pytest.mark.parametrize("kind", [stat.S_IFCHR, stat.S_IFBLK])
+def test_a_device_in_an_image_is_never_opened(root: Path, kind: int) -> None:
+    for name in ("passwd", "group"):
+        (root / "etc" / name).unlink()
+        os.mknod(root / "etc" / name, kind | 0o666, os.makedev(240, 77))
+        with pytest.raises(OSError):
+            os.close(os.open(root / "etc" / name, os.O_RDONLY | os.O_NONBLOCK))  # nothing drives it
+    assert find_user(root, "5:6") == User(5, 6, (), "/")
+
+
+def test_other_kinds_of_files_are_no_lists_of_users(root: Path) -> None:
+    (root / "etc/passwd").unlink()
+    (root / "etc/group").unlink()
+    (root / "etc/passwd").mkdir()
+    os.mkfifo(root / "etc/group")
+    assert find_user(root, "5:6") == User(5, 6, (), "/")
+
+
+def test_parents_in_links_are_followed_while_directories_are_renamed(root: Path) -> None:
+    (root / "a/b").mkdir(parents=True)
+    (root / "etc/passwd").rename(root / "a/users")
+    (root / "etc/passwd").symlink_to("/a/b/../b/../users")
+    for name in ("x", "z"):
+        (root / name).mkdir()
+    child = os.fork()
+    if child == 0:
+        while True:
+            os.rename(root / "x", root / "y")
+            os.rename(root / "y", root / "x")
+    try:
+        for _ in range(3000):  # one in 40 was refused with EAGAIN
+            assert read_inside(root, "etc/passwd") == PASSWD
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -22,6 +22,14 @@ def check_terminal(tty: bool, interactive: bool) -> None:
         raise LayerfsError("the input device is not a TTY: leave out -t, or run it from a terminal")
 
 
+def warn_unfiltered() -> None:
+    """Tell the person who runs a container if no seccomp filter confines it."""
+    from layerfs.container import seccomp
+
+    if seccomp.is_missing():
+        click.echo(f"layerfs: {seccomp.UNFILTERED}", err=True)
+
+
 def find(root: Path, name: str) -> Mount:
     """Return the container called *name*; raises `NotFound`, and `Conflict` for a mount that is none."""
     from layerfs.store import Store
@@ -75,6 +83,7 @@ def start_command(root: Path, names: tuple[str, ...], attach: bool, interactive:
     """
     from layerfs.container import lifecycle
 
+    warn_unfiltered()
     if not (attach or interactive):
 
         def start(name: str) -> None:

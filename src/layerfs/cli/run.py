@@ -129,6 +129,7 @@ def run_command(
     lifecycle.check_possible()
     if not detach:
         containers.check_terminal(tty, interactive)
+    containers.warn_unfiltered()
     mount = _create(root, name or f"container-{secrets.token_hex(4)}", image, wanted, pull)
     if detach:
         lifecycle.start(root, mount)

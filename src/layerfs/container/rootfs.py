@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 from pathlib import Path
@@ -15,6 +16,8 @@ _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_IN_ROOT = 0x10
 _MOST = 4 << 20
 """Bytes that a file of users or groups may have."""
+_ATTEMPTS = 256
+"""How often a path is looked up while the tree around it changes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -26,17 +29,23 @@ class _OpenHow(ctypes.Structure):
 def open_inside(root: Path, path: str, flags: int) -> int:
     """Open *path* as a process with *root* as its root directory would; return the descriptor.
 
-    Links, absolute ones too, lead to places below *root* (openat2(2), RESOLVE_IN_ROOT). Raises `OSError`.
+    Links, absolute ones too, lead to places below *root* (openat2(2), RESOLVE_IN_ROOT). Raises `OSError`,
+    EAGAIN only if directories were renamed or mounted all the time. Opening a device or a fifo has effects:
+    `read_inside` avoids that.
     """
     top = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
         name = os.fsencode(path)
-        fd: int = _libc.syscall(_OPENAT2, top, name, ctypes.byref(how), ctypes.sizeof(how))
-        if fd < 0:
+        for _ in range(_ATTEMPTS):
+            fd: int = _libc.syscall(_OPENAT2, top, name, ctypes.byref(how), ctypes.sizeof(how))
+            if fd >= 0:
+                return fd
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), path)
-        return fd
+            # Any rename or mount on the machine makes the kernel unsure where a ".." leads: openat2(2).
+            if code != errno.EAGAIN:
+                break
+        raise OSError(code, os.strerror(code), path)
     finally:
         os.close(top)
 
@@ -44,18 +53,21 @@ def open_inside(root: Path, path: str, flags: int) -> int:
 def read_inside(root: Path, path: str) -> str:
     """Return the text of the regular file *path* below *root*, an empty one where there is no such file.
 
+    Anything else of that name is not opened: a device might act on it, and a fifo wait for its other end.
     Raises `BadRequest` for a file that is too long to be what it should be, and `OSError`.
     """
     try:
-        # Not to wait for the other end of a fifo.
-        fd = open_inside(root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        found = open_inside(root, path, os.O_PATH)
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        return ""
-    with os.fdopen(fd, "rb") as file:
-        content = file.read(_MOST + 1)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return ""
+        # The same file for sure, whatever the path leads to by now.
+        with open(f"/proc/self/fd/{found}", "rb") as file:
+            content = file.read(_MOST + 1)
+    finally:
+        os.close(found)
     if len(content) > _MOST:
         raise BadRequest(f"{path} in the image has more than {_MOST >> 20} MiB")
     return content.decode("utf-8", "surrogateescape")

@@ -1,23 +1,35 @@
-"""The default seccomp filter: the profile that comes with Debian's containers-common, for a runtime.
+"""The default seccomp filter: the machine's profile for containers, as strict as Docker's, for a runtime.
 
 The file has the form of Docker's profiles (moby's `seccomp.Seccomp`): rules with conditions on the
 architecture, the kernel and the capabilities. A runtime wants those that apply, without conditions
 (OCI runtime specification, config-linux.md, "Seccomp").
+
+The profile that Debian installs is Podman's, which relies on a user namespace around each container: it
+allows the kernel's keyrings and new namespaces. Our containers run as the host's root, so what dockerd
+reserves for capabilities is taken out of it (`restrict`). An administrator's own profile is used as it is.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import platform
 import re
-from collections.abc import Collection
+import socket
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from layerfs.errors import LayerfsError
 
-PROFILES = (Path("/etc/containers/seccomp.json"), Path("/usr/share/containers/seccomp.json"))
-"""Where profiles are: the administrator's own, then the package's (containers.conf(5))."""
+OWN_PROFILE = Path("/etc/containers/seccomp.json")
+"""The profile that an administrator has written (containers.conf(5))."""
+PACKAGED_PROFILE = Path("/usr/share/containers/seccomp.json")
+"""The profile of the package golang-github-containers-common."""
+UNFILTERED = (
+    "warning: no seccomp profile is installed, so containers may use every system call of the kernel: "
+    "install the package golang-github-containers-common"
+)
 _MACHINES = {
     "x86_64": ("amd64", "SCMP_ARCH_X86_64"),
     "aarch64": ("arm64", "SCMP_ARCH_AARCH64"),
@@ -28,22 +40,57 @@ _MACHINES = {
     "s390x": ("s390x", "SCMP_ARCH_S390X"),
 }
 """For each machine, as uname(2) names it, its name in conditions and its name for libseccomp."""
+_NAMESPACES = (
+    0x00020000, 0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000,
+)  # fmt: skip
+"""The flags of clone(2) that make namespaces: mount, cgroup, UTS, IPC, user, pid, network."""
+_HOLDERS = (
+    # Keys belong to a user id, which a container shares with the host: no namespace but a user's parts them.
+    ((), "add_key keyctl request_key pivot_root"),
+    (
+        ("CAP_SYS_ADMIN",),
+        "fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie lsm_get_self_attr lsm_list_modules"
+        " lsm_set_self_attr mount mount_setattr move_mount open_tree quotactl quotactl_fd setdomainname"
+        " sethostname setns umount umount2 unshare",
+    ),
+    (("CAP_SYS_ADMIN", "CAP_BPF"), "bpf"),
+    (("CAP_SYS_ADMIN", "CAP_PERFMON"), "perf_event_open"),
+    (("CAP_SYS_ADMIN", "CAP_SYSLOG"), "syslog"),
+    (("CAP_DAC_READ_SEARCH",), "open_by_handle_at"),
+    (("CAP_SYS_BOOT",), "reboot"),
+    (("CAP_SYS_CHROOT",), "chroot"),
+    (("CAP_SYS_MODULE",), "delete_module finit_module init_module"),
+    (("CAP_SYS_NICE",), "get_mempolicy mbind set_mempolicy set_mempolicy_home_node"),
+    (("CAP_SYS_PACCT",), "acct"),
+    (("CAP_SYS_PTRACE",), "kcmp pidfd_getfd process_madvise"),
+    (("CAP_SYS_RAWIO",), "ioperm iopl"),
+    (("CAP_SYS_TIME",), "clock_settime clock_settime64 settimeofday stime"),
+    (("CAP_SYS_TTY_CONFIG",), "vhangup"),
+)
+_RESERVED = {name: holders for holders, names in _HOLDERS for name in names.split()}
+"""For each call that dockerd's default profile reserves, the capabilities of which any one opens it."""
+
+
+def is_missing() -> bool:
+    """Return whether this machine has no profile, so that containers run without a filter."""
+    return platform.machine() not in _MACHINES or not (OWN_PROFILE.exists() or PACKAGED_PROFILE.exists())
 
 
 def default_filter(capabilities: Collection[str]) -> dict[str, Any] | None:
     """Return the `linux.seccomp` of a process that may have *capabilities* ("CAP_CHOWN").
 
-    None where no profile is installed, or none knows this machine. Raises `LayerfsError` for a file that
-    is no profile.
+    None where `is_missing`. Raises `LayerfsError` for a file that is no profile.
     """
-    path = next((path for path in PROFILES if path.exists()), None)
-    machine = _MACHINES.get(platform.machine())
-    if path is None or machine is None:
+    if is_missing():
         return None
+    machine, architecture = _MACHINES[platform.machine()]
+    own = OWN_PROFILE.exists()
+    path = OWN_PROFILE if own else PACKAGED_PROFILE
     try:
         profile = json.loads(path.read_bytes())
-        return convert(profile, capabilities, *machine, platform.release())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        found = convert(profile, capabilities, machine, architecture, platform.release())
+        return found if own else restrict(found, capabilities, machine)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LayerfsError(f"{path} is not a seccomp profile: {error}") from None
 
 
@@ -69,6 +116,55 @@ def convert(
     if "defaultErrnoRet" in profile:
         result["defaultErrnoRet"] = profile["defaultErrnoRet"]
     return result
+
+
+def restrict(filter_: dict[str, Any], capabilities: Collection[str], machine: str) -> dict[str, Any]:
+    """Return *filter_* without what dockerd's default profile reserves for capabilities that are not given.
+
+    What is taken out fails with EPERM, as there, but for clone3: ENOSYS has the C library use clone, whose
+    flags a filter can see.
+    """
+    refused = {name for name, holders in _RESERVED.items() if not set(holders) & set(capabilities)}
+    own: list[dict[str, Any]] = [*_socket_rules()]
+    if "CAP_SYS_ADMIN" not in capabilities:
+        own += _clone_rules(1 if machine in ("s390", "s390x") else 0)
+    replaced = refused | {name for rule in own for name in rule["names"]}
+    kept = [
+        {**rule, "names": names}
+        for rule in filter_["syscalls"]
+        if (names := [name for name in rule["names"] if name not in replaced])
+    ]
+    refusal = {"names": sorted(refused), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    return {**filter_, "syscalls": [*kept, refusal, *own]}
+
+
+def _socket_rules() -> Iterator[dict[str, Any]]:
+    """Yield the rules for socket(2): every family but the kernel's crypto and the hypervisor's sockets."""
+    lowest, highest = socket.AF_ALG, socket.AF_VSOCK
+    yield _when("socket", "SCMP_CMP_LT", lowest)
+    for family in range(lowest + 1, highest):
+        yield _when("socket", "SCMP_CMP_EQ", family)
+    yield _when("socket", "SCMP_CMP_GT", highest)
+    for family in (lowest, highest):
+        yield _when("socket", "SCMP_CMP_EQ", family, refused=True)
+
+
+def _clone_rules(index: int) -> Iterator[dict[str, Any]]:
+    """Yield the rules for clone(2), whose flags are its argument *index*: anything but a new namespace."""
+    yield _when("clone", "SCMP_CMP_MASKED_EQ", sum(_NAMESPACES), 0, index=index)
+    for flag in _NAMESPACES:
+        yield _when("clone", "SCMP_CMP_MASKED_EQ", flag, flag, index=index, refused=True)
+    yield {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS}
+
+
+def _when(
+    name: str, op: str, value: int, second: int = 0, *, index: int = 0, refused: bool = False
+) -> dict[str, Any]:
+    """Return the rule that a call is allowed, or *refused*, when its argument *index* compares so."""
+    rule: dict[str, Any] = {"names": [name], "action": "SCMP_ACT_ALLOW"}
+    if refused:
+        rule |= {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    return {**rule, "args": [{"index": index, "value": value, "valueTwo": second, "op": op}]}
 
 
 def _applies(rule: dict[str, Any], capabilities: frozenset[str], machine: str, kernel: str) -> bool:
