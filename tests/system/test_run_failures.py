@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -203,3 +206,35 @@ def test_as_an_ordinary_user(there: Containers) -> None:
         _, said = process.communicate(timeout=20)
     assert process.returncode == 125
     assert b"running containers needs root" in said
+
+
+@pytest.mark.parametrize(
+    ("member", "value"), [("User", 5), ("WorkingDir", [1]), ("Cmd", "str"), ("Env", [5]), ("Labels", 7)]
+)
+def test_an_image_that_an_earlier_version_took_unchecked(
+    there: Containers, member: str, value: object
+) -> None:
+    """Its rows are in the store: it is listed, and running it says what is wrong."""
+    there.layerfs.ok("tag", IMAGE, "odd:1")
+    config = json.dumps({"Cmd": ["sh"], member: value})
+    database = there.layerfs.root / "layerfs.db"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        [before] = connection.execute("SELECT config FROM images").fetchone()
+        connection.execute("UPDATE images SET config = ?", (config,))
+    try:
+        done = there.run("run", "--name", "odd", "odd:1", "true")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (125, "", 1)
+        assert f"{member} in the image's configuration must be" in done.stderr
+        mnt = there.layerfs.directory / "odd"
+        mnt.mkdir(exist_ok=True)
+        there.layerfs.ok("mount", "--image", "odd:1", "--name", "odd", mnt)
+        assert "odd" in there.layerfs.ok("ps")
+        there.layerfs.ok("images")
+        there.layerfs.ok("inspect", "odd", "odd:1")
+        assert f"{member} in the image's configuration must be" in there.layerfs.refused("commit", "odd")
+        there.layerfs.ok("rm", "-f", "odd")
+    finally:
+        there.remove()
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute("UPDATE images SET config = ?", (before,))
+        there.layerfs.ok("rmi", "odd:1")

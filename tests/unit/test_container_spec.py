@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from layerfs.container import seccomp, spec
-from layerfs.container.settings import Wanted, bind, configuration, environment, settings, signal_number
+from layerfs.container.settings import Wanted, bind, configuration, environment, settings
 from layerfs.container.users import User
 from layerfs.errors import BadRequest, LayerfsError
+from layerfs.signals import signal_number
 
 IMAGE = {"Cmd": ["image-cmd"], "Entrypoint": ["/entry"], "Env": ["A=1", "B=2"], "Labels": {"x": "y"}}
 
@@ -88,7 +89,8 @@ def test_settings() -> None:
 
 def test_signals() -> None:
     assert [signal_number(text) for text in ("TERM", "SIGKILL", "int", "9", "SIGRTMIN")] == [15, 9, 2, 9, 34]
-    for bad in ("", "0", "65", "-1", "NOTHING", "SIG", "²"):
+    assert [signal_number(text) for text in ("SIGRTMIN+3", "rtmax-1", "SIGRTMAX")] == [37, 63, 64]
+    for bad in ("", "0", "65", "-1", "NOTHING", "SIG", "²", "RTMIN+31", "RTMAX-31", "RTMIN+", "9" * 5000):
         with pytest.raises(BadRequest, match="invalid signal"):
             signal_number(bad)
 

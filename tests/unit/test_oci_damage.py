@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.store import Store
+from layerfs import oci
+from layerfs.errors import BadRequest
+from layerfs.store import Store, imageconfig
 from tests.unit.oci_support import (
     CONFIG,
     INDEX,
@@ -302,3 +304,68 @@ def test_links_between_layers_lead_nowhere_else(store: Store, tmp_path: Path, ta
         )
     )
     assert_refused(store, tmp_path / "x.tar", "a layer is missing")
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "says"),
+    [
+        ("User", 5, "User in the image's configuration must be a string, such as .*, not a number: 5"),
+        ("User", "a\0b", "User in .* must be a string"),
+        ("WorkingDir", [1], r"WorkingDir in .* must be a string, such as \"/srv\", not a list: \[1\]"),
+        ("Cmd", "str", "Cmd in .* must be a list of strings, .*, not a string: 'str'"),
+        ("Cmd", ["a", 5], "Cmd in .* must be a list of strings"),
+        ("Cmd", ["\ud800"], "Cmd in .* must be a list of strings"),
+        ("Entrypoint", {"0": "sh"}, "Entrypoint in .* must be a list of strings, .*, not an object"),
+        ("Entrypoint", True, "Entrypoint in .* must be a list of strings, .*, not a boolean"),
+        ("Env", "A=b", "Env in .* must be a list of strings NAME=VALUE"),
+        ("Env", ["A"], "Env in .* must be a list of strings NAME=VALUE"),
+        ("Env", ["=A"], "Env in .* must be a list of strings NAME=VALUE"),
+        ("Env", [["A=b"]], "Env in .* must be a list of strings NAME=VALUE"),
+        ("Labels", ["a=b"], "Labels in .* must be an object of strings"),
+        ("Labels", {"a": 1}, "Labels in .* must be an object of strings"),
+        ("ExposedPorts", ["80/tcp"], "ExposedPorts in .* must be an object"),
+        ("ExposedPorts", 80, "ExposedPorts in .* must be an object"),
+        ("Volumes", ["/data"], "Volumes in .* must be an object"),
+        ("StopSignal", 15, "StopSignal in .* must be a string"),
+        ("StopSignal", "SIGNOTHING", "StopSignal in .* must be the name or number of a signal"),
+        ("StopTimeout", "10", "StopTimeout in .* must be a number of seconds"),
+        ("Healthcheck", ["true"], "Healthcheck in .* must be an object"),
+        ("Healthcheck", {"Test": "true"}, "Healthcheck in .* must be an object"),
+        ("Healthcheck", {"Interval": "5s"}, "Healthcheck in .* must be an object"),
+        ("Shell", "sh", "Shell in .* must be a list of strings"),
+        ("OnBuild", "RUN x", "OnBuild in .* must be a list of strings"),
+        ("X", json.loads("[" * 80 + "]" * 80), "the configuration is nested more than 64 deep"),
+        ("X", float("nan"), "the configuration is not JSON"),
+        ("X", json.loads("[1e999]"), "the configuration is not JSON"),
+    ],
+)
+def test_a_configuration_that_could_not_be_run_is_refused(
+    store: Store, layout: Layout, tmp_path: Path, member: str, value: object, says: str
+) -> None:
+    config = config_of([GOOD], config={"Cmd": ["sh"], member: value})
+    layout.index(layout.image([GOOD], config=config))
+    assert_refused(store, layout.path, says)
+    archived = docker_archive(tmp_path / "docker.tar", [GOOD], None, config)
+    assert_refused(store, archived, says)
+
+
+def test_oddities_that_docker_takes_are_taken(store: Store, layout: Layout) -> None:
+    odd = {
+        "User": "", "WorkingDir": "", "StopSignal": "", "Cmd": None, "Entrypoint": None, "Env": None,
+        "Labels": {"a": None, "b": ""}, "Volumes": None, "ExposedPorts": {"80": None}, "OnBuild": None,
+        "Healthcheck": {"Test": None, "Retries": None}, "ArgsEscaped": True, "Unknown": [{"deep": [1.5]}],
+    }  # fmt: skip
+    layout.index(layout.image([GOOD], config=config_of([GOOD], config=odd)))
+    [loaded] = oci.load(store, layout.path)
+    assert loaded.image.config == odd
+    layout.index(layout.image([GOOD], config=config_of([GOOD], config={"StopSignal": "SIGRTMIN+3"})))
+    oci.load(store, layout.path)
+    layout.index(layout.image([GOOD], config=config_of([GOOD], config=None)))
+    oci.load(store, layout.path)
+
+
+def test_a_number_that_json_cannot_write_is_refused() -> None:
+    with pytest.raises(BadRequest, match="has a number that is not finite"):
+        imageconfig.check({"X": {"Y": [1.0, float("inf")]}})
+    with pytest.raises(BadRequest, match="must be an object, not a list"):
+        imageconfig.check([])

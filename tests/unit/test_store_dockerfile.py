@@ -75,3 +75,28 @@ def test_bad(change: str, says: str) -> None:
         apply({}, [change])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_that_makes_no_sense_is_refused() -> None:
+    bad: tuple[dict[str, Any], ...] = ({"Env": [5]}, {"Labels": []}, {"User": 5})
+    for config in bad:
+        with pytest.raises(BadRequest, match=f"{next(iter(config))} in the image's configuration must be"):
+            apply(config, ["WORKDIR /x"])
+    with pytest.raises(BadRequest, match="User in the configuration with the changes must be a string"):
+        apply({}, ["USER a\0b"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["ENV A=xx", *["ENV A=$A$A"] * 60], "a value is longer than 32 KiB"),
+        (["EXPOSE 1-60000"], "more than 16384 ports"),
+        (["EXPOSE 1-9000"] * 2, "more than 16384 ports"),
+        (["USER a"] * 1001, "more than 1000 changes"),
+        (["LABEL a=" + "b" * 40_000], "longer than 32 KiB"),
+    ],
+)
+def test_the_work_for_changes_is_bounded(changes: list[str], says: str) -> None:
+    with pytest.raises(BadRequest, match=says):
+        apply({}, changes)
+    assert apply({}, ["CMD " + "[" * 20_000])["Cmd"] == ["/bin/sh", "-c", "[" * 20_000]

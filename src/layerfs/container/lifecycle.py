@@ -117,7 +117,9 @@ def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
     from layerfs.container import spec, users
+    from layerfs.store import imageconfig
 
+    imageconfig.check(mount.config, f"the configuration of {mount.name}")
     settings = mount.container
     hostname = settings["Hostname"] or mount.id[:12]
     own = files.directory(root, mount.id)

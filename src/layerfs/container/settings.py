@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from layerfs.errors import BadRequest
+from layerfs.store import imageconfig
 
 NETWORKS = ("host", "none")
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
@@ -45,6 +45,7 @@ def configuration(image: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
 
     A command takes the place of the image's `Cmd`; an entrypoint that of both (Docker's rules).
     """
+    imageconfig.check(image)
     config = dict(image)
     if wanted.entrypoint is not None:
         config["Entrypoint"] = [wanted.entrypoint] if wanted.entrypoint else []
@@ -130,14 +131,3 @@ def bind(text: str) -> list[str]:
     if not destination.startswith("/") or os.path.normpath(destination) in ("/", "//"):
         raise BadRequest(f"invalid volume {text!r}: DEST must be an absolute path other than /")
     return [host, os.path.normpath(destination), mode or "rw"]
-
-
-def signal_number(text: str) -> int:
-    """Return the number of a signal given as "TERM", "SIGTERM" or "15"; raises `BadRequest`."""
-    name = text.upper()
-    if name.isascii() and name.isdigit() and 0 < int(name) < signal.NSIG:
-        return int(name)
-    try:
-        return signal.Signals[name if name.startswith("SIG") else f"SIG{name}"].value
-    except KeyError:
-        raise BadRequest(f"invalid signal {text!r}: give a name such as TERM, or a number") from None

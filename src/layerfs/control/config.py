@@ -63,8 +63,11 @@ def _instructions(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"{word} {value}"
     for text in _texts(config, "Env"):
         name, equals, value = text.partition("=")
-        if equals:
-            yield f"ENV {name}={_quoted(value)}"
+        if not equals:
+            continue  # to dockerd it says that a variable is not set
+        if not name.isprintable() or set(name) & set(" \"'"):
+            raise BadRequest(f"invalid configuration: Env has {text[:60]!r}: give NAME=VALUE")
+        yield f"ENV {name}={_quoted(value)}"
     labels = config.get("Labels") or {}
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise BadRequest("invalid configuration: Labels must be an object of texts")

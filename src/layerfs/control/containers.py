@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from layerfs.container import ending
 from layerfs.container.record import directory, look
-from layerfs.container.settings import signal_number
 from layerfs.control import shapes
 from layerfs.control.config import CommitRequest, commit_request
 from layerfs.control.filters import label_matches, parse_filters
@@ -23,6 +22,7 @@ from layerfs.control.state import not_running, state_of
 from layerfs.errors import BadRequest, Conflict, NotFound, StoreBusy
 from layerfs.mounttable import detach
 from layerfs.runtime import RunLock, running_pid
+from layerfs.signals import signal_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -236,8 +236,17 @@ def how_to_end(call: Call, mount: Mount) -> tuple[int, float | None]:
     text = call.query.get("t", "10")
     if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
         raise BadRequest(f"invalid time {text[:100]!r}: must be a number of seconds")
-    wanted = call.query.get("signal") or mount.config.get("StopSignal") or "TERM"
-    return signal_number(wanted), float(text) if int(text) >= 0 else None
+    given = call.query.get("signal")
+    number = signal_number(given) if given else _stop_signal(mount)
+    return number, float(text) if int(text) >= 0 else None
+
+
+def _stop_signal(mount: Mount) -> int:
+    """Return the signal that the configuration of *mount* names, SIGTERM if it names none, or none at all."""
+    try:
+        return signal_number(mount.config.get("StopSignal") or "TERM")
+    except (BadRequest, AttributeError):  # in a store that an earlier layerfs wrote
+        return signal_number("TERM")
 
 
 def kill(call: Call) -> Response:

@@ -18,6 +18,7 @@ from layerfs.control.message import Response, json_response
 from layerfs.control.routes import Call, route
 from layerfs.control.shapes import counts, history_item, image_inspect, image_summary, removal
 from layerfs.errors import BadRequest
+from layerfs.store import imageconfig
 
 if TYPE_CHECKING:
     from layerfs.store.model import Image
@@ -66,7 +67,7 @@ def _matches(image: Image, filters: Filters) -> bool:
         return False
     if filters.get("reference") and not _with_wanted_tags(image, filters).tags:
         return False
-    return label_matches(filters, image.config.get("Labels") or {})
+    return label_matches(filters, imageconfig.labels(image.config))
 
 
 def _with_wanted_tags(image: Image, filters: Filters) -> Image:

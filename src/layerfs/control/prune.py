@@ -15,6 +15,7 @@ from layerfs.control.shapes import labels, removal
 from layerfs.control.state import state_of
 from layerfs.control.times import parse_until
 from layerfs.errors import BadRequest
+from layerfs.store import imageconfig
 
 _COMMON = ("label", "label!", "until")
 
@@ -25,7 +26,7 @@ def prune_images(call: Call) -> Response:
     matches = partial(_matches, filters, _until(filters))
     records, freed = call.store.prune_images(
         tagged=boolean_filter(filters, "dangling") is False,
-        wanted=lambda image: matches(image.created, image.config.get("Labels") or {}),
+        wanted=lambda image: matches(image.created, imageconfig.labels(image.config)),
     )
     deleted = [removal(record) for record in records]
     return json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": freed})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.control.state import MountState, state_of
 from layerfs.control.times import ZERO_TIME, timestamp
+from layerfs.store import imageconfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,9 @@ def image_summary(image: Image, *, size: int, containers: int, named_none: bool)
         "Created": int(image.created.timestamp()),
         "Size": size,
         "SharedSize": -1,
-        "Labels": image.config.get("Labels"),
+        "Labels": imageconfig.labels(image.config)
+        if image.config.get("Labels")
+        else image.config.get("Labels"),
         "Containers": containers,
     }
 
@@ -211,12 +214,12 @@ def image_name(mount: Mount, image: Image | None) -> str:
 
 def command(mount: Mount) -> list[str]:
     """Return the command that the configuration of *mount* gives: its entrypoint and its arguments."""
-    return [*(mount.config.get("Entrypoint") or ()), *(mount.config.get("Cmd") or ())]
+    return [*imageconfig.words(mount.config, "Entrypoint"), *imageconfig.words(mount.config, "Cmd")]
 
 
 def labels(mount: Mount) -> dict[str, str]:
     """Return the labels of *mount*."""
-    return dict(mount.config.get("Labels") or {})
+    return imageconfig.labels(mount.config)
 
 
 def counts(images: Iterable[str | None]) -> dict[str, int]:

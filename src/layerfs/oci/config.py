@@ -14,6 +14,7 @@ from typing import Any
 
 from layerfs.errors import BadRequest
 from layerfs.oci import media
+from layerfs.store import imageconfig
 from layerfs.store.model import HistoryEntry, Image
 from layerfs.store.stacks import canonical_json
 
@@ -44,7 +45,7 @@ class Config:
             media.check_digest(digest, "a diff ID of the configuration")
             for digest in media.sequence(root.get("diff_ids"), "diff_ids in the configuration")
         )
-        media.mapping(fields.get("config"), "config in the configuration")
+        imageconfig.check(media.mapping(fields.get("config"), "config in the configuration"))
         created = _time(fields.get("created")) or EPOCH
         history = media.sequence(fields.get("history"), "history in the configuration")
         steps = [_step(media.mapping(step, "a history entry")) for step in history]

@@ -13,9 +13,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from layerfs.errors import BadRequest
+from layerfs.store.imageconfig import check_shape
 from layerfs.store.streams import Hash
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -70,10 +71,17 @@ def parse_any(data: bytes, what: str) -> object:
     if len(data) > JSON_LIMIT:
         raise BadRequest(f"{what} is larger than {JSON_LIMIT >> 20} MiB")
     try:
-        found: object = json.loads(data)
+        found: object = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise BadRequest(f"{what} is not JSON") from None
+    if isinstance(found, (dict, list)):
+        check_shape(found, what)
     return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    """Raise for `NaN` and its like, which Python reads, but JSON does not have."""
+    raise ValueError(constant)
 
 
 def text(value: object, what: str) -> str:

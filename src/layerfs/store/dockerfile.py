@@ -15,9 +15,15 @@ from functools import partial
 from typing import Any
 
 from layerfs.errors import BadRequest
+from layerfs.store import imageconfig
 
 Config = dict[str, Any]
 
+_MOST_TEXT = 32 << 10
+"""Characters that changes may have, and that a value may have once variables are put in."""
+_MOST_INSTRUCTIONS = 1000
+_MOST_PORTS = 16384
+"""Ports that all EXPOSE may name together."""
 _VARIABLE = re.compile(r"\\(.)|\$(?:(\w+)|\{(\w+)(?:(:[-+])([^}]*))?\})", re.DOTALL)
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 
@@ -25,11 +31,18 @@ _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.IGNORECAS
 def apply(config: Config, changes: Sequence[str]) -> Config:
     """Return *config* with the instructions in *changes* applied, each one or several lines.
 
-    Raises `BadRequest` naming the instruction that cannot be understood; *config* stays as it was.
+    Raises `BadRequest` naming the instruction that cannot be understood, and for a *config* that makes no
+    sense, or would not with them; *config* stays as it was. The work is bounded, whatever they are.
     """
+    imageconfig.check(config)
+    if sum(map(len, changes)) > _MOST_TEXT:
+        raise BadRequest(f"the changes are longer than {_MOST_TEXT >> 10} KiB: give fewer of them")
     result: Config = copy.deepcopy(config)
     commands_set = False
-    for line in _lines(changes):
+    ports = 0
+    for number, line in enumerate(_lines(changes)):
+        if number >= _MOST_INSTRUCTIONS:
+            raise BadRequest(f"there are more than {_MOST_INSTRUCTIONS} changes: give fewer of them")
         word, _, rest = line.partition(" ")
         word, rest = word.upper(), rest.strip()
         instruction = _INSTRUCTIONS.get(word)
@@ -39,10 +52,14 @@ def apply(config: Config, changes: Sequence[str]) -> Config:
             )
         if not rest:
             raise BadRequest(f"{word} needs an argument")
-        instruction(result, rest)
+        ports += instruction(result, rest) or 0
+        if ports > _MOST_PORTS:
+            raise BadRequest(f"EXPOSE: more than {_MOST_PORTS} ports are named: name fewer of them")
         commands_set |= word == "CMD"
         if word == "ENTRYPOINT" and not commands_set:
             result.pop("Cmd", None)  # it was meant for the entrypoint before
+    if changes:
+        imageconfig.check(result, "the configuration with the changes")
     return result
 
 
@@ -58,7 +75,7 @@ def _command(rest: str) -> list[str]:
     if rest.startswith("["):
         try:
             words = json.loads(rest)
-        except ValueError:
+        except (ValueError, RecursionError):
             words = None
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return words
@@ -88,17 +105,23 @@ def _label(config: Config, rest: str) -> None:
     config["Labels"] = labels
 
 
-def _expose(config: Config, rest: str) -> None:
+def _expose(config: Config, rest: str) -> int:
+    """Add ports; return how many were named, known ones among them."""
     ports = dict(config.get("ExposedPorts") or {})
+    named = 0
     for word in _words("EXPOSE", rest):
         text = _expand(word, _environment(config))
         match = _PORT.fullmatch(text)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not match or not 0 < first <= last <= 65535:
             raise BadRequest(f"EXPOSE: {text!r} is not a port: use 80, 80/udp or 8000-8010/tcp")
+        named += last + 1 - first
+        if named > _MOST_PORTS:
+            break  # too many already: `apply` says so
         for port in range(first, last + 1):
             ports[f"{port}/{(match[3] or 'tcp').lower()}"] = {}
     config["ExposedPorts"] = ports
+    return named
 
 
 def _volume(config: Config, rest: str) -> None:
@@ -132,7 +155,7 @@ def _onbuild(config: Config, rest: str) -> None:
     config["OnBuild"] = [*(config.get("OnBuild") or []), rest]
 
 
-_INSTRUCTIONS: dict[str, Callable[[Config, str], None]] = {
+_INSTRUCTIONS: dict[str, Callable[[Config, str], int | None]] = {
     "CMD": _cmd,
     "ENTRYPOINT": _entrypoint,
     "ENV": _env,
@@ -207,6 +230,8 @@ def _expand(text: str, variables: dict[str, str]) -> str:
             quoted = part[0] == '"'
             substitute = partial(_substitute, variables, quoted)
             result += _VARIABLE.sub(substitute, part[1:-1] if quoted else part)
+        if len(result) > _MOST_TEXT:  # as ENV A=$A$A makes it after a few lines
+            raise BadRequest(f"a value is longer than {_MOST_TEXT >> 10} KiB once variables are put in")
     return result
 
 
