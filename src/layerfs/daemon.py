@@ -218,7 +218,10 @@ class Daemon:
         still meanwhile, so the layer is what they had written at one moment; with None only if they can.
         Raises `LayerfsError`; then nothing changed.
         """
-        self._store.check_commit(reference, changes)
+        if changes:  # whose work is bounded, but more than an instant
+            await trio.to_thread.run_sync(self._store.check_commit, reference, changes)
+        else:
+            self._store.check_commit(reference, changes)
         async with self._changing:
             self._check_serving()
             sealed = self._mount.upper

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from layerfs.control import connection, http
+from layerfs.control import connection, http, turns
 from layerfs.control.api import App
 from layerfs.control.message import MAX_BODY, Request, Response, Stream, json_response
 from layerfs.control.peer import listen
@@ -362,3 +362,88 @@ async def test_other_users_get_403() -> None:
             assert status(answer) == 403
             assert "permission denied" in message(answer)
             assert status(await trio.to_thread.run_sync(ask_as, 0, path)) == 200
+
+
+def chunked(target: str, pieces: int) -> bytes:
+    """Return a request whose body comes in *pieces* of one byte."""
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head.encode() + b"1\r\na\r\n" * pieces + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("target", ["/commit", "/images/load"])
+async def test_the_loop_goes_on_between_the_pieces_of_a_body(
+    sock: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Each piece is a turn here, and after each turn everybody else has one."""
+    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(turns, "_LONGEST_PAUSE", 0.0)
+    turns_of_others = 0
+    pieces = 3000
+
+    async def others() -> None:
+        nonlocal turns_of_others
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns_of_others += 1
+
+    class Reading(Echo):
+        async def handle(self, request: Request) -> Response | Stream:
+            if request.upload is not None:
+                async for _ in request.upload:
+                    pass
+            return await super().handle(request)
+
+    async with serving(Reading(), sock), trio.open_nursery() as nursery:
+        nursery.start_soon(others)
+        answer = await exchange(sock, chunked(target, pieces), end=False)
+        nursery.cancel_scope.cancel()
+    assert status(answer) == 200
+    assert turns_of_others >= pieces
+
+
+async def test_connections_take_turns_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one pauses for the filesystem, none of the others works."""
+    monkeypatch.setattr(turns, "SLICE", 0.0)
+    monkeypatch.setattr(turns, "_LONGEST_PAUSE", 0.0)
+    shared = turns.Turns()
+    order: list[str] = []
+
+    async def client(name: str) -> None:
+        for _ in range(3):
+            async with shared:
+                order.append(name)
+            order.append("paused")
+
+    async with trio.open_nursery() as nursery:
+        for name in "abc":
+            nursery.start_soon(client, name)
+    assert len(order) == 18
+    assert set(order[1::2]) == {"paused"}
+
+
+async def test_a_body_in_countless_pieces_is_refused(sock: Path) -> None:
+    async with serving(Echo(), sock):
+        for pieces in (connection.FREE_PIECES * 2, 400_000):
+            answer = await exchange(sock, chunked("/commit", pieces), end=False)
+            assert status(answer) == 400
+            assert "send it in larger chunks" in message(answer)
+
+
+async def test_a_header_of_many_lines_is_refused(sock: Path) -> None:
+    async with serving(Echo(), sock):
+        lines = b"GET /_ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 3000
+        answer = await exchange(sock, lines, end=False)
+        assert status(answer) == 431
+        assert "more than 200 lines" in message(answer)
+        usual = b"GET /_ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 100 + b"\r\n"
+        assert status(await exchange(sock, usual)) == 200
+
+
+async def test_few_are_told_why_they_are_refused(sock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(http, "MAX_REFUSALS", 1)
+    async with serving(App(sock.parent), sock):
+        with connect(sock), connect(sock) as refused:
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert await exchange(sock, b"", end=False) == b""
+            assert status(refused.recv(4096)) == 503

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -24,6 +24,7 @@ from layerfs.control.message import (
     error_response,
     parse_target,
 )
+from layerfs.control.turns import Turns
 from layerfs.errors import BadRequest, LayerfsError
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ log = logging.getLogger(__name__)
 
 MAX_HEADER = 32 * 1024
 """The largest request line and header together, in bytes."""
+MAX_HEADER_LINES = 200
+"""The most lines of a header, which are parsed in one go. A client sends about six."""
+FREE_PIECES = 4096
+"""Pieces that a body may come in, however small. After that they must have `MEAN_PIECE` bytes on average."""
+MEAN_PIECE = 64
+"""What a piece of a body costs does not depend on its size; clients send some thousand bytes in each."""
 IDLE_SECONDS = 60.0
 """How long a connection may wait between requests."""
 RECEIVE_SECONDS = 10.0
@@ -44,6 +51,8 @@ SEND_SECONDS = 30.0
 LINGER_SECONDS = 2.0
 """How long a refused client may go on sending, so that it reads why instead of a broken pipe."""
 CHUNK = 64 * 1024
+HEADER_CHUNK = 4 * 1024
+"""Bytes to receive at once while a header is expected."""
 
 
 class _RefusedError(Exception):
@@ -54,13 +63,36 @@ class _RefusedError(Exception):
         self.response = error_response(status, message)
 
 
+class _Pieces:
+    """Counts the pieces that a body comes in."""
+
+    def __init__(self) -> None:
+        self._pieces = self._bytes = 0
+
+    def add(self, pieces: int, size: int) -> None:
+        """Count *pieces* of *size* bytes together. Raises `BadRequest` when they are many and tiny."""
+        self._pieces += pieces
+        self._bytes += size
+        if self._pieces > FREE_PIECES and self._bytes < self._pieces * MEAN_PIECE:
+            raise BadRequest(
+                f"the body comes in pieces of less than {MEAN_PIECE} bytes: send it in larger chunks"
+            )
+
+
+def _body_in(events: Sequence[h11.Event]) -> tuple[bytes, bool]:
+    """Return the part of a body that is in *events*, and whether it ends with them."""
+    data = b"".join(event.data for event in events if isinstance(event, h11.Data))
+    return data, not isinstance(events[-1], h11.Data)
+
+
 class Connection:
     """The server's side of one connection."""
 
-    def __init__(self, stream: trio.SocketStream, app: App) -> None:
-        """Prepare to serve *stream* with *app*."""
+    def __init__(self, stream: trio.SocketStream, app: App, turns: Turns) -> None:
+        """Prepare to serve *stream* with *app*; *turns* are those of all connections of the server."""
         self._stream = stream
         self._app = app
+        self._turns = turns
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
         self._answering = trio.CancelScope(shield=True)
 
@@ -105,18 +137,20 @@ class Connection:
         if not self._http.trailing_data[0]:
             data = b""
             with trio.move_on_after(IDLE_SECONDS):
-                data = bytes(await self._stream.receive_some(CHUNK))
+                data = bytes(await self._stream.receive_some(HEADER_CHUNK))
             if not data:
                 return None
             self._http.receive_data(data)
         try:
             with trio.fail_after(RECEIVE_SECONDS):
-                head = await self._next_event()
+                [head] = await self._next_events()
             if not isinstance(head, h11.Request):
                 return None
-            path, query = parse_target(head.target)
-            request = Request(head.method.decode("ascii"), path, query)
-            if self._app.takes_upload(request):
+            async with self._turns:
+                path, query = parse_target(head.target)
+                request = Request(head.method.decode("ascii"), path, query)
+                takes_upload = self._app.takes_upload(request)
+            if takes_upload:
                 return replace(request, upload=self._upload())
             with trio.fail_after(RECEIVE_SECONDS):
                 return replace(request, body=await self._read_body(head))
@@ -129,40 +163,67 @@ class Connection:
             raise _RefusedError(error.http_status, str(error)) from None
 
     async def _upload(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body that follows as it comes."""
-        while True:
+        """Yield the body that follows as it comes. Raises `BadRequest`."""
+        counter = _Pieces()
+        ended = False
+        while not ended:
             try:
                 with trio.fail_after(UPLOAD_SECONDS):
-                    event = await self._next_event()
+                    events = await self._next_events()
             except trio.TooSlowError:
                 raise BadRequest(f"nothing more came for {UPLOAD_SECONDS:g} seconds") from None
             except h11.RemoteProtocolError:
                 raise BadRequest("the request ended before its body did") from None
-            if not isinstance(event, h11.Data):
-                return
-            yield bytes(event.data)
+            data, ended = _body_in(events)
+            counter.add(len(events), len(data))
+            if data:
+                yield data
 
     async def _read_body(self, head: h11.Request) -> bytes:
         """Return the body that follows *head*, at most `MAX_BODY` bytes."""
         length = next((int(value) for name, value in head.headers if name == b"content-length"), 0)
         body = bytearray()
+        counter = _Pieces()
         while length <= MAX_BODY and len(body) <= MAX_BODY:
-            event = await self._next_event()
-            if not isinstance(event, h11.Data):
+            events = await self._next_events()
+            data, ended = _body_in(events)
+            body += data
+            if ended and len(body) <= MAX_BODY:
                 return bytes(body)
-            body += event.data
+            counter.add(len(events), len(data))
         raise _RefusedError(413, f"the request body is larger than {MAX_BODY} bytes")
 
-    async def _next_event(self) -> h11.Event:
-        """Return h11's next event, receiving as much as it takes."""
+    async def _next_events(self) -> list[h11.Event]:
+        """Return h11's next events, one at least, receiving as much as it takes.
+
+        Those are a head alone, or what a body has before its end, that too, as far as a turn goes.
+        """
+        lines = 0
         while True:
-            event = self._http.next_event()
-            if isinstance(event, h11.Event):
-                return event
+            async with self._turns:
+                in_head = self._http.their_state is h11.IDLE
+                events = self._parsed()
+            if events:
+                return events
             if self._http.they_are_waiting_for_100_continue:
                 go_ahead = h11.InformationalResponse(status_code=100, headers=[])
-                await self._stream.send_all(self._http.send(go_ahead) or b"")
-            self._http.receive_data(await self._stream.receive_some(CHUNK))
+                await self._send(self._http.send(go_ahead) or b"")
+            data = await self._stream.receive_some(HEADER_CHUNK if in_head else CHUNK)
+            lines += data.count(b"\n") if in_head else 0
+            if lines > MAX_HEADER_LINES:
+                raise _RefusedError(431, f"the header has more than {MAX_HEADER_LINES} lines")
+            self._http.receive_data(data)
+
+    def _parsed(self) -> list[h11.Event]:
+        """Return the events in what was received, as many as this turn has time for."""
+        events: list[h11.Event] = []
+        while True:
+            event = self._http.next_event()
+            if not isinstance(event, h11.Event):
+                return events
+            events.append(event)
+            if not isinstance(event, h11.Data) or self._turns.is_over():
+                return events
 
     def _head(self, status: int, headers: Headers, *, close: bool) -> bytes:
         """Return the encoded start of an answer."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import re
 from collections.abc import Collection, Mapping
 
 from layerfs.errors import BadRequest
@@ -64,12 +62,27 @@ def reference_matches(pattern: str, tag: str) -> bool:
 
     `*` and `?` stand for any characters but a slash, as in Go's path.Match.
     """
-    compiled = _glob(pattern)
     repository = tag.rpartition(":")[0]
-    return bool(compiled.fullmatch(tag) or compiled.fullmatch(repository))
+    return _matches(pattern, tag) or _matches(pattern, repository)
 
 
-@functools.lru_cache(maxsize=32)
-def _glob(pattern: str) -> re.Pattern[str]:
-    parts = {"*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(parts.get(character) or re.escape(character) for character in pattern))
+def _matches(pattern: str, text: str) -> bool:
+    """Return whether all of *text* matches; in time that is bounded by the product of both lengths.
+
+    Where a later part fails, only the last `*` need take more: the ones before it can stay as they are.
+    """
+    at = position = 0
+    star = resume = -1
+    while position < len(text):
+        wanted = pattern[at : at + 1]
+        if wanted == "*":
+            star, resume = at, position
+            at += 1
+        elif wanted == text[position] or (wanted == "?" and text[position] != "/"):
+            at, position = at + 1, position + 1
+        elif star >= 0 and text[resume] != "/":
+            resume += 1
+            at, position = star + 1, resume
+        else:
+            return False
+    return not pattern[at:].strip("*")

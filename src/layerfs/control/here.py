@@ -29,12 +29,18 @@ What the running mount answers itself must not wait for one of these: daemons th
 each other would wait for each other.
 """
 
+_AT_ONCE = 4096
+"""Bytes of a request's body that are decoded in the loop: a thread would cost more than it saves."""
+
 LiveHandler = Callable[[LiveMount, Call], Awaitable[Response]]
 
 
 async def commit(live: LiveMount, call: Call) -> Response:
     """Commit the running mount."""
-    wanted = commit_request(call.request)
+    if len(call.request.body) < _AT_ONCE:
+        wanted = commit_request(call.request)
+    else:
+        wanted = await trio.to_thread.run_sync(commit_request, call.request)
     image = await live.commit(
         reference=wanted.reference,
         comment=wanted.comment,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from layerfs.control.connection import Connection
-from layerfs.control.message import error_response
+from layerfs.control.message import Response, error_response
 from layerfs.control.peer import may_connect, peer_uid
+from layerfs.control.turns import Turns
 
 if TYPE_CHECKING:
     from layerfs.control.api import App
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 64
+MAX_REFUSALS = 64
+"""Connections that are told at the same time why they are refused; further ones are closed at once."""
 GRACE = 5.0
 """Seconds that requests being answered get to end when the server is cancelled."""
 
@@ -52,17 +55,20 @@ class _Server:
     def __init__(self, app: App) -> None:
         self._app = app
         self._connections: set[Connection] = set()
+        self._refusals = 0
+        self._turns = Turns()
 
     async def connected(self, stream: trio.SocketStream) -> None:
         """Serve one client until it or the server has had enough; never raises but when cancelled."""
-        connection = Connection(stream, self._app)
+        connection = Connection(stream, self._app, self._turns)
         try:
             if not may_connect(peer_uid(stream)):
-                await connection.refuse(
-                    error_response(403, "permission denied: this socket serves its owner and root alone")
+                await self._refuse(
+                    connection,
+                    error_response(403, "permission denied: this socket serves its owner and root alone"),
                 )
             elif len(self._connections) >= MAX_CONNECTIONS:
-                await connection.refuse(error_response(503, "too many connections: try again later"))
+                await self._refuse(connection, error_response(503, "too many connections: try again later"))
             else:
                 self._connections.add(connection)
                 await connection.run()
@@ -73,6 +79,16 @@ class _Server:
         finally:
             self._connections.discard(connection)
             await trio.aclose_forcefully(stream)
+
+    async def _refuse(self, connection: Connection, answer: Response) -> None:
+        """Tell the client why it is refused, unless many are being told already."""
+        if self._refusals >= MAX_REFUSALS:
+            return
+        self._refusals += 1
+        try:
+            await connection.refuse(answer)
+        finally:
+            self._refusals -= 1
 
     def finish(self) -> None:
         """Give the requests that are being answered `GRACE` seconds."""

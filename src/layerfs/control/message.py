@@ -20,8 +20,8 @@ API_VERSION = (1, 51)
 """The newest version of the Docker Engine API that is answered."""
 MIN_API_VERSION = (1, 24)
 """The oldest version of the Docker Engine API that is answered."""
-MAX_BODY = 1024 * 1024
-"""The largest request body, in bytes: no request of this API needs more."""
+MAX_BODY = 128 * 1024
+"""The largest request body, in bytes: no request of this API needs more, and JSON is decoded in one go."""
 COMMON_HEADERS: Headers = (
     ("Api-Version", "{}.{}".format(*API_VERSION)),
     ("Docker-Experimental", "false"),

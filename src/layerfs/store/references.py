@@ -11,6 +11,7 @@ _HOST_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _HOST = re.compile(rf"(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*|\[[a-fA-F0-9:]+\])(?::[0-9]+)?")
 _PATH = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_LONGEST = 1024
 _ID = re.compile(r"[0-9a-f]{64}")
 _ID_PREFIX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
@@ -20,6 +21,10 @@ def normalize(reference: str) -> str:
 
     `docker.io/library/debian` and `debian` are the same. Raises `BadRequest` for anything else.
     """
+    if not reference:
+        raise BadRequest("invalid reference format: '' is empty: give a name such as debian:12")
+    if len(reference) > _LONGEST:
+        raise _invalid(reference, f"it has more than {_LONGEST} characters")
     rest, slash, last = reference.rpartition("/")
     last, colon, tag = last.partition(":")
     if "@" in last + tag:
@@ -60,4 +65,4 @@ def _split_host(name: str) -> tuple[str, str]:
 
 
 def _invalid(reference: str, why: str) -> BadRequest:
-    return BadRequest(f"invalid reference format: {reference!r}: {why}")
+    return BadRequest(f"invalid reference format: {reference[:100]!r}: {why}")
