@@ -62,7 +62,7 @@ def start(request: MountRequest) -> str:
     session.check_device()
     mountpoint = os.path.join(os.path.realpath(os.path.dirname(request.mountpoint.rstrip("/") or "/")), "")
     mountpoint = os.path.normpath(mountpoint + os.path.basename(request.mountpoint.rstrip("/")))
-    name = runtime.check_name(request.name) if request.name else _made_up_name()
+    name = _made_up_name() if request.name is None else runtime.check_name(request.name)
     with runtime.RunLock(name) as lock:
         session.check_mountpoint(mountpoint, name)
         with Store(request.root) as store:
@@ -88,12 +88,12 @@ def _made_up_name() -> str:
 
 def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mount, bool]:
     """Return the mount for *request*, and whether it is new. Raises `LayerfsError`."""
-    if not (request.image or request.lowers):
+    if request.image is None and not request.lowers:
         if request.read_only or request.options:
             raise BadRequest(f"{name} is mounted again with the options it was made with: leave them out")
         return store.mount(name), False
     same = [mount for mount in store.mounts() if mount.name == name]
-    image = store.resolve(request.image) if request.image else None
+    image = store.resolve(request.image) if request.image is not None else None
     if same and _is_same(store, same[0], request, image):
         return same[0], False
     options = dict(request.options)

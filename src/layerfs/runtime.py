@@ -23,7 +23,7 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 
 def store_root(given: str | os.PathLike[str] | None = None) -> Path:
     """Return the store's root: *given*, else `$LAYERFS_ROOT`, else the user's default."""
-    if given:
+    if given is not None:
         return Path(given).absolute()
     if from_environment := os.environ.get("LAYERFS_ROOT"):
         return Path(from_environment).absolute()
@@ -79,7 +79,9 @@ def make_run_dir() -> Path:
 def check_name(name: str) -> str:
     """Return *name* if it can name a mount (Docker's rule for container names), else raise `BadRequest`."""
     if not NAME.fullmatch(name):
-        raise BadRequest(f"invalid name {name!r}: use letters, digits, '_', '.' and '-', at most 128")
+        raise BadRequest(
+            f"invalid name {name[:150]!r}: use letters, digits, '_', '.' and '-', 1 to 128 of them"
+        )
     return name
 
 

@@ -186,6 +186,16 @@ class TestNames:
         assert untouched(layerfs)
         assert not (layerfs.run.parent / "up.lock").exists()
 
+    def test_an_empty_name(self, layerfs: Layerfs, base: str, free: Path) -> None:
+        for words in (["--name", ""], ["-o", "name="]):
+            line = layerfs.refused("mount", "--image", base, *words, free, status=2)
+            assert "name" in line
+        assert "needs a value" in layerfs.refused(base, free, "-o", f"image={base},name=", status=2)
+        assert "it is empty" in layerfs.refused("mount", "--image", base, "", status=2)
+        assert "it is empty" in layerfs.refused("run", "--name", "", base, "true", status=125)
+        assert "it is empty" in layerfs.refused("commit", "x", "", status=2)
+        assert untouched(layerfs)
+
     def test_unknown_mounts(self, layerfs: Layerfs, base: str) -> None:
         for command in ("commit", "diff", "rm", "umount", "status"):
             assert "no such mount: other" in layerfs.refused(command, "other")

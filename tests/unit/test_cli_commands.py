@@ -10,10 +10,11 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from layerfs import __version__
-from layerfs.cli import COMMANDS, main
+from layerfs.cli import COMMANDS, cli, main
 from layerfs.store import Store
 from tests.unit.control_support import make_tree
 
@@ -213,3 +214,40 @@ def test_the_module_runs_and_imports_nothing_slow(run: Run, debian: str) -> None
     slow = {"asyncio", "h11", "http.client", "pyfuse3", "tarfile", "trio", "xxhash", "zstandard"}
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not slow & loaded
+
+
+EMPTY = [
+    ("mount", "--name", ""), ("mount", "--image", ""), ("mount", "--lower", ""), ("mount", "--upper", ""),
+    ("mount", "--work", ""), ("mount", "--config", ""), ("mount", "--image=x", ""), ("umount", ""),
+    ("run", "--name", "", "x"), ("run", ""), ("commit", ""), ("commit", "x", ""), ("import", ""),
+    ("import", "x", ""), ("tag", "", "x"), ("tag", "x", ""), ("rmi", ""), ("rm", "x", ""), ("inspect", ""),
+    ("status", ""), ("images", ""), ("history", ""), ("verify", ""), ("load", ""), ("load", "-t", ""),
+    ("load", "--platform", ""), ("load", "-i", ""), ("save", ""), ("save", "x", "-o", ""), ("export", ""),
+    ("export", "x", "-o", ""), ("pull", ""), ("pull", "x", ""), ("push", "x", ""), ("kill", "x", "-s", ""),
+    ("kill", ""), ("stop", ""), ("start", ""), ("wait", ""), ("logs", ""), ("exec", "", "x"), ("diff", ""),
+    ("container", "rm", ""), ("image", "tag", "x", ""), ("pull", "x", "--authfile", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_name_is_wrong_usage(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It is what a script's unset variable makes; a mount without a name loses its data at its end."""
+    fails(run(*words), 125 if words[0] == "run" else 2, "it is empty: give one, or leave it out")
+    assert not (tmp_path / "store").exists()
+
+
+def test_an_empty_store_is_wrong_usage(run: Run) -> None:
+    fails(run("--root", "", "images"), 2, "--root is empty")
+
+
+def test_every_text_of_every_command_is_known_to_be_checked() -> None:
+    may_be_empty = set()
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for parameter in command.params:
+            if isinstance(parameter.type, (click.types.StringParamType, click.Path)):
+                may_be_empty.add(parameter.name)
+    assert may_be_empty == {
+        "options", "entrypoint", "message", "author", "workdir", "user", "hostname",
+    }  # fmt: skip

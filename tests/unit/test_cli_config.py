@@ -72,3 +72,16 @@ def test_bad_files_are_usage_errors(tmp_path: Path, text: str, named: str) -> No
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(LayerfsError, match="cannot read the configuration: No such file"):
         apply_config(tmp_path / "x.toml", MountOptions(), None, tmp_path / "store")
+
+
+@pytest.mark.parametrize("line", ['name = ""', 'image = ""', 'upper = ""', 'mountpoint = ""', 'root = ""'])
+def test_an_empty_text_is_refused(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text(line)
+    with pytest.raises(
+        UsageError, match=f"{line.partition(' ')[0]} is empty: give one, or leave the line out"
+    ):
+        apply_config(file, MountOptions(), None, tmp_path / "store")
+    file.write_text('lower = ["/a", ""]')
+    with pytest.raises(UsageError, match="lower must be a list of directories"):
+        apply_config(file, MountOptions(), None, tmp_path / "store")

@@ -70,8 +70,10 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"layerfs.cli.{COMMANDS[cmd_name]}")
+        from layerfs.cli.shared import refuse_empty
+
         command: click.Command = getattr(module, f"{cmd_name}_command")
-        return command
+        return refuse_empty(command)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_paragraph()
@@ -84,6 +86,8 @@ class _Commands(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, root: str | None) -> None:
     """Mount layers as one live filesystem, and commit what is written to it as a new layer."""
+    if root == "":
+        raise click.UsageError("--root is empty: give a directory, or leave it out")
     ctx.obj = store_root(root)
 
 

@@ -57,7 +57,7 @@ def load_command(
     from layerfs.store import Store
     from layerfs.store.limits import Limits
 
-    if source and given:
+    if source is not None and given is not None:
         raise UsageError("name the archive once: as SOURCE or with --input")
     default = Limits()
     limits = Limits(max_size or default.size, max_files or default.files)

@@ -25,20 +25,24 @@ def apply_config(
     Raises `UsageError` for a file that cannot be read as one.
     """
     values = read_config(path)
-    mountpoint = mountpoint or values.get("mountpoint")
-    wanted.name = wanted.name or values.get("name")
+    mountpoint = _given(mountpoint, values.get("mountpoint"))
+    wanted.name = _given(wanted.name, values.get("name"))
     root = Path(values.get("root", root))
-    if not (wanted.image or wanted.lowers):
+    if wanted.image is None and not wanted.lowers:
         if wanted.name is not None and _exists(root, wanted.name):
             return mountpoint, root
         wanted.image = values.get("image")
         wanted.lowers = tuple(values.get("lower", ()))
-        wanted.upper = wanted.upper or values.get("upper")
-        wanted.work = wanted.work or values.get("work")
+        wanted.upper = _given(wanted.upper, values.get("upper"))
+        wanted.work = _given(wanted.work, values.get("work"))
     from_options = parse_options([values.get("options", "")])
     wanted.switches = from_options.switches | wanted.switches
     wanted.read_only = wanted.read_only or from_options.read_only or values.get("read_only", False)
     return mountpoint, root
+
+
+def _given(first: str | None, second: str | None) -> str | None:
+    return first if first is not None else second
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -54,11 +58,15 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UsageError(f"{path}: unknown key {name!r}: use {', '.join(KEYS)}")
         if name in TEXTS and not isinstance(value, str):
             raise UsageError(f"{path}: {name} must be a text")
+        if value == "" and name != "options":
+            raise UsageError(f"{path}: {name} is empty: give one, or leave the line out")
         if name == "options":
             parse_options([value])
         if name == "read_only" and not isinstance(value, bool):
             raise UsageError(f"{path}: read_only must be true or false")
-        if name == "lower" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        if name == "lower" and not (
+            isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+        ):
             raise UsageError(f"{path}: lower must be a list of directories, the topmost first")
     return values
 

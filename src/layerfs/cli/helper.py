@@ -8,6 +8,7 @@ import click
 
 from layerfs.cli.mount import start
 from layerfs.cli.options import parse_options
+from layerfs.cli.shared import GivenText
 from layerfs.runtime import store_root
 
 
@@ -15,7 +16,7 @@ from layerfs.runtime import store_root
 @click.option("-o", "options", metavar="OPTS", multiple=True, required=True)
 @click.option("-f", "--foreground", is_flag=True)
 @click.argument("source")
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=GivenText())
 def _helper(source: str, mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     """Mount on MOUNTPOINT what the options say; SOURCE is what /proc/mounts shows, as with overlayfs."""
     wanted = parse_options(list(options))

@@ -58,13 +58,13 @@ def mount_command(
     layerfs mount --lower ./top --lower ./bottom --upper ./upper --work ./work /mnt
     """
     wanted = parse_options(list(options))
-    wanted.image = image or wanted.image
+    wanted.image = wanted.image if image is None else image
     wanted.lowers = lowers or wanted.lowers
-    wanted.upper = upper or wanted.upper
-    wanted.work = work or wanted.work
-    wanted.name = name or wanted.name
+    wanted.upper = wanted.upper if upper is None else upper
+    wanted.work = wanted.work if work is None else work
+    wanted.name = wanted.name if name is None else name
     wanted.read_only = read_only or wanted.read_only
-    if wanted.root:
+    if wanted.root is not None:
         raise UsageError("mount option root is for mount helpers: give 'layerfs --root DIR mount' instead")
     if config is not None:
         from layerfs.cli.config import apply_config
@@ -82,13 +82,13 @@ def start(root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool
 
     Raises `UsageError`, and what `layerfs.launch.start` raises.
     """
-    if not (wanted.image or wanted.lowers or wanted.name):
+    if wanted.image is None and not wanted.lowers and wanted.name is None:
         raise UsageError("nothing to mount: give --image, --lower, or the --name of a mount to resume")
-    if wanted.image and wanted.lowers:
+    if wanted.image is not None and wanted.lowers:
         raise UsageError("give either an image or lower directories, not both")
-    if wanted.upper and not wanted.lowers:
+    if wanted.upper is not None and not wanted.lowers:
         raise UsageError("an upper directory goes with lower directories: give --lower too")
-    if bool(wanted.upper) != bool(wanted.work):
+    if (wanted.upper is None) != (wanted.work is None):
         raise UsageError("an upper directory and a work directory go together: give both or neither")
     from layerfs import launch
 

@@ -130,7 +130,9 @@ def run_command(
     if not detach:
         containers.check_terminal(tty, interactive)
     containers.warn_unfiltered()
-    mount = _create(root, name or f"container-{secrets.token_hex(4)}", image, wanted, pull)
+    mount = _create(
+        root, name if name is not None else f"container-{secrets.token_hex(4)}", image, wanted, pull
+    )
     if detach:
         lifecycle.start(root, mount)
         click.echo(mount.id)
