@@ -246,6 +246,11 @@ class Daemon:
         self._to_settle.set()
         return image
 
+    @property
+    def outside_upper(self) -> Path | None:
+        """The directory that was brought along as the upper, None where the store has its own."""
+        return self._store.outside_upper(self._mount)
+
     async def changes(self) -> list[Change]:
         """Return what was written since the last commit. Raises `LayerfsError`."""
         mount = self._mount

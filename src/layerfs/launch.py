@@ -110,6 +110,13 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
         options=options,
         ephemeral=request.name is None,
     )
+    if mount.upper and outside and (committed := store.committed_from(outside[0])):
+        _log.warning(
+            "layerfs: warning: what was written to %s until its last commit is not below this mount: "
+            "'layerfs mount --image %s MOUNTPOINT' shows it",
+            outside[0],
+            committed[:12],
+        )
     return mount, True
 
 

@@ -91,7 +91,7 @@ def test_others_are_answered_while_one_streams(stack: Stack, mnt: Path) -> None:
             (mnt / f"new{number}").write_bytes(b"x")
             assert (mnt / f"new{number}").read_bytes() == b"x"
             time.sleep(0.005)
-        stack.layerfs.ok("commit", stack.name)
+        stack.commit()
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
     finally:
         os.kill(child, signal.SIGKILL)

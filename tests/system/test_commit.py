@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import subprocess
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Layerfs, wait_until
+from tests.conftest import Layerfs, Stack, wait_until
 
 pytestmark = pytest.mark.root
 NAME = "base-container"
@@ -335,3 +336,49 @@ def test_a_commit_takes_milliseconds_whatever_was_written(live: Live) -> None:
         assert status == 201
         assert json.loads(answer)["Id"].startswith("sha256:")
     assert min(durations) < 0.25, durations  # no copying, no hashing: seconds would tell of either
+
+
+def test_a_commit_says_that_the_directory_given_as_upper_is_empty(layerfs: Layerfs, stack: Stack) -> None:
+    (stack.mount() / "file").write_text("written")
+    for running in (True, False):
+        done = layerfs("commit", stack.name)
+        assert done.returncode == 0
+        image = done.stdout.strip()
+        assert done.stderr.startswith(
+            f"layerfs: warning: {stack.upper} is empty now: what was written to it is"
+        )
+        assert image.removeprefix("sha256:")[:12] in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert os.listdir(stack.upper) == []
+        if running:
+            assert (stack.mnt / "file").read_text() == "written"
+            stack.umount()
+    layerfs.ok("rm", stack.name)
+    lowers = [f"--lower={stack.top}", f"--lower={stack.bottom}"]
+    uppers = [f"--upper={stack.upper}", f"--work={stack.work}"]
+    done = layerfs("mount", "--name", "again", *lowers, *uppers, stack.mnt)
+    assert done.returncode == 0
+    assert done.stderr.startswith(
+        f"layerfs: warning: what was written to {stack.upper} until its last commit"
+    )
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(stack.mnt) == []
+    shown = re.search(r"'layerfs (mount --image [0-9a-f]{12}) MOUNTPOINT'", done.stderr)
+    assert shown
+    layerfs.ok("umount", "again")
+    layerfs.ok(*shown[1].split(), "--name", "shown", stack.mnt)
+    assert (stack.mnt / "file").read_text() == "written"
+    layerfs.ok("rm", "-f", "shown", "again")
+    layerfs.ok("prune", "--all", "--force")
+    layerfs.ok("mount", "--name", "new", *lowers, *uppers, stack.mnt)  # there is nothing to speak of any more
+
+
+def test_a_commit_of_the_stores_own_upper_warns_of_nothing(layerfs: Layerfs, stack: Stack) -> None:
+    (stack.top / "file").write_text("below")
+    layerfs.ok("import", stack.top, "base:1")
+    layerfs.ok("mount", "--image", "base:1", "--name", "own", stack.mnt)
+    (stack.mnt / "file").write_text("written")
+    layerfs.ok("commit", "own", "made:1")
+    status, answer = layerfs.ask("own", "POST", "/commit?container=own")
+    assert status == 201
+    assert list(json.loads(answer)) == ["Id"]

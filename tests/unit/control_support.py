@@ -40,6 +40,11 @@ class DirectoryMount:
         with Store(self.root) as store:
             return store.layer(store.mount(self.mount_id).upper or "").path
 
+    @property
+    def outside_upper(self) -> Path | None:
+        with Store(self.root) as store:
+            return store.outside_upper(store.mount(self.mount_id))
+
     async def commit(
         self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
     ) -> Image:

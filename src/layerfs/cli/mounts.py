@@ -46,6 +46,9 @@ def commit_command(
 
     The image is called REFERENCE, if given. The mount NAME stays in use. Prints the image's id.
 
+    What was written is a layer of the store then: a directory given as --upper is empty after it, which a
+    warning says.
+
     The image has everything whose write had returned before; with --pause, what a container writes to
     several files is cut at one moment.
     """
@@ -63,6 +66,8 @@ def commit_command(
         changes=changes,
         pause="1" if pause else "0",
     )
+    for warning in answer.get("Warnings") or ():
+        click.echo(f"layerfs: warning: {warning}", err=True)
     click.echo(answer["Id"])
 
 

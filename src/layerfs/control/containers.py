@@ -26,6 +26,7 @@ from layerfs.signals import signal_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from layerfs.store import Store
     from layerfs.store.model import Image, Mount
@@ -149,7 +150,7 @@ def commit(call: Call) -> Response:
     from layerfs.store import settle
 
     settle.start(call.root, image.layers[-1])
-    return committed(image)
+    return committed(image, mount.name, call.store.outside_upper(call.store.mount(mount.id)))
 
 
 def _commit_at_rest(store: Store, mount: Mount, wanted: CommitRequest) -> Image:
@@ -176,9 +177,18 @@ def _commit_at_rest(store: Store, mount: Mount, wanted: CommitRequest) -> Image:
         raise
 
 
-def committed(image: Image) -> Response:
-    """Return the answer to a commit that made *image*."""
-    return json_response({"Id": shapes.digest(image.id)}, 201)
+def committed(image: Image, name: str, outside: Path | None) -> Response:
+    """Return the answer to a commit of the mount called *name* that made *image*.
+
+    An upper *outside* the store is empty then, which surprises: the member "Warnings" says so.
+    """
+    answer: dict[str, object] = {"Id": shapes.digest(image.id)}
+    if outside is not None:
+        answer["Warnings"] = [
+            f"{outside} is empty now: what was written to it is in the image {image.id[:12]}. "
+            f"The mount {name} still shows it; a new mount of {outside} does not"
+        ]
+    return json_response(answer, 201)
 
 
 def changes(call: Call) -> Response:

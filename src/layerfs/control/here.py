@@ -48,7 +48,7 @@ async def commit(live: LiveMount, call: Call) -> Response:
         changes=wanted.changes,
         pause=wanted.pause,
     )
-    return containers.committed(image)
+    return containers.committed(image, live.name, live.outside_upper)
 
 
 async def changes(live: LiveMount, call: Call) -> Response:

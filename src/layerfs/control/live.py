@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from layerfs.store.model import Image
     from layerfs.union.changes import Change
 
@@ -27,6 +29,10 @@ class LiveMount(Protocol):
     @property
     def mountpoint(self) -> str:
         """Where it is mounted, an absolute path."""
+
+    @property
+    def outside_upper(self) -> Path | None:
+        """The directory that was brought along to take the writes, None where the store has its own."""
 
     async def commit(
         self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None

@@ -94,6 +94,8 @@ def commit(
             attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
             if name:
                 attributes["imageRef"] = name
+            if external.is_outside(db, upper):
+                attributes[external.COMMITTED] = str(upper.path)
             events.record(db, "container", "commit", mount.id, attributes)
             if name:
                 image = replace(image, tags=(images.tag(db, image.id, name),))

@@ -9,6 +9,7 @@ of transaction and exchange on the disk without the other, so the note stays unt
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,11 @@ from typing import NamedTuple
 from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.store import layers
 from layerfs.store.database import Database
-from layerfs.store.model import Layer, now
+from layerfs.store.model import Layer, Mount, now
 from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_path
+
+COMMITTED = "upper"
+"""The attribute of a commit's event that says from which directory outside the store the layer came."""
 
 
 def check_upper(db: Database, upper: Path, work: Path) -> None:
@@ -57,6 +61,29 @@ def insert_upper(db: Database, layer_id: str, upper: Path, work: Path) -> None:
         "INSERT INTO layers (id, state, path, work, created) VALUES (?, 'active', ?, ?, ?)",
         (layer_id, os.fsencode(upper), os.fsencode(work), now()),
     )
+
+
+def outside(db: Database, mount: Mount) -> Path | None:
+    """Return the directory that was given as the upper of *mount*, None where the store has its own."""
+    if mount.upper is None:
+        return None
+    upper = layers.get(db, mount.upper)
+    return upper.path if is_outside(db, upper) else None
+
+
+def committed_from(db: Database, path: Path) -> str | None:
+    """Return the id of the newest image that was committed from an upper at *path*, if the store has it.
+
+    What that image holds is no longer in the directory. Only the events that are kept are looked at.
+    """
+    query = "SELECT attributes FROM events WHERE action = 'commit' AND attributes LIKE ? ORDER BY id DESC"
+    for (text,) in db.execute(query, (f'%"{COMMITTED}"%',)):
+        attributes = json.loads(text)
+        if attributes.get(COMMITTED) == str(path.absolute()):
+            image = str(attributes["imageID"]).removeprefix("sha256:")
+            if db.scalar("SELECT id FROM images WHERE id = ?", (image,)) is not None:
+                return image
+    return None
 
 
 def is_outside(db: Database, upper: Layer) -> bool:

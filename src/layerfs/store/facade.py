@@ -224,6 +224,14 @@ class Store:
             ephemeral=ephemeral,
         )
 
+    def outside_upper(self, mount: Mount) -> Path | None:
+        """Return the directory that was given as the upper of *mount*, None where the store has its own."""
+        return external.outside(self._db, mount)
+
+    def committed_from(self, path: Path) -> str | None:
+        """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
+        return external.committed_from(self._db, path)
+
     def update_container(self, mount_id: str, action: str, **values: Any) -> None:
         """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
