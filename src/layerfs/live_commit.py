@@ -180,7 +180,8 @@ async def commit(
                     quiesce()
                     union.match_root(upper)
                     try:
-                        image = store.commit(mount, prepared, **wording._asdict())
+                        tree = union.upper.root.fd() if union.upper is not None else None
+                        image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
                         break
                     except StoreBusy:
                         await trio.sleep(_PAUSE)

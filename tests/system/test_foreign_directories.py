@@ -122,3 +122,30 @@ def test_a_runtime_directory_of_somebody_else_is_refused(user: User) -> None:
     user.words.insert(len(user.enter) + len(UNSET), "XDG_RUNTIME_DIR=/tmp/run")
     line = user.refused("mount", "--name=stack", f"--lower={stack.top}", stack.mnt)
     assert "XDG_RUNTIME_DIR, /tmp/run belongs to user 4001" in line
+
+
+def test_a_commit_moves_no_directory_but_the_one_that_was_mounted(layerfs: Layerfs, stack: Stack) -> None:
+    """Whoever owns the directory above can put a link to any other directory in its place."""
+    precious = layerfs.directory / "precious"
+    (precious / "upper").mkdir(parents=True)
+    (precious / "work/work").mkdir(parents=True)
+    (precious / "upper/file").write_text("precious")
+    stack.mnt = layerfs.directory / "elsewhere"
+    stack.mnt.mkdir()
+    (stack.mount() / "file").write_text("written")
+    aside = stack.directory.with_name("aside")
+    stack.directory.rename(aside)
+    stack.directory.symlink_to(precious)
+    status, answer = layerfs.ask(stack.name, "POST", f"/commit?container={stack.name}")
+    assert status == 409
+    assert b"it is not the directory that was mounted any more" in answer
+    assert (precious / "upper/file").read_text() == "precious"
+    (precious / "upper").rename(precious / "other")
+    (precious / "upper").symlink_to("other")
+    status, answer = layerfs.ask(stack.name, "POST", f"/commit?container={stack.name}")
+    assert (status, (precious / "upper").is_symlink()) == (409, True)
+    stack.directory.unlink()
+    aside.rename(stack.directory)
+    stack.commit()
+    assert (stack.mnt / "file").read_text() == "written"
+    assert os.listdir(stack.upper) == []

@@ -70,9 +70,11 @@ def commit(
     author: str,
     changes: Sequence[str],
     created_by: str,
+    tree: int | None = None,
 ) -> Image:
     """Seal the upper of *mount* as the top layer of a new image, and make *new_upper* its upper.
 
+    *tree* is a descriptor on the upper, if it is mounted. No other directory is sealed in its place.
     Raises `StoreBusy` at once when another process is writing: nothing has happened then, and the same
     call may be made again. Raises `BadRequest`, `Conflict` or `NotFound` without having changed anything.
     """
@@ -100,7 +102,7 @@ def commit(
             if name:
                 image = replace(image, tags=(images.tag(db, image.id, name),))
             if external.is_outside(db, upper):
-                external.swap(db, upper)
+                external.swap(db, upper, tree)
                 swapped = upper
     except BaseException:
         if swapped:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -147,12 +148,31 @@ def seal(db: Database, upper: Layer, new_id: str) -> None:
     )
 
 
-def swap(db: Database, upper: Layer) -> None:
-    """Exchange an upper's tree and the fresh one; raises `LayerfsError`. Done twice, it undoes itself."""
+def swap(db: Database, upper: Layer, tree: int | None = None) -> None:
+    """Exchange an upper's tree and the fresh one; raises `LayerfsError`. Done twice, it undoes itself.
+
+    *tree* is a descriptor on the tree, if it is mounted: whoever owns a directory above may have put another
+    one in its place, or a link to one of the machine's own, and that must stay where it is.
+    """
+    parent = -1
     try:
-        exchange(upper.path, layers.directory(db, upper.id) / "fs")
+        parent = os.open(upper.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        found = os.stat(upper.path.name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(found.st_mode) or (tree is not None and not _is(found, tree)):
+            raise Conflict(
+                f"cannot commit {upper.path}: it is not the directory that was mounted any more; "
+                "move that one back there"
+            )
+        exchange(Path(f"/proc/self/fd/{parent}", upper.path.name), layers.directory(db, upper.id) / "fs")
     except OSError as error:
         raise from_os_error(error, f"move {upper.path} into the store") from None
+    finally:
+        if parent >= 0:
+            os.close(parent)
+
+
+def _is(found: os.stat_result, tree: int) -> bool:
+    return os.path.samestat(found, os.fstat(tree))
 
 
 def bring_to_disk(db: Database, layer_id: str) -> None:

@@ -276,9 +276,11 @@ class Store:
         author: str = "",
         changes: Sequence[str] = (),
         created_by: str = "",
+        tree: int | None = None,
     ) -> Image:
         """Seal the upper of *mount* as the top layer of a new image; *new_upper* takes its place.
 
+        *tree* is a descriptor on the upper's tree, if it is mounted: no other one is sealed in its place.
         One short transaction, independent of what the upper holds. Atomic; not durable: a power cut may undo
         it until `sync` has returned, and what is in the layer is on disk once it is settled. Raises
         `StoreBusy` at once when another process is writing (call again), `BadRequest`, `Conflict` or
@@ -293,6 +295,7 @@ class Store:
             author=author,
             changes=changes,
             created_by=created_by,
+            tree=tree,
         )
 
     def sync(self) -> None:
