@@ -84,6 +84,7 @@ def test_without_any_directory_the_user_gets_a_private_one_in_tmp(user: User) ->
 def test_links_in_the_run_directory_are_never_followed(layerfs: Layerfs, stack: Stack) -> None:
     victim = layerfs.directory / "victim"
     layerfs.run.mkdir(mode=0o700)
+    layerfs.expect_log("precious")  # what the link of that name leads to
     (stack.top / "file").touch()
     for suffix in ("lock", "log"):
         victim.write_text("precious")

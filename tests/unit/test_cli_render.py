@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -80,3 +81,17 @@ def test_ellipsis() -> None:
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert render.printable("a\x1b[2Jb\nc\td é") == "a [2Jb c d é"
+
+
+def test_json_does_not_disturb_the_terminal_either() -> None:
+    value = {"\x1b[2J": ["\x9b31m", "\u202etxt.exe", "ä €", "\n", "\U000e0001", "\x7f"]}
+    for indent in (None, 4):
+        text = render.as_json(value, indent=indent)
+        assert json.loads(text) == value
+        assert all(character.isprintable() or character == "\n" for character in text)
+        assert "ä €" in text
+
+
+def test_a_note_is_one_line_that_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    render.note("image\x1b[2J\nmade\x9b by\tsomebody")
+    assert capsys.readouterr().err == "layerfs: image [2J made  by somebody\n"

@@ -20,6 +20,7 @@ from layerfs.store import Store
 from layerfs.store.limits import Limits
 from tests.unit.oci_support import (
     CONFIG,
+    INDEX,
     LAYER,
     Json,
     Layout,
@@ -27,6 +28,7 @@ from tests.unit.oci_support import (
     assert_refused,
     config_of,
     files,
+    named,
 )
 
 GOOD = files(a="a", b="b")
@@ -271,3 +273,38 @@ def in_child(action: Callable[[], object]) -> object:
         text = output.read()
     os.waitpid(child, 0)
     return json.loads(text)
+
+
+def test_indexes_that_multiply_are_read_once_each(store: Store, layout: Layout) -> None:
+    """Six of them, each of which names the next one a thousand times: 10^18 entries, else."""
+    entry = layout.image([GOOD])
+    for _ in range(6):
+        entry = layout.blob({"schemaVersion": 2, "manifests": [entry] * 1000}, INDEX)
+    layout.index(entry)
+    assert len(oci.load(store, layout.path)) == 1
+
+
+def test_countless_names_and_steps_are_refused(store: Store, layout: Layout) -> None:
+    image = layout.image([GOOD])
+    layout.index(*({**image, "annotations": named(f"name:{at}")} for at in range(1001)))
+    assert_refused(store, layout.path, "names more than 1000 images")
+    steps = [{"created_by": "x", "empty_layer": True}] * 10_000
+    config = config_of([GOOD], history=[*steps, {"created_by": "x"}])
+    layout.index(layout.image([GOOD], config=config))
+    assert_refused(store, layout.path, "more than 10000 steps or layers")
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "a/../../outside"])
+def test_a_directory_in_dockers_form_names_no_file_outside(store: Store, tmp_path: Path, name: str) -> None:
+    (tmp_path / "outside").write_text("{}")
+    source = tmp_path / "image"
+    source.mkdir()
+    (source / "manifest.json").write_text(json.dumps([{"Config": name, "Layers": [], "RepoTags": None}]))
+    assert_refused(store, source, "leads out of the image")
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a device node")
+def test_a_device_in_a_layout_is_not_opened(store: Store, layout: Layout) -> None:
+    os.mknod(layout.path / "index.json", stat.S_IFCHR | 0o600, os.makedev(240, 77))  # nothing drives it
+    assert_refused(store, layout.path, "index.json is not a file")

@@ -137,5 +137,7 @@ def _is_mount_helper(arguments: Sequence[str]) -> bool:
 
 def _fail(message: str, status: int) -> int:
     """Print *message* as one line, and return *status*."""
-    click.echo(f"layerfs: {' '.join(message.split())}", err=True)
+    from layerfs.cli import render
+
+    render.note(message)
     return status

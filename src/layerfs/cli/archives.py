@@ -64,7 +64,7 @@ def load_command(
     name = source or given or "-"
     with Store(root) as store:
         for line in store.recover():
-            click.echo(f"layerfs: {line}", err=True)
+            render.note(line)
         progress = _Progress(name, wanted=not quiet)
         try:
             loaded = oci.load(

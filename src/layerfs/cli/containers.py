@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from layerfs.cli import render
 from layerfs.cli.shared import each
 from layerfs.errors import Conflict, LayerfsError
 
@@ -27,7 +28,7 @@ def warn_unfiltered() -> None:
     from layerfs.container import seccomp
 
     if seccomp.is_missing():
-        click.echo(f"layerfs: {seccomp.UNFILTERED}", err=True)
+        render.note(seccomp.UNFILTERED)
 
 
 def find(root: Path, name: str) -> Mount:

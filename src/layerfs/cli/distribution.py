@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerfs.cli import render
 from layerfs.cli.archives import Size
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def pull_command(
     limits = Limits(max_size or default.size, max_files or default.files)
     with Store(root) as store:
         for line in store.recover():
-            click.echo(f"layerfs: {line}", err=True)
+            render.note(line)
         progress = sys.stderr.isatty() and not quiet
         loaded = pull(store, remote, name, options, limits=limits, progress=progress)
     if loaded.left_out:

@@ -44,7 +44,7 @@ def import_command(
     progress = _Progress(source)
     with Store(root) as store:
         for line in store.recover():
-            click.echo(f"layerfs: {line}", err=True)
+            render.note(line)
         try:
             image = store.import_image(given, reference, message=message, changes=changes, progress=progress)
         finally:

@@ -67,7 +67,7 @@ def commit_command(
         pause="1" if pause else "0",
     )
     for warning in answer.get("Warnings") or ():
-        click.echo(f"layerfs: warning: {warning}", err=True)
+        render.note(f"warning: {warning}")
     click.echo(answer["Id"])
 
 

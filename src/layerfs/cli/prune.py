@@ -31,7 +31,7 @@ def df_command(root: Path, verbose: bool, form: str) -> None:
     if verbose:
         parts = {"Images": _images(found), "Mounts": _mounts(found), "Layers": _layers(found)}
         if form == "json":
-            render.show(json.dumps(parts, ensure_ascii=False))
+            render.show(render.as_json(parts))
         else:
             render.show("\n\n".join(f"{kind}:\n\n{_table(rows)}" for kind, rows in parts.items()))
         return

@@ -61,9 +61,26 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Return *value* as JSON. What would disturb a terminal is escaped: an image says what its labels are."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(map(_escaped, text)) if not text.isprintable() else text
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or character == "\n":  # a newline is JSON's own: those in texts are escaped
+        return character
+    return json.dumps(character)[1:-1]  # two escapes where it takes a surrogate pair
+
+
 def json_lines(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return each of *rows* as a JSON object on a line of its own."""
-    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    return "\n".join(map(as_json, rows))
+
+
+def note(text: str) -> None:
+    """Tell the user *text*, one line, beside the output."""
+    click.echo(f"layerfs: {printable(' '.join(text.split()))}", err=True)
 
 
 def show(text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import click
 
+from layerfs.cli import render
 from layerfs.errors import LayerfsError
 
 NO_TRUNC = click.option("--no-trunc", is_flag=True, help="Show ids and commands in full length.")
@@ -49,6 +50,6 @@ def each(names: Iterable[str], do: Callable[[str], None]) -> int:
         try:
             do(name)
         except LayerfsError as error:
-            click.echo(f"layerfs: {error}", err=True)
+            render.note(str(error))
             status = error.exit_code
     return status

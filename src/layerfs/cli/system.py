@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,7 +33,7 @@ def inspect_command(root: Path, names: tuple[str, ...]) -> int:
         raise NotFound(f"no such mount or image: {name}")
 
     status = each(names, inspect)
-    click.echo(json.dumps(found, indent=4, ensure_ascii=False))
+    click.echo(render.as_json(found, indent=4))
     return status
 
 
@@ -63,7 +62,7 @@ def status_command(root: Path, name: str | None, form: str) -> int:
 
     def status(name: str) -> None:
         found = client.request("GET", "/layerfs/status", name=name)
-        click.echo(json.dumps(found) if form == "json" else "\n".join(_lines(found)))
+        click.echo(render.as_json(found) if form == "json" else "\n".join(_lines(found)))
 
     return each(names, status)
 

@@ -19,6 +19,8 @@ from layerfs.store.model import HistoryEntry, Image
 from layerfs.store.stacks import canonical_json
 
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))")
+_MOST_STEPS = 10_000
+"""Steps of a history, and layers: every list of images reads them. Docker's have 127 layers at most."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -48,6 +50,8 @@ class Config:
         imageconfig.check(media.mapping(fields.get("config"), "config in the configuration"))
         created = _time(fields.get("created")) or EPOCH
         history = media.sequence(fields.get("history"), "history in the configuration")
+        if max(len(history), len(diff_ids)) > _MOST_STEPS:
+            raise BadRequest(f"the configuration has more than {_MOST_STEPS} steps or layers: it is no image")
         steps = [_step(media.mapping(step, "a history entry")) for step in history]
         made = sum(not step.empty_layer for step in steps)
         if made > len(diff_ids):

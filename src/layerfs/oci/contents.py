@@ -17,6 +17,8 @@ from layerfs.store.references import normalize
 
 _DEPTH = 8
 """The most indexes that may be nested."""
+_MOST_NAMES = 1000
+"""The most images of a layout, each of which may take reading an index anew."""
 
 
 class _NoImage(BadRequest):
@@ -78,6 +80,8 @@ def _in_layout(source: Source, layout: bytes, wanted: Platform) -> list[Found]:
     groups: dict[str | None, list[Descriptor]] = {}
     for entry in _entries(media.parse(index, "index.json"), "index.json"):
         groups.setdefault(_name(entry), []).append(entry)
+    if len(groups) > _MOST_NAMES:
+        raise BadRequest(f"the image layout names more than {_MOST_NAMES} images: load fewer at a time")
     images: dict[str, Found] = {}
     problem: BadRequest = _NoImage("the image layout is empty")
     for name, entries in groups.items():
@@ -116,7 +120,7 @@ def _entries(index: dict[str, Any], what: str) -> list[Descriptor]:
 
 def _choose(source: Source, entries: Sequence[Descriptor], wanted: Platform) -> Descriptor:
     """Return the manifest for the platform that is *wanted* among *entries* and the indexes they name."""
-    manifests = [entry for entry in _flattened(source, entries, 0) if not _is_attestation(entry)]
+    manifests = [entry for entry in _flattened(source, entries, 0, set()) if not _is_attestation(entry)]
     if not manifests:
         raise _NoImage("the image index names no image")
     if len({entry.digest for entry in manifests}) == 1:
@@ -130,14 +134,23 @@ def _choose(source: Source, entries: Sequence[Descriptor], wanted: Platform) -> 
     return known[best][0]
 
 
-def _flattened(source: Source, entries: Sequence[Descriptor], depth: int) -> Iterator[Descriptor]:
+def _flattened(
+    source: Source, entries: Sequence[Descriptor], depth: int, seen: set[str]
+) -> Iterator[Descriptor]:
+    """Yield the manifests in *entries* and in the indexes they name, each index once; add those to *seen*.
+
+    Else an index that names one index a thousand times, which does the same, would never end.
+    """
     for entry in entries:
         media.refuse_schema_1(entry.media_type)
         if entry.media_type in media.INDEXES:
             if depth == _DEPTH:
                 raise BadRequest(f"image indexes are nested more than {_DEPTH} deep")
+            if entry.digest in seen:
+                continue
+            seen.add(entry.digest)
             index = media.parse(_document(source, entry, "an image index"), "an image index")
-            yield from _flattened(source, _entries(index, "an image index"), depth + 1)
+            yield from _flattened(source, _entries(index, "an image index"), depth + 1, seen)
         elif entry.media_type in media.MANIFESTS:
             yield entry
         elif depth == 0 and not entry.media_type:

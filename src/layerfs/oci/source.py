@@ -60,7 +60,10 @@ def read(source: Source, name: str, most: int) -> bytes | None:
 
 
 class Directory:
-    """The files below a directory. Its symbolic links are followed: layouts are made of them at times."""
+    """The files below a directory. Its symbolic links are followed: layouts are made of them at times.
+
+    What they lead to is opened only if it is a plain file: opening a device has effects.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -68,15 +71,21 @@ class Directory:
     @contextmanager
     def open(self, name: str) -> Iterator[Region | None]:
         """Open a file; see `Source`."""
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise BadRequest(f"{name!r} leads out of the image: it is no name of a file in it")
         try:
-            fd = os.open(self._path / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            found = os.open(self._path / name, os.O_PATH | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
         try:
-            status = os.fstat(fd)
+            status = os.fstat(found)
             if not stat.S_ISREG(status.st_mode):
                 raise BadRequest(f"{self._path / name} is not a file")
+            fd = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+        try:
             yield Region(fd, 0, status.st_size)
         finally:
             os.close(fd)
