@@ -172,7 +172,7 @@ class Daemon:
             runtime.socket_path(self.name).unlink(missing_ok=True)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
-        await session.serve(self._filesystem)
+        await session.serve(self._filesystem, lambda: mounttable.is_mounted(self._device))
         self._ended.set()
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()

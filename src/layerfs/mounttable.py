@@ -37,6 +37,13 @@ def mounted_at(mountpoint: str) -> Mounted | None:
     return found
 
 
+def is_mounted(device: int) -> bool:
+    """Tell whether the filesystem *device* (`st_dev`) is mounted anywhere in this mount namespace."""
+    wanted = b"%d:%d" % (os.major(device), os.minor(device))
+    with open("/proc/self/mountinfo", "rb") as lines:
+        return any(line.split(maxsplit=3)[2] == wanted for line in lines)
+
+
 def detach(mountpoint: str, name: str) -> None:
     """Take away what the dead daemon of the mount called *name* left at *mountpoint*, if anything.
 

@@ -27,6 +27,7 @@ struct job {
 	uint64_t unique, offset;
 	uint32_t size;
 	char *request, *data; /* of a write: the buffer, which is ours now, and where in it the data is */
+	struct write_time *time;
 	int (*sync)(int);     /* fsync(2) or fdatasync(2), if that is what to do */
 };
 
@@ -85,6 +86,7 @@ static void do_write(const struct job *job)
 	struct fuse_write_out out = {.size = job->size};
 	int error = write_all(job->file, job->data, job->size, job->offset);
 
+	end_write(job->time, job->file);
 	/* It counts as done before the kernel hears of it: what the kernel does next may rely on that. */
 	pthread_mutex_lock(&lock);
 	writes--;
@@ -190,7 +192,7 @@ int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, ui
 }
 
 int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
-		       char *data)
+		       char *data, struct write_time *time)
 {
 	return hand_over((struct job){.device = device,
 				      .file = file,
@@ -198,7 +200,8 @@ int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, u
 				      .offset = offset,
 				      .size = size,
 				      .request = request,
-				      .data = data});
+				      .data = data,
+				      .time = time});
 }
 
 int answer_sync_later(int device, uint64_t unique, int file, int data_only)

@@ -9,6 +9,7 @@
 #include "_wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <linux/magic.h>
 #include <stdlib.h>
@@ -210,31 +211,39 @@ static int answer_write(int device, char **request, size_t size)
 	char *data = (char *)(body + 1);
 	int takes_set_id = !!(body->write_flags & FUSE_WRITE_KILL_SUIDGID);
 	struct fuse_write_out out = {.size = body->size};
-	int error, file;
+	struct timespec shown = {.tv_nsec = UTIME_OMIT};
+	struct write_time *time;
+	int error, file, is_set;
 
 	if (size < sizeof(*body) || size - sizeof(*body) < body->size)
 		return 0;
-	file = takes_set_id ? -1 : known_file_to_write(in->nodeid);
+	file = takes_set_id ? -1 : known_file_to_write(in->nodeid, &shown);
 	if (file < 0) {
 		drop_known(in->nodeid);
 		file = ask_for_file(in->nodeid, takes_set_id);
 		if (file >= 0)
-			known_file_to_write(in->nodeid); /* if it has been vouched for now */
+			known_file_to_write(in->nodeid, &shown); /* if it has been vouched for now */
 	}
 	if (file == -2)
 		return reply_exception(device, in->unique);
 	if (file < 0)
 		return 0;
 	note_size(body->size);
+	if (!(body->write_flags & FUSE_WRITE_CACHE))
+		shown.tv_nsec = UTIME_OMIT; /* O_DIRECT: the time of this one comes later */
+	time = begin_write(in->nodeid, shown);
 	if (body->size >= LARGE &&
-	    answer_write_later(device, in->unique, file, body->offset, body->size, *request, data)) {
+	    answer_write_later(device, in->unique, file, body->offset, body->size, *request, data, time)) {
 		*request = NULL;
 		return 1;
 	}
 	Py_BEGIN_ALLOW_THREADS
 	error = write_all(file, data, body->size, body->offset);
+	is_set = end_write(time, file);
 	reply(device, in->unique, error, &out, error ? 0 : sizeof(out));
 	Py_END_ALLOW_THREADS
+	if (is_set)
+		known_time_is_set(in->nodeid);
 	return 1;
 }
 

@@ -5,7 +5,8 @@
  * that changes more than times, owner, mode or contents, or a commit seals the upper: then it is revoked.
  *
  * Writes move a file's modification time on disk, while the kernel keeps the time that counts and tells it
- * later, or has told it already (see layerfs/fuse/times.py): such files are "late".
+ * later, or has told it already (see layerfs/fuse/times.py): such files are "late". Who is not vouched for any more
+ * while it is late goes to Python's books.
  */
 
 #define _GNU_SOURCE
@@ -27,12 +28,15 @@ struct known {
 	int links; /* what to say; 0: what the object has */
 	int is_file, no_capability, late;
 	unsigned epoch;
-	struct timespec told; /* of a late one: the modification time that the kernel shows */
+	unsigned round;        /* of a late one: when it was last written to, as settle_times() counts */
+	struct timespec shown; /* of a late one: the modification time that the kernel has told last */
 };
 
 static struct known *table;
 static size_t room;
 static unsigned epoch; /* of what holds; older entries wait to be forgotten or replaced */
+static unsigned this_round;
+static PyObject *take_late; /* called with (inode, seconds, nanoseconds) */
 
 static struct known *place_of(uint64_t inode)
 {
@@ -46,18 +50,25 @@ static struct known *find(uint64_t inode)
 	return known && known->inode == inode && known->epoch == epoch ? known : NULL;
 }
 
-static void settle(struct known *known)
+static void hand_over_time(struct known *known)
 {
-	const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, known->told};
+	PyObject *result;
 
-	if (known->late)
-		futimens(known->fd, times);
+	if (!known->late)
+		return;
 	known->late = 0;
+	if (!take_late)
+		return;
+	result = PyObject_CallFunction(take_late, "KLl", (unsigned long long)known->inode,
+				       (long long)known->shown.tv_sec, (long)known->shown.tv_nsec);
+	if (!result)
+		PyErr_WriteUnraisable(take_late);
+	Py_XDECREF(result);
 }
 
 static void drop(struct known *known)
 {
-	settle(known);
+	hand_over_time(known);
 	close(known->fd);
 	known->inode = 0;
 }
@@ -70,15 +81,12 @@ void drop_known(uint64_t inode)
 		drop(known);
 }
 
-static int answer_attributes(int device, uint64_t unique, const struct known *known)
+static int answer_attributes(int device, uint64_t unique, const struct known *known, const struct stat *st)
 {
 	struct fuse_attr_out out = {.attr_valid = FOREVER};
-	struct stat st;
 
-	if (fstat(known->fd, &st))
-		return 0;
-	fill_from_stat(&out.attr, known->inode, &st);
-	if (st.st_nlink && known->links)
+	fill_from_stat(&out.attr, known->inode, st);
+	if (st->st_nlink && known->links)
 		out.attr.nlink = known->links;
 	return reply(device, unique, 0, &out, sizeof(out));
 }
@@ -114,26 +122,31 @@ static int answer_setattr(int device, uint64_t unique, struct known *known, cons
 			chosen_time(in->valid, FATTR_MTIME, in->mtime, in->mtimensec),
 		};
 
-		error = futimens(known->fd, wanted);
-		if (!error && in->valid & FATTR_MTIME) {
-			known->late = known->late && writes_under_way(); /* one of those may move it */
-			known->told = wanted[1];
+		if (in->valid & FATTR_MTIME) {
+			int is_written = tell_writes(known->inode, wanted[1]);
+
+			known->late = known->late && is_written;
+			known->shown = wanted[1];
 		}
+		error = futimens(known->fd, wanted);
 	}
 	if (error)
 		return reply(device, unique, errno, NULL, 0);
-	return answer_attributes(device, unique, known);
+	if (fstat(known->fd, &st))
+		return 0;
+	return answer_attributes(device, unique, known, &st);
 }
 
 int answer_known(int device, const struct fuse_in_header *in, const void *body, size_t size)
 {
 	struct known *known = find(in->nodeid);
+	struct stat st;
 
 	if (!known)
 		return 0;
 	switch (in->opcode) {
 	case FUSE_GETATTR:
-		return answer_attributes(device, in->unique, known);
+		return !fstat(known->fd, &st) && answer_attributes(device, in->unique, known, &st);
 	case FUSE_SETATTR:
 		if (size >= sizeof(struct fuse_setattr_in) && answer_setattr(device, in->unique, known, body))
 			return 1;
@@ -152,7 +165,7 @@ int answer_known(int device, const struct fuse_in_header *in, const void *body, 
 	return 0;
 }
 
-int known_file_to_write(uint64_t inode)
+int known_file_to_write(uint64_t inode, struct timespec *shown)
 {
 	struct known *known = find(inode);
 	struct stat st;
@@ -162,10 +175,20 @@ int known_file_to_write(uint64_t inode)
 	if (!known->late) {
 		if (fstat(known->fd, &st))
 			return -1;
-		known->told = st.st_mtim;
+		known->shown = st.st_mtim;
 		known->late = 1;
 	}
+	known->round = this_round;
+	*shown = known->shown;
 	return known->fd;
+}
+
+void known_time_is_set(uint64_t inode)
+{
+	struct known *known = find(inode);
+
+	if (known)
+		known->late = 0;
 }
 
 /* -- for Python --------------------------------------------------------------------------------------- */
@@ -198,8 +221,8 @@ static PyObject *vouch(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "Kiipp", &inode, &fd, &links, &is_file, &no_capability))
 		return NULL;
 	known = place_of(inode);
-	if (!known || find(inode) || (known->inode && known->late && writes_under_way()))
-		return PyBool_FromLong(find(inode) != NULL);
+	if (!known || find(inode))
+		return PyBool_FromLong(known != NULL);
 	fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)
 		Py_RETURN_FALSE;
@@ -220,17 +243,62 @@ static PyObject *revoke_all(PyObject *self, PyObject *nothing)
 {
 	for (size_t i = 0; i < room; i++)
 		if (table[i].inode)
-			settle(&table[i]);
+			hand_over_time(&table[i]);
 	epoch++; /* closing them all would take milliseconds, and somebody waits */
 	Py_RETURN_NONE;
 }
 
-static PyObject *settle_times(PyObject *self, PyObject *nothing)
+static PyObject *set_late(PyObject *self, PyObject *args)
 {
-	if (!writes_under_way())
-		for (size_t i = 0; i < room; i++)
-			if (table[i].inode)
-				settle(&table[i]);
+	unsigned long long inode;
+	unsigned round;
+	long long seconds;
+	long nanoseconds;
+	struct known *known;
+
+	if (!PyArg_ParseTuple(args, "KILl", &inode, &round, &seconds, &nanoseconds))
+		return NULL;
+	known = find(inode);
+	if (known && !known->late) {
+		known->late = 1;
+		known->round = round;
+		known->shown = (struct timespec){.tv_sec = seconds, .tv_nsec = nanoseconds};
+	}
+	return PyBool_FromLong(known != NULL);
+}
+
+static PyObject *begin_round(PyObject *self, PyObject *round)
+{
+	unsigned long number = PyLong_AsUnsignedLong(round);
+
+	if (PyErr_Occurred())
+		return NULL;
+	this_round = number;
+	Py_RETURN_NONE;
+}
+
+static PyObject *settle_times(PyObject *self, PyObject *round)
+{
+	unsigned long last = PyLong_AsUnsignedLong(round);
+
+	if (PyErr_Occurred())
+		return NULL;
+	for (size_t i = 0; i < room; i++) {
+		struct known *known = &table[i];
+		const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, known->shown};
+
+		if (known->inode && known->late && known->round < last && !is_being_written(known->inode)) {
+			futimens(known->fd, times);
+			known->late = 0;
+		}
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *set_take_late(PyObject *self, PyObject *handler)
+{
+	Py_INCREF(handler);
+	Py_XSETREF(take_late, handler);
 	Py_RETURN_NONE;
 }
 
@@ -239,6 +307,12 @@ PyMethodDef known_methods[] = {
 	{"vouch", vouch, METH_VARARGS,
 	 "Vouch for an inode: (inode, descriptor, links or 0, is a file, has no capability); tell if it is known now."},
 	{"revoke_all", revoke_all, METH_NOARGS, "Vouch for nothing any more: the upper is about to be sealed."},
-	{"settle_times", settle_times, METH_NOARGS, "Set the modification times that writes have moved."},
+	{"set_take_late", set_take_late, METH_O,
+	 "Set what is called with (inode, seconds, nanoseconds) for a late file that is not vouched for any more."},
+	{"set_late", set_late, METH_VARARGS,
+	 "Take over a late file that is vouched for: (inode, round, seconds, nanoseconds); tell if it is."},
+	{"begin_round", begin_round, METH_O, "Count writes as of this round from now on."},
+	{"settle_times", settle_times, METH_O,
+	 "Set the times that the kernel has told of late files last written to before a round."},
 	{NULL, NULL, 0, NULL},
 };

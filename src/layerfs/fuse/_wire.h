@@ -71,14 +71,32 @@ void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *s
 
 extern PyMethodDef entry_methods[];
 
+/* _times.c: the modification time of a file while writes to it are under way. Any thread may call these. */
+
+struct write_time;
+
+/* Notes that *inode*, for which the kernel shows the modification time *shown* (UTIME_OMIT: not known), is about to
+ * be written to. The result is for end_write(). */
+struct write_time *begin_write(uint64_t inode, struct timespec shown);
+
+/* Notes that it has been, through *file*; whether the file now has the time that the kernel shows. */
+int end_write(struct write_time *write, int file);
+
+/* Notes that the kernel tells a new time, which is to be set after this; whether writes are under way. */
+int tell_writes(uint64_t inode, struct timespec time);
+
+int is_being_written(uint64_t inode);
+
+extern PyMethodDef times_methods[];
+
 /* _blocking.c: reads that have to wait for a disk, and writes that may, in threads. */
 
 /* Reads *size* bytes at *offset* of *file* and answers request *unique* with them; 0 where it cannot. */
 int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size);
 
-/* The same for a write of *data* in the buffer *request*, which it keeps. */
+/* The same for a write of *data* in the buffer *request*, which it keeps; it ends the write *time*. */
 int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
-		       char *data);
+		       char *data, struct write_time *time);
 
 /* The same for fsync(2) of *file*, or fdatasync(2). */
 int answer_sync_later(int device, uint64_t unique, int file, int data_only);
@@ -99,8 +117,11 @@ extern PyMethodDef blocking_methods[];
 /* Answers a request if the inode is known and the request one of the usual; else 0. */
 int answer_known(int device, const struct fuse_in_header *in, const void *body, size_t size);
 
-/* The descriptor of a known file that is about to be written to, or -1. */
-int known_file_to_write(uint64_t inode);
+/* The descriptor of a known file that is about to be written to, or -1; sets what the kernel shows as its time. */
+int known_file_to_write(uint64_t inode, struct timespec *shown);
+
+/* Notes that a known file has that time again. */
+void known_time_is_set(uint64_t inode);
 
 void drop_known(uint64_t inode);
 

@@ -82,7 +82,6 @@ class Beside:
     async def wait_readable(self, fd: int) -> None:
         """Return when *fd* may have a request; takes the place of `trio.lowlevel.wait_readable`."""
         if self._extension.is_idle():
-            self._extension.settle_times()
             await trio.lowlevel.wait_readable(fd)
         else:
             await trio.lowlevel.checkpoint()

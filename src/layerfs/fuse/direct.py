@@ -124,14 +124,6 @@ class Direct:
         st = union.stat(node)
         return self._wire.attr_out(node.ino, st, union.links(node, st), union.blocks(node, st))
 
-    def _vouch(self, node: File) -> bool:
-        """Let the extension answer for a file that is whole in the upper and open to write.
-
-        From then on it is the one who minds the file's modification time.
-        """
-        self._filesystem.late_times.settle(node)
-        return self._wire.vouch(node.ino, node.fd, 0, True, node.no_capability)
-
     # -- lookup and attributes ------------------------------------------------------------------------
 
     def lookup(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
@@ -164,7 +156,7 @@ class Direct:
         only_mtime = valid & (_CHANGES | _MTIME_NOW) == _MTIME
         if only_mtime and isinstance(node, File) and self._union.in_upper(node):
             # By far the most of them: the kernel passes on the time of a write.
-            self._filesystem.set_mtime(node, mtime * _NS + mtime_ns)
+            self._filesystem.set_times(node, None, mtime * _NS + mtime_ns)
             return self._attributes(node)
         change = Change(
             mode=stat.S_IMODE(mode) if valid & _MODE else None,
@@ -194,7 +186,7 @@ class Direct:
         caller = Caller(uid, gid, pid, umask)
         found = self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller)
         if isinstance(found[0], File) and found[0].writable:
-            self._vouch(found[0])
+            self._filesystem.late_times.vouch(found[0])
         return self._entry(found)
 
     def mkdir(self, inode: int, body: bytes, uid: int, gid: int, pid: int) -> bytes:
@@ -286,7 +278,7 @@ class Direct:
         if takes_set_id or not self._contents.bring_in_place(node):
             return None
         fd = self._union.data(node, write=True)
-        if not self._vouch(node):
+        if not self._filesystem.late_times.vouch(node):
             self._filesystem.late_times.written(node)
         return fd
 

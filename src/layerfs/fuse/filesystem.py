@@ -134,18 +134,24 @@ class Filesystem:
             gid = -1 if change.gid is None else change.gid
             attributes.chown(union, node, uid, gid)
         if change.size is not None and isinstance(node, File):
-            attributes.truncate(union, node, change.size)
+            self._truncate(node, change.size)
         if change.mode is not None:
             attributes.chmod(union, node, stat.S_IMODE(change.mode))
-        if change.atime is not None or change.mtime is not None:
-            attributes.utime(union, node, change.atime, change.mtime)
         if change.mtime is not None and isinstance(node, File):
-            self.late_times.told(node, change.mtime)
+            self.set_times(node, change.atime, change.mtime)
+        elif change.atime is not None or change.mtime is not None:
+            attributes.utime(union, node, change.atime, change.mtime)
 
-    def set_mtime(self, node: File, mtime: int) -> None:
-        """Set the modification time of a file in the upper, and nothing else."""
-        attributes.utime(self.union, node, None, mtime)
-        self.late_times.told(node, mtime)
+    def set_times(self, node: File, atime: int | None, mtime: int) -> None:
+        """Set the times of a file in the upper as the kernel tells them."""
+        self.late_times.set(node, atime, mtime)
+
+    def _truncate(self, node: File, length: int) -> None:
+        """Set the length of a file; one that it has already is no change, and leaves the time as it is."""
+        st = node.stat()
+        attributes.truncate(self.union, node, length)
+        if st.st_size == length:
+            attributes.utime(self.union, node, None, st.st_mtime_ns)
 
     # -- names ------------------------------------------------------------------------------------
 

@@ -226,8 +226,8 @@ class Operations(pyfuse3.Operations):
         """Write to a file: all or, with the errno, as much as fitted."""
         node = self.filesystem.file(fh)
         takes_set_id = wire.extension is not None and wire.extension.takes_set_id()
-        self.filesystem.late_times.written(node)
-        await self.contents.write(node, off, buf)
+        with self.filesystem.late_times.writing(node):
+            await self.contents.write(node, off, buf)
         if takes_set_id:
             self.filesystem.drop_set_id(node)
         return len(buf)
@@ -260,7 +260,9 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fallocate(self, inode: int, mode: int, offset: int, length: int) -> None:
         """Allocate, punch or zero a part of a file."""
-        await self.contents.fallocate(self.filesystem.file(inode), mode, offset, length)
+        node = self.filesystem.file(inode)
+        with self.filesystem.late_times.writing(node):
+            await self.contents.fallocate(node, mode, offset, length)
 
     # -- directories ----------------------------------------------------------------------------
 

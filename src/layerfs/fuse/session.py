@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyfuse3
 import trio
@@ -19,6 +19,9 @@ from layerfs.fuse.operations import Operations
 _DEVICE = "/dev/fuse"
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
+
+_is_stopped = False
+"""Whether `stop` has been called since `serve` was."""
 
 
 def check_mountpoint(mountpoint: str, name: str) -> None:
@@ -84,20 +87,25 @@ def _escape(name: str) -> str:
     return name.encode("ascii", "replace").decode().replace(",", "_")
 
 
-async def serve(filesystem: Filesystem) -> None:
-    """Answer requests until the filesystem is unmounted."""
+async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
+    """Answer requests until the filesystem is unmounted, or `stop` is called.
+
+    *is_mounted* tells whether it still is in the mount table. Where it is, or was stopped, the connection was
+    cut, and the kernel may not have told all times: then late files keep the moment of their last write.
+    """
+    global _is_stopped
+    _is_stopped = False
     busypoll.install()
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(filesystem.late_times.settle_later)
-            await pyfuse3.main(min_tasks=4)
-            nursery.cancel_scope.cancel()
+        await pyfuse3.main(min_tasks=4)
     except* OSError as errors:
         if any(error.errno not in _ENDED for error in _leaves(errors)):
             raise
     finally:
+        # First, and at once: umount(2) has returned, or will before long, and people may look at the upper.
+        if not _is_stopped and not is_mounted():
+            filesystem.late_times.settle_before()
         wire.quiesce()
-        filesystem.late_times.settle_all()
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
@@ -110,6 +118,8 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
 
 def stop() -> None:
     """Make `serve` return."""
+    global _is_stopped
+    _is_stopped = True
     pyfuse3.terminate()
 
 

@@ -1,16 +1,28 @@
 """Modification times that the kernel keeps and the disk would lose.
 
-Under the writeback cache the kernel keeps a file's modification time and sends it in a SETATTR. The data
-it sends when it likes, so a write may come after the time that belongs to it: the file on disk then has
-the moment of the write(2) by the daemon, which nobody should see.
+Under the writeback cache the kernel keeps a file's modification time and tells it in a SETATTR. The data it
+sends when it likes, before or after the time that belongs to it, and a write moves the time on disk to the
+moment at which the daemon does it. Such a file is *late* until its time is on disk again.
+
+A time that the kernel tells is true of every write that it sent before. It need not be true of one that comes
+after, whose time the kernel may tell half a minute later (O_DIRECT, sync_file_range(2)). To set the time told
+before would then hide the change from make(1) and rsync(1), for good if the daemon were killed meanwhile. So
+the disk keeps the moment of the daemon's write, which is newer, until
+
+- the kernel tells a time again, or
+- the kernel has nothing more to tell: it forgets the inode, has written back everything, or is unmounted.
+
+A write that comes within a few clock ticks of the time told last gets that time at once: a file that is made
+and written to in one tick has no other. Should it have one after all, it is a few ticks off until it is told.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-
-import trio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from layerfs.fuse import wire
 from layerfs.union import attributes
@@ -18,36 +30,105 @@ from layerfs.union.node import File
 from layerfs.union.view import Union
 
 _log = logging.getLogger(__name__)
-_DELAY = 1.0
-"""Seconds after which a file that nobody asks for gets its time back: a crash should find it right."""
+_NS = 1_000_000_000
+_MOMENT = 8_000_000
+"""Nanoseconds by which times of files may lag behind: some clock ticks."""
+_EVERY_ROUND = (1 << 32) - 1
+
+
+class _Late:
+    """What is known of a late file: the time that the kernel told last, and the round of the last write.
+
+    `under_way` counts writes of ours that have not ended, `told` says that the kernel has told the time since
+    the last of them began.
+    """
+
+    __slots__ = ("round", "shown", "told", "under_way")
+
+    def __init__(self, shown: int, last_round: int) -> None:
+        self.shown = shown
+        self.round = last_round
+        self.under_way = 0
+        self.told = False
 
 
 class LateTimes:
-    """The files that were written to since the kernel last told their time, and the time it was."""
+    """The late files of one union. The extension minds those that are vouched for, as long as they are."""
 
     def __init__(self, union: Union) -> None:
         self._union = union
-        self._times: dict[File, int] = {}
-        self._some = trio.Event()
+        self._files: dict[File, _Late] = {}
+        self._round = 0
+        if wire.extension is not None:
+            wire.extension.set_take_late(self._take)
+            wire.extension.begin_round(0)
+
+    # -- writes -----------------------------------------------------------------------------------
 
     def written(self, node: File) -> None:
-        """Note that *node* is about to be written to."""
-        if node not in self._times:
-            self._times[node] = node.stat().st_mtime_ns
-            if len(self._times) == 1:
-                self._some.set()
+        """Note that *node* is about to be written to, by the extension."""
+        self._begin(node)
 
-    def told(self, node: File, mtime: int) -> None:
-        """Note that the kernel has told *node*'s time, which has been set; a write under way may move it."""
-        if wire.extension is not None and node in self._times and wire.extension.pending_writes():
-            self._times[node] = mtime
+    @contextmanager
+    def writing(self, node: File) -> Iterator[None]:
+        """Note that *node* is written to while the block lasts; a copy-up may be part of that."""
+        late = self._begin(node)
+        late.under_way += 1
+        try:
+            yield
+        finally:
+            late.under_way -= 1
+            if late.told or 0 <= time.time_ns() - late.shown < _MOMENT:
+                self._set(node, late.shown)
+                if not late.under_way:
+                    self._files.pop(node, None)
+
+    def _begin(self, node: File) -> _Late:
+        late = self._files.get(node)
+        if late is None:
+            late = self._files[node] = _Late(node.stat().st_mtime_ns, self._round)
+        late.round = self._round
+        late.told = False
+        return late
+
+    # -- what the kernel tells --------------------------------------------------------------------
+
+    def set(self, node: File, atime: int | None, mtime: int) -> None:
+        """Give *node* in the upper the times that the kernel tells. Raises `OSError`."""
+        pending = wire.extension is not None and wire.extension.tell_writes(node.ino, *divmod(mtime, _NS))
+        attributes.utime(self._union, node, atime, mtime)
+        late = self._files.get(node)
+        if late is None:
+            return
+        if late.under_way or pending:
+            late.shown = mtime
+            late.told = True
         else:
-            self._times.pop(node, None)
+            del self._files[node]
 
     def settle(self, node: File) -> None:
-        """Give *node* on disk the time that the kernel shows."""
-        mtime = self._times.pop(node, None)
-        if mtime is None or not self._union.in_upper(node) or node.orphan:
+        """Give *node* on disk the time that the kernel told last: it has no other to tell."""
+        late = self._files.get(node)
+        if late is not None and not late.under_way:
+            del self._files[node]
+            self._set(node, late.shown)
+
+    def begin_round(self) -> int:
+        """Return a number for `settle_before`: of writes from now on."""
+        self._round += 1
+        if wire.extension is not None:
+            wire.extension.begin_round(self._round)
+        return self._round
+
+    def settle_before(self, first_round: int = _EVERY_ROUND) -> None:
+        """Do what `settle` does for all files that were last written to before a round began."""
+        for node in [node for node, late in self._files.items() if late.round < first_round]:
+            self.settle(node)
+        if wire.extension is not None:
+            wire.extension.settle_times(first_round)
+
+    def _set(self, node: File, mtime: int) -> None:
+        if not self._union.in_upper(node) or node.orphan:
             return
         try:
             attributes.utime(self._union, node, None, mtime)
@@ -55,17 +136,22 @@ class LateTimes:
             if error.errno not in (errno.ENOENT, errno.ESTALE):
                 _log.warning("cannot set the time of inode %d: %s", node.ino, error)
 
-    def settle_all(self) -> None:
-        """Do so for every file: before a commit, and at the end."""
-        for node in list(self._times):
-            self.settle(node)
-        if wire.extension is not None:
-            wire.extension.settle_times()
+    # -- the extension's files --------------------------------------------------------------------
 
-    async def settle_later(self) -> None:
-        """Do so for ever, some time after each write."""
-        while True:
-            await self._some.wait()
-            self._some = trio.Event()
-            await trio.sleep(_DELAY)
-            self.settle_all()
+    def vouch(self, node: File) -> bool:
+        """Let the extension answer for *node*, and mind its time; tell whether it does."""
+        extension, late = wire.extension, self._files.get(node)
+        assert extension is not None
+        if late is not None and late.under_way:
+            return False
+        if not extension.vouch(node.ino, node.fd, 0, True, node.no_capability):
+            return False
+        if late is not None and extension.set_late(node.ino, late.round, *divmod(late.shown, _NS)):
+            del self._files[node]
+        return True
+
+    def _take(self, ino: int, seconds: int, nanoseconds: int) -> None:
+        """Mind the time of a file that the extension does not vouch for any more."""
+        node = self._union.table.nodes.get(ino)
+        if isinstance(node, File) and node not in self._files:
+            self._files[node] = _Late(seconds * _NS + nanoseconds, self._round)

@@ -61,8 +61,23 @@ class Wire(Protocol):
     def drop_attributes(self, inode: int) -> None:
         """Have it do so no more."""
 
-    def settle_times(self) -> None:
-        """Set the modification times that writes to inodes vouched for have moved."""
+    def set_take_late(self, handler: Callable[[int, int, int], None]) -> None:
+        """Have *handler* called for late files not vouched for any more: inode, seconds, nanoseconds.
+
+        Late is a file whose modification time on disk a write has moved: see `layerfs.fuse.times`.
+        """
+
+    def set_late(self, inode: int, round: int, seconds: int, nanoseconds: int) -> bool:
+        """Take over a late file, whose time was told so, if it is vouched for; tell whether it is."""
+
+    def begin_round(self, round: int) -> None:
+        """Count writes as of this round from now on."""
+
+    def settle_times(self, round: int) -> None:
+        """Set the times told of the late files vouched for that were last written to before a round."""
+
+    def tell_writes(self, inode: int, seconds: int, nanoseconds: int) -> bool:
+        """Have writes to an inode that are under way set this time when they end; tell if there are any."""
 
     def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
         """Return what the kernel is told of a name: struct fuse_entry_out."""
