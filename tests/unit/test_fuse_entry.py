@@ -83,6 +83,22 @@ def test_private_attributes(tmp_path: Path, directory: int) -> None:
     assert plain_entry(directory, "name") is None
 
 
+@pytest.mark.parametrize(
+    "time", [0, -1, -(2**31) * 10**9 - 1, 2**63 - 1, 2**63, -(2**63) - 1, (2**63 - 1) * 10**9]
+)
+def test_a_time_may_have_more_bits_than_64_of_nanoseconds(tmp_path: Path, time: int) -> None:
+    assert wire.extension is not None
+    more = {"st_blksize": 4096, "st_rdev": 0, "st_atime_ns": time, "st_mtime_ns": time, "st_ctime_ns": time}
+    st = os.stat_result(list(tmp_path.stat()), more)
+    for answer, attributes in (
+        (wire.extension.entry_out(7, st, 1, 0), 40),
+        (wire.extension.attr_out(7, st, 1, 0), 16),
+    ):
+        seconds, nanoseconds = divmod(time, 10**9)
+        assert struct.unpack_from("=qqq", answer, attributes + 24) == (seconds,) * 3
+        assert struct.unpack_from("=III", answer, attributes + 48) == (nanoseconds,) * 3
+
+
 @pytest.mark.parametrize("length", [1, 8, 9, 255])
 def test_dirent(length: int) -> None:
     assert wire.extension is not None

@@ -21,15 +21,32 @@ static const char *const names[FIELDS] = {
 };
 static PyObject *interned[FIELDS];
 
-static int set_time(int64_t time, uint64_t *seconds, uint32_t *nanoseconds)
+/* Splits *time*, of any size: 64 bits of nanoseconds end in 2262, 64 bits of seconds never. -1 with an exception. */
+static int set_time(PyObject *time, uint64_t *seconds, uint32_t *nanoseconds)
 {
-	int64_t rest = time % NS;
+	static PyObject *ns;
+	PyObject *parts;
+	int overflow;
+	int64_t value = PyLong_AsLongLongAndOverflow(time, &overflow);
 
-	if (rest < 0)
-		rest += NS;
-	*nanoseconds = rest;
-	*seconds = (time - rest) / NS;
-	return 0;
+	if (!overflow) {
+		int64_t rest = value % NS;
+
+		if (rest < 0)
+			rest += NS;
+		*nanoseconds = rest;
+		*seconds = (value - rest) / NS;
+		return 0;
+	}
+	if (!ns && !(ns = PyLong_FromLongLong(NS)))
+		return -1;
+	parts = PyNumber_Divmod(time, ns);
+	if (!parts)
+		return -1;
+	*seconds = (uint64_t)PyLong_AsLongLong(PyTuple_GET_ITEM(parts, 0));
+	*nanoseconds = PyLong_AsUnsignedLong(PyTuple_GET_ITEM(parts, 1));
+	Py_DECREF(parts);
+	return PyErr_Occurred() ? -1 : 0;
 }
 
 /* Fills *attr* from (inode, stat, links, blocks); -1 with an exception. */
@@ -41,25 +58,32 @@ static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t c
 		PyErr_SetString(PyExc_TypeError, "inode, stat, links and blocks are needed");
 		return -1;
 	}
+	memset(attr, 0, sizeof(*attr));
 	for (int i = 0; i < FIELDS; i++) {
 		PyObject *number;
+		int error = 0;
 
 		if (!interned[i] && !(interned[i] = PyUnicode_InternFromString(names[i])))
 			return -1;
 		number = PyObject_GetAttr(arguments[1], interned[i]);
 		if (!number)
 			return -1;
-		value[i] = PyLong_AsLongLong(number);
+		if (i == ATIME)
+			error = set_time(number, &attr->atime, &attr->atimensec);
+		else if (i == MTIME)
+			error = set_time(number, &attr->mtime, &attr->mtimensec);
+		else if (i == CTIME)
+			error = set_time(number, &attr->ctime, &attr->ctimensec);
+		else
+			value[i] = PyLong_AsLongLong(number);
 		Py_DECREF(number);
+		if (error)
+			return -1;
 	}
-	memset(attr, 0, sizeof(*attr));
 	attr->ino = PyLong_AsUnsignedLongLong(arguments[0]);
 	attr->nlink = PyLong_AsLong(arguments[2]);
 	attr->blocks = PyLong_AsLongLong(arguments[3]);
 	attr->size = value[SIZE];
-	set_time(value[ATIME], &attr->atime, &attr->atimensec);
-	set_time(value[MTIME], &attr->mtime, &attr->mtimensec);
-	set_time(value[CTIME], &attr->ctime, &attr->ctimensec);
 	attr->mode = value[MODE];
 	attr->uid = value[UID];
 	attr->gid = value[GID];

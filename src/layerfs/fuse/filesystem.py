@@ -13,7 +13,7 @@ import stat
 from typing import NamedTuple
 
 import pyfuse3
-from pyfuse3 import InodeT
+from pyfuse3 import FileNameT, InodeT
 
 from layerfs.fuse import setid, wire
 from layerfs.fuse.contents import Contents
@@ -26,6 +26,9 @@ from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
 
 Found = tuple[Node, os.stat_result]
+_NS = 1_000_000_000
+_EVERYWHERE = 315_532_800 * _NS, (1 << 31) * _NS
+"""The times from and to which every filesystem holds times: FAT begins in 1980, 32 bits end in 2038."""
 
 
 class Change(NamedTuple):
@@ -145,6 +148,12 @@ class Filesystem:
     def set_times(self, node: File, atime: int | None, mtime: int) -> None:
         """Set the times of a file in the upper as the kernel tells them."""
         self.late_times.set(node, atime, mtime)
+        first, end = _EVERYWHERE
+        if not first <= mtime < end and node.stat().st_mtime_ns // _NS != mtime // _NS:
+            # The disk has the nearest time that it can hold, but the kernel shows the one it was given until
+            # it forgets the file. A thread asks for that: it may wait for the directory, and that for us.
+            for parent, name in node.names:
+                pyfuse3.invalidate_entry_async(InodeT(parent.ino), FileNameT(name), ignore_enoent=True)
 
     def _truncate(self, node: File, length: int) -> None:
         """Set the length of a file; one that it has already is no change, and leaves the time as it is."""

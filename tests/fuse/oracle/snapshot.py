@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 NOW = -1
 """Stands for every time since the test began: the two sides work one after the other."""
+_DAY = 86_400 * 10**9
 
 
 class Item(NamedTuple):
@@ -35,7 +36,7 @@ Snapshot = dict[bytes, Item]
 def take(root: bytes, began: int, *, kernel: bool) -> Snapshot:
     """Return everything below *root*, and the root itself as b"".
 
-    Times from *began* (nanoseconds) on are `NOW`. What cannot be read is noted with its errno.
+    Times within a day from *began* (nanoseconds) on are `NOW`. What cannot be read is noted with its errno.
     """
     found: Snapshot = {}
     inodes: dict[tuple[int, int], list[bytes]] = {}
@@ -86,7 +87,7 @@ def _item(path: bytes, st: os.stat_result, began: int) -> Item:
         gid=st.st_gid,
         size=0 if directory else st.st_size,
         rdev=st.st_rdev,
-        mtime=NOW if st.st_mtime_ns >= began else st.st_mtime_ns,
+        mtime=NOW if began <= st.st_mtime_ns < began + _DAY else st.st_mtime_ns,
         links=0 if directory else st.st_nlink,
         content=content,
         attributes=attributes(path),

@@ -19,8 +19,19 @@ TARGETS = (b"a", b"b/c", b"./d", b"/nonexistent/target")
 FILE_MODES = (0o644, 0o600, 0o755, 0o4755, 0o2755, 0o6711, 0o2644, 0o000, 0o777)
 DIRECTORY_MODES = (0o755, 0o700, 0o1777, 0o2775, 0o777)
 OWNERS = (0, 0, 1000, 65534)
-TIMES = (1_000_000_000_123_456_789, 1_234_567_890_000_000_001, 5, -1_500_000_000)
-"""Modification times in nanoseconds, all long before any test runs."""
+TIMES = (
+    1_000_000_000_123_456_789,
+    1_234_567_890_000_000_001,
+    5,
+    -1_500_000_000,
+    -(2**31) * 10**9,  # the first second of 1901 that filesystems hold
+    2**31 * 10**9,
+    2**32 * 10**9 + 999_999_999,
+    2**63 - 1,  # 2262: the last nanosecond of 64 bits
+    2**63,
+    15_032_385_535 * 10**9,  # 2446: the last second of ext4
+)
+"""Modification times in nanoseconds, all long before any test runs or long after."""
 CONTENTS = (b"", b"short", b"0123456789" * 410, b"\0" * 4096 + b"after a page of zeros" * 300)
 ATTRIBUTES = (("user.one", b"1"), ("user.two", b""), ("trusted.three", b"\0\xff" * 20))
 NO_DEVICE = (252, 99)
