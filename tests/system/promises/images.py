@@ -1,0 +1,135 @@
+"""What was promised of the images that were committed, and whether they are that after a power cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import closing
+
+from layerfs.cli import COMMANDS
+from layerfs.errors import LayerfsError
+from layerfs.store import Store
+from layerfs.union.layer import Layer
+from layerfs.union.view import Union
+from tests.system.promises.checker import Check, Unmounted
+from tests.system.promises.notes import Call, Note
+from tests.system.promises.rigs import Rig
+from tests.system.promises.world import World, touched
+
+_SYNCS = ("fsync", "fdatasync", "fsyncdir", "write_synced")
+_MOST = 2
+"""Differences that are shown of one image."""
+
+
+class Commit:
+    """One commit: `whole` is what its image has once all is on disk, `sure` what must be of that at least."""
+
+    def __init__(self, call: Call, world: World, under_way: set[str]) -> None:
+        self.reference = f"cut:{call.arguments['tag']}"
+        self.returned = False
+        self.known = False
+        """Whether the store must know it: it had returned, and a sync that began after it has returned."""
+        self.sure = copy.deepcopy(world)
+        self.whole = copy.deepcopy(world)
+        self.whole.promise_all(but=under_way)
+        self._versions = {node.id: node.version for node in world.nodes.values() if node.id not in under_way}
+
+    def follow(self, note: Note, world: World) -> None:
+        """Take in a note that came after the beginning of the commit."""
+        if not note.ended:
+            if not self.returned:  # it may be in the image, or in the next upper
+                self.sure.follow(note)
+                self.whole.follow(note)
+        elif note.call.name in _SYNCS and not note.error:
+            id_ = note.call.arguments["id"]
+            if self._versions.get(id_) == world.node(id_).version:
+                self.sure.follow(note)
+
+
+class Story:
+    """All commits that the notes tell of."""
+
+    def __init__(self) -> None:
+        self._commits: list[Commit] = []
+        self._commit_of: dict[tuple[str, int], Commit] = {}
+        self._under_way: dict[str, tuple[Call, list[Commit]]] = {}
+        """The call that each program is in, and the commits that had returned when it began."""
+
+    def follow(self, note: Note, world: World) -> None:
+        """Take in one note; *world* has done so already."""
+        call = note.call
+        for commit in self._commits:
+            commit.follow(note, world)
+        key = (call.program, call.serial)
+        if not note.ended:
+            if call.name == "commit":
+                under_way = [touched(other) for other, _ in self._under_way.values()]
+                commit = Commit(call, world, set().union(*under_way))
+                self._commits.append(commit)
+                self._commit_of[key] = commit
+            self._under_way[call.program] = call, [commit for commit in self._commits if commit.returned]
+            return
+        _, before = self._under_way.pop(call.program)
+        if note.error:
+            return
+        if call.name == "commit":
+            self._commit_of[key].returned = True
+        elif call.name in _SYNCS:
+            for commit in before:
+                commit.known = True
+
+    def broken(self, rig: Rig) -> list[str]:
+        """Return what is wrong with the images in the store of *rig*, and what its checks say of it."""
+        failures: list[str] = []
+        with closing(Store(rig.store)) as store:
+            present = []
+            for commit in self._commits:
+                try:
+                    store.resolve(commit.reference)
+                except LayerfsError:
+                    if commit.known:
+                        failures.append(f"commit {commit.reference} is forgotten, though a sync followed it")
+                else:
+                    present.append(commit)
+            for commit in present:
+                differences = list(_differences(store, commit, commit.sure))
+                failures += [f"image {commit.reference}: {text}" for text in differences[:_MOST]]
+            if present:
+                failures += _verified(rig, store, present)
+        if "fsck" in COMMANDS:
+            status, text = rig.layerfs("fsck")
+            if status:
+                failures.append(f"fsck: {text}")
+        return failures
+
+
+def _differences(store: Store, commit: Commit, world: World) -> Iterator[str]:
+    rows = store.layers_of(store.resolve(commit.reference))
+    layers = []
+    try:
+        for row in rows:
+            layers.append(Layer(row.path, aufs=row.state == "external"))
+        union = Union(layers, None)
+    except OSError as error:
+        for layer in layers:
+            layer.close()
+        yield f"cannot be opened: {error}"
+        return
+    with closing(union):
+        for broken in Check(world, Unmounted(union)).broken():
+            yield broken.sentence
+
+
+def _verified(rig: Rig, store: Store, present: list[Commit]) -> Iterator[str]:
+    """Verify the last image, and with it the layers of all; what it certifies must be whole."""
+    last = present[-1]
+    settled = {row.id[:12] for row in store.layers_of(store.resolve(last.reference)) if row.manifest_done}
+    status, text = rig.layerfs("verify", last.reference)
+    if status == 0:
+        for commit in present:
+            for difference in list(_differences(store, commit, commit.whole))[:_MOST]:
+                yield f"verify found nothing in {last.reference}, but {commit.reference}: {difference}"
+        return
+    for line in text.splitlines():
+        if line.split()[0] in settled:
+            yield f"a settled layer is damaged: {line}"
