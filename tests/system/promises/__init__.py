@@ -1,1 +1,1 @@
-"""Programs that are given promises by a filesystem, a power cut, and what is left of the promises after it."""
+"""Programs that note what a filesystem promises them, a power cut, and a check of what is left of it."""

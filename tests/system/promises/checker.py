@@ -205,7 +205,9 @@ class Check:
                 if any(self._is_at(path, node) for path in paths):
                     continue
             if all(self._world.node(directory).places[-1] or directory == ROOT for directory, _ in places):
-                yield Broken(f"{self._world.path(node.id)} is lost: it has none of its names", frozenset((node.id,)))
+                yield Broken(
+                    f"{self._world.path(node.id)} is lost: it has none of its names", frozenset((node.id,))
+                )
 
     def _is_at(self, path: str, node: Node) -> bool:
         return self._objection(path, node) is None

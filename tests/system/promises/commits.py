@@ -8,8 +8,7 @@ import time
 from http.client import HTTPResponse
 from pathlib import Path
 
-
-from tests.system.promises.programs import Program
+from tests.system.promises.program import Program
 from tests.system.promises.world import Node
 
 MOUNT = "m"
@@ -25,14 +24,15 @@ class Committer(Program):
     def commit(self) -> None:
         """Commit the mount, as `layerfs commit` does."""
         tag = f"c{self.name}-{self._serial}"
-        self._call("commit", lambda: _post(self.control, f"/commit?container={MOUNT}&repo=cut&tag={tag}"), tag=tag)
+        self._call("commit", lambda: commit_mount(self.control, tag), tag=tag)
 
 
-def _post(control: Path, target: str) -> str:
-    """Return the id of the image; raises `OSError` where there is none."""
+def commit_mount(control: Path, tag: str) -> str:
+    """Commit the mount as `cut:TAG` and return the id of the image; raises `OSError` where there is none."""
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(_PATIENCE)
         peer.connect(str(control))
+        target = f"/commit?container={MOUNT}&repo=cut&tag={tag}"
         peer.sendall(f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
         answer = HTTPResponse(peer, method="POST")
         try:
@@ -63,6 +63,3 @@ def commit(program: Program) -> None:
     elif way < 0.8:
         program.fsyncdir(program.directory())
     time.sleep(program.random.random() * program.random.choice((0.01, 0.1)))
-
-
-

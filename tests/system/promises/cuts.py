@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.system.promises import base, commits, images, machine, notes, programs
+from tests.system.promises import base, commits, habits, images, machine, notes
 from tests.system.promises.checker import Broken, Check, Mounted
 from tests.system.promises.disk import Disk
 from tests.system.promises.machine import Machine
+from tests.system.promises.program import Program
 from tests.system.promises.rigs import Rig
 from tests.system.promises.world import World, touched
 
@@ -38,15 +39,22 @@ class Plan(NamedTuple):
     """Seconds after which the mount is unmounted and mounted again; 0: not at all."""
     intruder: bool
     """Whether somebody else commits the disk's journal at random moments."""
+    options: tuple[str, ...]
+    """Options of the mount."""
+    again: float
+    """Seconds after which the power goes once more, while the machine starts again; 0: it does not."""
 
     @classmethod
     def of(cls, seed: int) -> Plan:
         rng = random.Random(seed)
-        after = rng.choice((0.05, 0.2, 0.5)) * (0.3 + rng.random())
+        after = rng.choice((0.05, 0.2, 0.4, 1.0)) * (0.3 + rng.random())
         programs = rng.randint(1, base.PROGRAMS)
         committers = rng.choice((0, 1, 1, 1)) if programs > 1 else rng.choice((0, 1))
         remount = after * rng.random() if rng.random() < 0.25 else 0
-        return cls(seed, after, programs, committers, remount, rng.random() < 0.5)
+        intruder = rng.random() < 0.5
+        options = ("-o", "metacopy=on") if rng.random() < 0.25 else ()
+        again = rng.random() * 0.4 if rng.random() < 0.2 else 0
+        return cls(seed, after, programs, committers, remount, intruder, options, again)
 
 
 class Trial:
@@ -80,8 +88,10 @@ class Trial:
         rig.disk.plug_in()
         try:
             self._until_the_cut(plan)
+            if plan.again and rig.is_layerfs:
+                self._start_in_vain(plan.again)
             rig.disk.plug_in()
-            return self._after_the_cut(plan)
+            return self._after_the_cut()
         finally:
             rig.off()
             with suppress(OSError):
@@ -107,25 +117,39 @@ class Trial:
             rig.off()
             rig.disk.unplug()
 
+    def _start_in_vain(self, after: float) -> None:
+        """Start the machine again, and cut the power meanwhile."""
+        rig = self.rig
+        rig.disk.plug_in()
+        machine.new_boot_id(self._room / "boot_id")
+        running = Machine(self._boot_again)
+        try:
+            time.sleep(after)
+            rig.disk.cut()
+        finally:
+            running.end()
+            rig.off()
+            rig.disk.unplug()
+
     def _boot(self, plan: Plan, up: Callable[[str], None]) -> None:
         rig = self.rig
         try:
-            rig.mount()
+            rig.mount(*plan.options)
         except RuntimeError as error:
             up(repr(error))
             return
         links = rig.kind != "overlay"
         for number in range(plan.programs):
             commits_too = number < plan.committers and rig.is_layerfs
-            kind = commits.Committer if commits_too else programs.Program
+            kind = commits.Committer if commits_too else Program
             program = kind(
                 rig.root, number, self._notes, self._world, plan.seed, forgetful=self.forgetful, links=links
             )
-            habits = programs.chosen(plan.seed, number)
+            chosen = habits.chosen(plan.seed, number)
             if isinstance(program, commits.Committer):
-                program.control = rig.run / f"{commits.MOUNT}.sock"
-                habits = [*habits, *[commits.commit] * len(habits)]
-            machine.start(partial(program.run, habits, self._pause), self._crashes)
+                program.control = rig.control
+                chosen += [commits.commit] * len(chosen)
+            machine.start(partial(program.run, chosen, self._pause), self._crashes)
         if plan.intruder:
             machine.start(partial(_intrude, rig.disk.path, plan.seed), self._crashes)
         up("up")
@@ -150,7 +174,7 @@ class Trial:
         self._pause.unlink()
         return "remounted"
 
-    def _after_the_cut(self, plan: Plan) -> list[str]:
+    def _after_the_cut(self) -> list[str]:
         rig = self.rig
         story = list(notes.read(self._notes))
         world = copy.deepcopy(self._world)
@@ -169,6 +193,7 @@ class Trial:
                     f"{os.strerror(note.error)}"
                 )
         machine.new_boot_id(self._room / "boot_id")
+        settled = images.settled(rig, self._room) if rig.is_layerfs else set()
         running = Machine(self._boot_again)
         watchdog = threading.Timer(_PATIENCE, running.end)
         watchdog.start()
@@ -181,8 +206,12 @@ class Trial:
             broken = Check(world, Mounted(rig.root)).broken()
             failures += [self._told(one, story) for one in broken]
             if rig.is_layerfs:
-                failures += last.broken(rig)
+                failures += last.broken(rig, settled)
+                failures += self._unusable()
                 failures += [f"logged: {line}" for line in rig.log().splitlines() if _is_strange(line)]
+            if rig.kind in ("overlay", "dirs"):
+                changed = Check(self._world, Mounted(rig.disk.path / "tree")).broken()
+                failures += [f"in the lower layer, {broken.sentence}" for broken in changed]
         finally:
             watchdog.cancel()
             running.end()
@@ -196,11 +225,25 @@ class Trial:
             return
         up("up")
 
+    def _unusable(self) -> list[str]:
+        """Write to the mount and commit, as if nothing had happened; return what does not work."""
+        file = self.rig.root / "afterwards"
+        try:
+            file.write_bytes(b"still here")
+            commits.commit_mount(self.rig.control, "afterwards")
+            if file.read_bytes() != b"still here":
+                return ["what is written afterwards is not there"]
+        except OSError as error:
+            return [f"the mount cannot be used afterwards: {error}"]
+        return []
+
     def _told(self, broken: Broken, story: list[notes.Note]) -> str:
         lines = [broken.sentence]
-        about = [note for note in story if touched(note.call) & broken.nodes or note.call.name in ("commit", "cut")]
+        about = [
+            note for note in story if touched(note.call) & broken.nodes or note.call.name in ("commit", "cut")
+        ]
         for note in about[-14:]:
-            end = ("" if not note.ended else f" -> errno {note.error}" if note.error else f" -> {note.result}")
+            end = "" if not note.ended else f" -> errno {note.error}" if note.error else f" -> {note.result}"
             lines.append(f"    {note.call.program} {note.call.name} {note.call.arguments}{end}")
         return "\n".join(lines)
 
@@ -240,6 +283,7 @@ def main() -> int:
     given = parser.parse_args()
     given.room.mkdir(parents=True, exist_ok=True)
     machine.in_own_mount_table()
+    machine.import_all()
     disk = Disk(given.room, given.disk)
     rig = Rig(given.rig, disk, given.room, given.option)
     os.environ.update(LAYERFS_ROOT=str(rig.store), LAYERFS_RUN=str(rig.run))
@@ -256,7 +300,8 @@ def main() -> int:
             print(f"{given.rig} on {given.disk}, seed {seed}: {failure}", flush=True)
         if failures and given.stop:
             break
-    print(f"{given.rig} on {given.disk}: {done} cuts, {bad} with broken promises, {time.monotonic() - start:.0f} s")
+    seconds = time.monotonic() - start
+    print(f"{given.rig} on {given.disk}: {done} cuts, {bad} with broken promises, {round(seconds)} s")
     return 1 if bad else 0
 
 

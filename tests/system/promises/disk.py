@@ -35,16 +35,16 @@ class Disk:
         """Make the filesystem, empty."""
         with self.image.open("wb") as file:
             file.truncate(SIZES[self.kind])
-        subprocess.run([*_MAKE[self.kind], self.image], check=True, timeout=60)
+        subprocess.run([*_MAKE[self.kind], str(self.image)], check=True, timeout=60)
 
     def copy_from(self, other: Disk) -> None:
         """Have the same on this disk as on *other*, which is not plugged in."""
-        command = ["cp", "--sparse=always", "--reflink=auto", other.image, self.image]
+        command = ["cp", "--sparse=always", "--reflink=auto", str(other.image), str(self.image)]
         subprocess.run(command, check=True, timeout=60)
 
     def plug_in(self) -> None:
         """Mount it; the filesystem recovers from a cut."""
-        command = ["mount", "-t", self.kind, "-o", _OPTIONS[self.kind], self.image, self.path]
+        command = ["mount", "-t", self.kind, "-o", _OPTIONS[self.kind], str(self.image), str(self.path)]
         subprocess.run(command, check=True, timeout=60)
 
     def cut(self) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 from layerfs.cli import COMMANDS
 from layerfs.errors import LayerfsError
@@ -78,8 +81,11 @@ class Story:
             for commit in before:
                 commit.known = True
 
-    def broken(self, rig: Rig) -> list[str]:
-        """Return what is wrong with the images in the store of *rig*, and what its checks say of it."""
+    def broken(self, rig: Rig, settled: set[str]) -> list[str]:
+        """Return what is wrong with the images in the store of *rig*, and what its checks say of it.
+
+        *settled* are the ids of the layers that had been settled when the power went.
+        """
         failures: list[str] = []
         with closing(Store(rig.store)) as store:
             present = []
@@ -95,7 +101,7 @@ class Story:
                 differences = list(_differences(store, commit, commit.sure))
                 failures += [f"image {commit.reference}: {text}" for text in differences[:_MOST]]
             if present:
-                failures += _verified(rig, store, present)
+                failures += _verified(rig, store, present, settled)
         if "fsck" in COMMANDS:
             status, text = rig.layerfs("fsck")
             if status:
@@ -108,7 +114,7 @@ def _differences(store: Store, commit: Commit, world: World) -> Iterator[str]:
     layers = []
     try:
         for row in rows:
-            layers.append(Layer(row.path, aufs=row.state == "external"))
+            layers.append(Layer(row.path, aufs=row.state == "external"))  # noqa: PERF401 - closed below
         union = Union(layers, None)
     except OSError as error:
         for layer in layers:
@@ -120,10 +126,19 @@ def _differences(store: Store, commit: Commit, world: World) -> Iterator[str]:
             yield broken.sentence
 
 
-def _verified(rig: Rig, store: Store, present: list[Commit]) -> Iterator[str]:
+def settled(rig: Rig, room: Path) -> set[str]:
+    """Return the short ids of the layers that are settled; *room* is for a copy of the database."""
+    for name in ("layerfs.db", "layerfs.db-wal"):
+        (room / name).unlink(missing_ok=True)
+        if (rig.store / name).exists():
+            shutil.copyfile(rig.store / name, room / name)
+    with closing(sqlite3.connect(room / "layerfs.db")) as db:
+        return {row[0][:12] for row in db.execute("SELECT id FROM layers WHERE manifest_done")}
+
+
+def _verified(rig: Rig, store: Store, present: list[Commit], settled: set[str]) -> Iterator[str]:
     """Verify the last image, and with it the layers of all; what it certifies must be whole."""
     last = present[-1]
-    settled = {row.id[:12] for row in store.layers_of(store.resolve(last.reference)) if row.manifest_done}
     status, text = rig.layerfs("verify", last.reference)
     if status == 0:
         for commit in present:

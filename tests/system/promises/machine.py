@@ -1,8 +1,9 @@
-"""A machine: all processes of one boot, in a PID namespace of their own, so that all of them end at one moment."""
+"""A machine: all processes of one boot, in a PID namespace of their own, so that all end at one moment."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import select
 import signal
@@ -129,6 +130,15 @@ def start(action: Callable[[], object], output: Path) -> int:
         finally:
             os._exit(status)
     return pid
+
+
+def import_all() -> None:
+    """Import what the commands import when they are called, so that no child has to."""
+    import layerfs.cli
+    import layerfs.daemon
+
+    for module in {*layerfs.cli.COMMANDS.values()}:
+        importlib.import_module(f"layerfs.cli.{module}")
 
 
 def layerfs(arguments: Sequence[str], output: Path) -> int:

@@ -1,4 +1,4 @@
-"""What stands on the disk: a plain tree, the kernel's overlay, a layerfs store, or plain directories for layerfs."""
+"""What is on the disk: a plain tree, the kernel's overlay, a layerfs store, or directories for layerfs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class Rig:
         return self.kind in ("store", "dirs")
 
     @property
+    def control(self) -> Path:
+        """The control socket of the mount."""
+        return self.run / f"{MOUNT}.sock"
+
+    @property
     def root(self) -> Path:
         """Where the programs work."""
         return self.disk.path / "tree" if self.kind == "plain" else self.mountpoint
@@ -51,20 +56,28 @@ class Rig:
             shutil.rmtree(disk / "tree")
         os.sync()
 
-    def mount(self) -> None:
-        """Mount it as in a boot; raises `RuntimeError` with what it says when that fails."""
+    def mount(self, *options: str) -> None:
+        """Mount it for the first time, layerfs with more *options*.
+
+        Raises `RuntimeError` with what layerfs says when that fails.
+        """
         if self.kind == "overlay":
             disk = self.disk.path
-            options = f"lowerdir={disk}/tree,upperdir={disk}/upper,workdir={disk}/work,index=on,redirect_dir=on"
+            words = f"lowerdir={disk}/tree,upperdir={disk}/upper,workdir={disk}/work"
+            words += ",index=on,redirect_dir=on"
             subprocess.run(
-                ["mount", "-t", "overlay", "overlay", "-o", options, self.mountpoint], check=True, timeout=30
+                ["mount", "-t", "overlay", "overlay", "-o", words, self.mountpoint], check=True, timeout=30
             )
         elif self.kind == "store":
-            self._layerfs("mount", *self.options, "--image", "base:1", "--name", MOUNT, str(self.mountpoint))
+            self._layerfs(
+                "mount", *self.options, *options, "--image", "base:1", "--name", MOUNT, str(self.mountpoint)
+            )
         elif self.kind == "dirs":
             disk = self.disk.path
             directories = [f"--lower={disk}/tree", f"--upper={disk}/upper", f"--work={disk}/work"]
-            self._layerfs("mount", *self.options, *directories, "--name", MOUNT, str(self.mountpoint))
+            self._layerfs(
+                "mount", *self.options, *options, *directories, "--name", MOUNT, str(self.mountpoint)
+            )
 
     def mount_again(self) -> None:
         """Mount what is there already."""

@@ -1,7 +1,7 @@
 """What a tree may look like after a power cut: the state that was promised, and all that was done since.
 
-A `World` follows the notes. Each part of it (a file's contents, one attribute, one name) has the value that is
-promised to be on disk, and the values that it was given later, each of which may have got there or not.
+A `World` follows the notes. Each part of it (a file's contents, one attribute, one name) has the value that
+is promised to be on disk, and the values that it was given later, each of which may have got there or not.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from tests.system.promises.notes import Arguments, Call, Note
@@ -49,7 +50,7 @@ class Value:
 
 
 class Change(NamedTuple):
-    """What a write or a truncate may have left from byte `start` to `end`: *data*, or zeros where it is None."""
+    """What a write or truncate may have left from byte `start` to `end`: `data`, or zeros if that is None."""
 
     start: int
     end: int
@@ -110,7 +111,7 @@ class Contents:
         for change in self._later:
             borders |= {change.start, change.end}
         places = sorted(place for place in borders if place <= len(found))
-        for start, end in zip(places, places[1:], strict=False):
+        for start, end in pairwise(places):
             wrong = _first_wrong(found[start:end], self._candidates(start, end))
             if wrong is not None:
                 return f"has {self._what(found, start + wrong)} at byte {start + wrong} of {len(found)}"
@@ -273,6 +274,10 @@ class World:
 
     def _do_write(self, id: str, offset: int, length: int, number: int) -> None:
         self.node(id).contents.write(offset, data(number, length))
+        self.node(id).mtime.set(None)
+
+    def _do_punch(self, id: str, offset: int, length: int) -> None:
+        self.node(id).contents.write(offset, bytes(length))
         self.node(id).mtime.set(None)
 
     def _do_truncate(self, id: str, length: int) -> None:

@@ -1,7 +1,4 @@
-"""The programs: each works in a directory of its own and notes what it does and what it is promised.
-
-A `Program` makes the calls; what it makes of them is a list of habits, methods that are chosen at random.
-"""
+"""A program: it works in a directory of its own, and notes each call and what that call promised it."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import mmap
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,8 @@ from layerfs.union import syscalls
 from tests.system.promises.notes import Call, Note, Notebook
 from tests.system.promises.world import Node, World
 
-_MOST = 400_000
+_PUNCH = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+MOST = 400_000
 """Bytes that a file may grow to."""
 
 
@@ -51,8 +49,11 @@ class Program:
         self._open: dict[str, int] = {}
         """Descriptors that are kept open, by the file's id."""
 
-    def run(self, habits: list[Callable[[Program], None]], pause: Path) -> None:
-        """Go on until a call fails. While the file *pause* is there, stand still with nothing open."""
+    def run(self, habits: Sequence[Callable[[Program], None]], pause: Path) -> None:
+        """Do one of *habits* after the other, chosen at random, until a call fails.
+
+        While the file *pause* is there, stand still with nothing open.
+        """
         with suppress(OSError):
             while True:
                 self.random.choice(habits)(self)
@@ -112,9 +113,14 @@ class Program:
 
         return act
 
-    def _new(self) -> tuple[str, str]:
+    def new_name(self) -> str:
+        """Return a name that has not been used before."""
         self._serial += 1
-        return f"n{self._serial}", f"{self.name}:{self._serial}"
+        return f"n{self._serial}"
+
+    def _new(self) -> tuple[str, str]:
+        name = self.new_name()
+        return name, f"{self.name}:{self._serial}"
 
     def create(self, directory: Node, name: str | None = None) -> Node:
         """Make an empty file."""
@@ -153,9 +159,7 @@ class Program:
         content = random.Random(number).randbytes(length)
         self._call(
             "write_synced",
-            self._with_file(
-                node, lambda fd: _write_all(fd, content, offset), 0 if self.forgetful else flags
-            ),
+            self._with_file(node, lambda fd: _write_all(fd, content, offset), 0 if self.forgetful else flags),
             id=node.id,
             offset=offset,
             length=length,
@@ -174,6 +178,30 @@ class Program:
 
         self._call(
             "write", self._with_file(node, act), id=node.id, offset=offset, length=length, number=number
+        )
+
+    def write_direct(self, node: Node, offset: int, length: int) -> None:
+        """Write past the page cache; both numbers are multiples of 4096."""
+        number = self.random.getrandbits(60) | 1
+        memory = mmap.mmap(-1, length)
+        memory[:] = random.Random(number).randbytes(length)
+        self._call(
+            "write",
+            self._with_file(node, lambda fd: os.pwritev(fd, [memory], offset), os.O_DIRECT),
+            id=node.id,
+            offset=offset,
+            length=length,
+            number=number,
+        )
+
+    def punch(self, node: Node, offset: int, length: int) -> None:
+        """Punch a hole into a file; its length stays."""
+        self._call(
+            "punch",
+            self._with_file(node, lambda fd: syscalls.fallocate(fd, _PUNCH, offset, length)),
+            id=node.id,
+            offset=offset,
+            length=length,
         )
 
     def msync(self, node: Node) -> None:
@@ -265,7 +293,11 @@ class Program:
         node = self.world.children(directory.id)[name]
         path = self.path(directory, name)
         self._call(
-            "unlink", path.rmdir if node.kind == "dir" else path.unlink, dir=directory.id, name=name, id=node.id
+            "unlink",
+            path.rmdir if node.kind == "dir" else path.unlink,
+            dir=directory.id,
+            name=name,
+            id=node.id,
         )
 
     def rename(self, directory: Node, name: str, to: Node, to_name: str) -> None:
@@ -375,223 +407,3 @@ def _write_all(fd: int, content: bytes, offset: int) -> None:
 def length_of(node: Node) -> int:
     """Return how long a file is now."""
     return len(node.contents.now)
-
-
-# -- habits -------------------------------------------------------------------------------------------
-
-
-def make_and_sync(program: Program) -> None:
-    """Create, write, fsync."""
-    node = program.create(program.directory())
-    for _ in range(program.random.randint(1, 3)):
-        program.write(node, length_of(node), program.size())
-    program.sync(node)
-
-
-def append(program: Program) -> None:
-    """Append as a log does."""
-    node = program.file()
-    if length_of(node) < _MOST:
-        for _ in range(program.random.randint(1, 4)):
-            program.write(node, length_of(node), program.random.randint(1, 3000))
-            program.fdatasync(node)
-
-
-def overwrite(program: Program) -> None:
-    """Overwrite parts of a file, synced or not."""
-    node = program.file()
-    for _ in range(program.random.randint(1, 3)):
-        size = program.size()
-        offset = program.random.randint(0, min(length_of(node) + 5000, _MOST))
-        program.write(node, offset, min(size, max(1, length_of(node) - offset)))
-    if program.random.random() < 0.6:
-        program.sync(node)
-
-
-def replace(program: Program) -> None:
-    """Replace a file by a new version: write beside it, fsync, rename, fsync the directory."""
-    names = program.names()
-    if not names:
-        return
-    directory, name, _ = program.random.choice(names)
-    node = program.create(directory)
-    new_name = next(n for n, child in program.world.children(directory.id).items() if child is node)
-    program.write(node, 0, program.size())
-    if program.random.random() < 0.9:
-        program.fsync(node)
-    program.rename(directory, new_name, directory, name)
-    if program.random.random() < 0.8:
-        program.fsyncdir(directory)
-
-
-def make_tree(program: Program) -> None:
-    """Make directories in one another with files, and fsync each directory."""
-    directory = program.directory()
-    made = [directory]
-    for _ in range(program.random.randint(1, 3)):
-        directory = program.mkdir(directory)
-        made.append(directory)
-        node = program.create(directory)
-        program.write(node, 0, program.random.randint(1, 2000))
-        if program.random.random() < 0.5:
-            program.fsync(node)
-    for directory in reversed(made) if program.random.random() < 0.5 else made[-1:]:
-        program.fsyncdir(directory)
-
-
-def move_names(program: Program) -> None:
-    """Link, rename and unlink, with fsync of the parents."""
-    names = program.names()
-    if not names:
-        return
-    directory, name, node = program.random.choice(names)
-    to = program.directory()
-    way = program.random.random()
-    if way < 0.25 and program.links:
-        program.link(node, to)
-    elif way < 0.6:
-        program.rename(directory, name, to, program._new()[0])
-    elif way < 0.7:
-        other, other_name, other_node = program.random.choice(names)
-        if other_node is not node:
-            program.exchange(directory, name, other, other_name)
-    else:
-        program.unlink(directory, name)
-    if program.random.random() < 0.7:
-        program.fsyncdir(directory)
-        if to is not directory:
-            program.fsyncdir(to)
-    elif node.places[-1]:
-        program.fsync(node)
-
-
-def move_directory(program: Program) -> None:
-    """Rename a directory, of a lower layer or not, or remove an empty one."""
-    directories = [entry for entry in program.names("dir")]
-    if not directories:
-        return
-    directory, name, node = program.random.choice(directories)
-    if not program.world.children(node.id) and program.random.random() < 0.5:
-        program.unlink(directory, name)
-    else:
-        inside = {node.id}
-        for one in program.directories():
-            if any(place in inside for place, _ in one.places[-1]):
-                inside.add(one.id)
-        to = program.random.choice([one for one in program.directories() if one.id not in inside])
-        program.rename(directory, name, to, program._new()[0])
-        if program.random.random() < 0.7:
-            program.fsyncdir(to)
-    if program.random.random() < 0.7:
-        program.fsyncdir(directory)
-
-
-def over_a_whiteout(program: Program) -> None:
-    """Remove a name and use it again."""
-    names = program.names()
-    if not names:
-        return
-    directory, name, _ = program.random.choice(names)
-    program.unlink(directory, name)
-    if program.random.random() < 0.3:
-        program.fsyncdir(directory)
-    if program.random.random() < 0.3:
-        program.mkdir(directory, name)
-    else:
-        node = program.create(directory, name)
-        program.write(node, 0, program.size())
-        program.fsync(node)
-    if program.random.random() < 0.6:
-        program.fsyncdir(directory)
-
-
-def cut_short(program: Program) -> None:
-    """Truncate, to less or more, and write on."""
-    node = program.file()
-    length = program.random.choice((0, program.random.randint(0, length_of(node) + 3000)))
-    program.truncate(node, length)
-    if program.random.random() < 0.5:
-        program.write(node, length_of(node), program.random.randint(1, 5000))
-    if program.random.random() < 0.7:
-        program.sync(node)
-
-
-def write_through(program: Program) -> None:
-    """Write with O_SYNC and O_DSYNC."""
-    node = program.file()
-    for _ in range(program.random.randint(1, 3)):
-        program.write_synced(node, program.random.randint(0, min(length_of(node), _MOST)), program.size())
-
-
-def map_and_write(program: Program) -> None:
-    """Write through a mapping, with msync or without."""
-    node = program.file()
-    if length_of(node):
-        offset = program.random.randrange(length_of(node))
-        program.write_mapped(node, offset, min(program.size(), length_of(node) - offset))
-        if program.random.random() < 0.7:
-            program.msync(node)
-
-
-def link_symbolically(program: Program) -> None:
-    """Make symbolic links, and fsync the directory."""
-    directory = program.directory()
-    program.symlink(directory)
-    if program.random.random() < 0.7:
-        program.fsyncdir(directory)
-
-
-def mark(program: Program) -> None:
-    """Change mode and attributes, and fsync."""
-    node = program.file()
-    if program.random.random() < 0.5:
-        program.chmod(node)
-    if program.random.random() < 0.5:
-        program.setxattr(node)
-    if program.random.random() < 0.7:
-        program.fsync(node)
-
-
-def be_careless(program: Program) -> None:
-    """Change many things and sync nothing."""
-    for _ in range(program.random.randint(1, 5)):
-        node = program.file()
-        if program.random.random() < 0.6 and length_of(node) < _MOST:
-            program.write(node, program.random.randint(0, length_of(node)), program.size())
-        else:
-            program.chmod(node)
-
-
-def look_again(program: Program) -> None:
-    """Sync what was written some time ago."""
-    program.sync(program.file())
-    if program.random.random() < 0.3:
-        program.fsyncdir(program.directory())
-
-
-HABITS: list[Callable[[Program], None]] = [
-    make_and_sync,
-    append,
-    overwrite,
-    overwrite,
-    replace,
-    make_tree,
-    move_names,
-    move_directory,
-    over_a_whiteout,
-    cut_short,
-    write_through,
-    map_and_write,
-    link_symbolically,
-    mark,
-    be_careless,
-    look_again,
-]
-
-
-def chosen(seed: int, number: int) -> list[Callable[[Program], None]]:
-    """Return the habits of one program: some are addicted to a few, others do everything."""
-    rng = random.Random(f"habits/{seed}/{number}")
-    return HABITS if rng.random() < 0.4 else rng.sample(HABITS, rng.randint(2, 5)) + [make_and_sync]
-
-
