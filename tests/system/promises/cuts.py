@@ -92,6 +92,8 @@ class Trial:
                 self._start_in_vain(plan.again)
             rig.disk.plug_in()
             return self._after_the_cut()
+        except (OSError, RuntimeError) as error:
+            return [f"the trial itself failed: {error}"]
         finally:
             rig.off()
             with suppress(OSError):

@@ -54,19 +54,20 @@ class Program:
 
         While the file *pause* is there, stand still with nothing open.
         """
+        still = pause.with_name(f"still-{self.name}")
         with suppress(OSError):
             while True:
                 self.random.choice(habits)(self)
                 if self.random.random() < 0.2:
                     time.sleep(self.random.random() * 0.02)
                 if pause.exists():
-                    self._stand_still(pause)
+                    self._stand_still(pause, still)
+        still.touch()
 
-    def _stand_still(self, pause: Path) -> None:
+    def _stand_still(self, pause: Path, still: Path) -> None:
         for fd in self._open.values():
             os.close(fd)
         self._open.clear()
-        still = pause.with_name(f"still-{self.name}")
         still.touch()
         while pause.exists():
             time.sleep(0.001)
