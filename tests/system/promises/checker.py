@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from layerfs.store.model import Layer as Row
+from layerfs.union.layer import Layer
 from layerfs.union.node import Directory, File
 from layerfs.union.view import Union
 from tests.system.promises.world import ROOT, Node, World
@@ -66,6 +68,23 @@ class Unmounted:
 
     def __init__(self, union: Union) -> None:
         self._union = union
+
+    @classmethod
+    def of(cls, rows: list[Row]) -> Unmounted:
+        """Open layers of the store, bottom first; `close` closes them. Raises `OSError`."""
+        layers: list[Layer] = []
+        try:
+            for row in rows:
+                layers.append(Layer(row.path, aufs=row.state == "external"))  # noqa: PERF401 - closed below
+            return cls(Union(layers, None))
+        except OSError:
+            for layer in layers:
+                layer.close()
+            raise
+
+    def close(self) -> None:
+        """Close all that is open."""
+        self._union.close()
 
     def _node(self, path: str) -> Directory | File:
         node: Directory | File | None = self._union.root

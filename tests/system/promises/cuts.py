@@ -18,6 +18,7 @@ from typing import NamedTuple
 from tests.system.promises import base, commits, habits, images, machine, notes
 from tests.system.promises.checker import Broken, Check, Mounted
 from tests.system.promises.disk import Disk
+from tests.system.promises.imports import Importer
 from tests.system.promises.machine import Machine
 from tests.system.promises.program import Program
 from tests.system.promises.rigs import Rig
@@ -41,6 +42,8 @@ class Plan(NamedTuple):
     """Whether somebody else commits the disk's journal at random moments."""
     options: tuple[str, ...]
     """Options of the mount."""
+    imports: bool
+    """Whether images are imported and removed meanwhile."""
     again: float
     """Seconds after which the power goes once more, while the machine starts again; 0: it does not."""
 
@@ -53,8 +56,9 @@ class Plan(NamedTuple):
         remount = after * rng.random() if rng.random() < 0.25 else 0
         intruder = rng.random() < 0.5
         options = ("-o", "metacopy=on") if rng.random() < 0.25 else ()
+        imports = rng.random() < 0.3
         again = rng.random() * 0.4 if rng.random() < 0.2 else 0
-        return cls(seed, after, programs, committers, remount, intruder, options, again)
+        return cls(seed, after, programs, committers, remount, intruder, options, imports, again)
 
 
 class Trial:
@@ -152,6 +156,9 @@ class Trial:
                 program.control = rig.control
                 chosen += [commits.commit] * len(chosen)
             machine.start(partial(program.run, chosen, self._pause), self._crashes)
+        if plan.imports and rig.is_layerfs:
+            importer = Importer(self._room, self._notes, plan.seed)
+            machine.start(importer.run, self._crashes)
         if plan.intruder:
             machine.start(partial(_intrude, rig.disk.path, plan.seed), self._crashes)
         up("up")
@@ -262,8 +269,8 @@ def _is_strange(line: str) -> bool:
 def _intrude(disk: Path, seed: int) -> None:
     """Commit the journal at random moments, as other users of a disk do."""
     rng = random.Random(f"intruder/{seed}")
-    fd = os.open(disk / "other", os.O_RDWR | os.O_CREAT)
     with suppress(OSError):
+        fd = os.open(disk / "other", os.O_RDWR | os.O_CREAT)
         while True:
             time.sleep(rng.random() * rng.choice((0.005, 0.05)))
             os.pwrite(fd, b"x", rng.randrange(1 << 20))

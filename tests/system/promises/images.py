@@ -12,9 +12,8 @@ from pathlib import Path
 from layerfs.cli import COMMANDS
 from layerfs.errors import LayerfsError
 from layerfs.store import Store
-from layerfs.union.layer import Layer
-from layerfs.union.view import Union
 from tests.system.promises.checker import Check, Unmounted
+from tests.system.promises.imports import Imports
 from tests.system.promises.notes import Call, Note
 from tests.system.promises.rigs import Rig
 from tests.system.promises.world import World, touched
@@ -35,7 +34,9 @@ class Commit:
         self.sure = copy.deepcopy(world)
         self.whole = copy.deepcopy(world)
         self.whole.promise_all(but=under_way)
-        self._versions = {node.id: node.version for node in world.nodes.values() if node.id not in under_way}
+        self._then = {
+            node.id: (node.version, node.moves) for node in world.nodes.values() if node.id not in under_way
+        }
 
     def follow(self, note: Note, world: World) -> None:
         """Take in a note that came after the beginning of the commit."""
@@ -44,16 +45,21 @@ class Commit:
                 self.sure.follow(note)
                 self.whole.follow(note)
         elif note.call.name in _SYNCS and not note.error:
-            id_ = note.call.arguments["id"]
-            if self._versions.get(id_) == world.node(id_).version:
+            node = world.node(note.call.arguments["id"])
+            if self._then.get(node.id, (-1, 0))[0] != node.version:
+                return  # what was synced is not what was sealed
+            if all(self._then.get(one.id, (0, -1))[1] == one.moves for one in world.way(node.id)):
                 self.sure.follow(note)
+            elif note.call.name != "write_synced":
+                self.sure.promise_contents(node.id)
 
 
 class Story:
-    """All commits that the notes tell of."""
+    """All images that the notes tell of."""
 
     def __init__(self) -> None:
         self._commits: list[Commit] = []
+        self._imports = Imports()
         self._commit_of: dict[tuple[str, int], Commit] = {}
         self._under_way: dict[str, tuple[Call, list[Commit]]] = {}
         """The call that each program is in, and the commits that had returned when it began."""
@@ -61,6 +67,7 @@ class Story:
     def follow(self, note: Note, world: World) -> None:
         """Take in one note; *world* has done so already."""
         call = note.call
+        self._imports.follow(note)
         for commit in self._commits:
             commit.follow(note, world)
         key = (call.program, call.serial)
@@ -100,6 +107,7 @@ class Story:
             for commit in present:
                 differences = list(_differences(store, commit, commit.sure))
                 failures += [f"image {commit.reference}: {text}" for text in differences[:_MOST]]
+            failures += self._imports.broken(store)
             if present:
                 failures += _verified(rig, store, present, settled)
         if "fsck" in COMMANDS:
@@ -110,19 +118,13 @@ class Story:
 
 
 def _differences(store: Store, commit: Commit, world: World) -> Iterator[str]:
-    rows = store.layers_of(store.resolve(commit.reference))
-    layers = []
     try:
-        for row in rows:
-            layers.append(Layer(row.path, aufs=row.state == "external"))  # noqa: PERF401 - closed below
-        union = Union(layers, None)
+        tree = Unmounted.of(store.layers_of(store.resolve(commit.reference)))
     except OSError as error:
-        for layer in layers:
-            layer.close()
         yield f"cannot be opened: {error}"
         return
-    with closing(union):
-        for broken in Check(world, Unmounted(union)).broken():
+    with closing(tree):
+        for broken in Check(world, tree).broken():
             yield broken.sentence
 
 

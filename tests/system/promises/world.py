@@ -167,6 +167,13 @@ class Node:
         """All sets of names that it had since these were last promised; the last is today's."""
         self.version = 0
         """Counts the changes."""
+        self.moves = 0
+        """Counts the changes of its names."""
+
+    def now_at(self, places: frozenset[Place]) -> None:
+        """Note that it has these names now."""
+        self.places.append(places)
+        self.moves += 1
 
 
 class World:
@@ -228,10 +235,10 @@ class World:
         entry.set(id_)
         if before is not None:
             old = self.node(before)
-            old.places.append(old.places[-1] - {(directory, name)})
+            old.now_at(old.places[-1] - {(directory, name)})
         if id_ is not None:
             new = self.node(id_)
-            new.places.append(new.places[-1] | {(directory, name)})
+            new.now_at(new.places[-1] | {(directory, name)})
 
     def _add(self, dir: str, name: str, id: str, kind: str, mode: int) -> None:
         node = self.nodes[id] = Node(id, kind)
@@ -269,7 +276,7 @@ class World:
             (one, places[0], (dir, name), (to_dir, to_name)),
             (two, places[1], (to_dir, to_name), (dir, name)),
         ):
-            node.places.append(own - {here} | {there})
+            node.now_at(own - {here} | {there})
             self.node(there[0]).entries[there[1]].set(node.id)
 
     def _do_write(self, id: str, offset: int, length: int, number: int) -> None:
@@ -323,6 +330,19 @@ class World:
             if all(place == directory.id for place, _ in frozenset[Place]().union(*node.places)):
                 node.places = node.places[-1:]
         self._promise_way(directory.id)
+
+    def way(self, id_: str) -> Iterator[Node]:
+        """Yield a node and the directories above it, without the root."""
+        while id_ != ROOT:
+            node = self.node(id_)
+            yield node
+            if not node.places[-1]:
+                return
+            id_ = min(node.places[-1])[0]
+
+    def promise_contents(self, id_: str) -> None:
+        """Note that the contents of a node are on disk, under whatever name."""
+        self.node(id_).contents.promise()
 
     def _promise_way(self, directory: str) -> None:
         """Promise the names that lead to a directory."""
