@@ -332,13 +332,12 @@ class World:
         self._promise_way(directory.id)
 
     def way(self, id_: str) -> Iterator[Node]:
-        """Yield a node and the directories above it, without the root."""
-        while id_ != ROOT:
+        """Yield a node and the directories above all its names, without the root."""
+        if id_ != ROOT:
             node = self.node(id_)
             yield node
-            if not node.places[-1]:
-                return
-            id_ = min(node.places[-1])[0]
+            for directory, _ in node.places[-1]:
+                yield from self.way(directory)
 
     def promise_contents(self, id_: str) -> None:
         """Note that the contents of a node are on disk, under whatever name."""
