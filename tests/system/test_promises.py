@@ -19,7 +19,7 @@ from tests.system.promises.world import Contents
 
 CUTS = int(os.environ.get("LAYERFS_CUTS", "0"))
 SEED = int(os.environ.get("LAYERFS_CUTS_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
-SECONDS = 7.0
+SECONDS = 5.0
 _STACKS = [(rig, disk) for rig in ("store", "dirs") for disk in ("ext4", "xfs")]
 _CHECKOUT = Path(__file__).parents[2]
 
