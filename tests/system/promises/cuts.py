@@ -38,6 +38,8 @@ class Plan(NamedTuple):
     committers: int
     remount: float
     """Seconds after which the mount is unmounted and mounted again; 0: not at all."""
+    kill: bool
+    """Whether the daemon is killed then; all that was written has reached it, since nothing is open."""
     intruder: bool
     """Whether somebody else commits the disk's journal at random moments."""
     options: tuple[str, ...]
@@ -54,11 +56,12 @@ class Plan(NamedTuple):
         programs = rng.randint(1, base.PROGRAMS)
         committers = rng.choice((0, 1, 1, 1)) if programs > 1 else rng.choice((0, 1))
         remount = after * rng.random() if rng.random() < 0.25 else 0
+        kill = rng.random() < 0.5
         intruder = rng.random() < 0.5
         options = ("-o", "metacopy=on") if rng.random() < 0.25 else ()
         imports = rng.random() < 0.3
         again = rng.random() * 0.4 if rng.random() < 0.2 else 0
-        return cls(seed, after, programs, committers, remount, intruder, options, imports, again)
+        return cls(seed, after, programs, committers, remount, kill, intruder, options, imports, again)
 
 
 class Trial:
@@ -176,7 +179,7 @@ class Trial:
                 return "a program does not stand still"
             time.sleep(0.002)
         try:
-            self.rig.umount()
+            (self.rig.kill if plan.kill else self.rig.umount)()
             self.rig.mount_again()
         except RuntimeError as error:
             return str(error)

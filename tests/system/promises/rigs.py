@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,13 @@ class Rig:
         """Unmount in peace."""
         if self.is_layerfs:
             self._layerfs("umount", MOUNT)
+
+    def kill(self) -> None:
+        """Kill the daemon, and take its mount away; to be called by the first process of the machine."""
+        pid = int((self.run / f"{MOUNT}.lock").read_text())
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        detach(self.mountpoint)
 
     def off(self) -> None:
         """Take the mount of a machine that has ended away, and what was in its memory."""
