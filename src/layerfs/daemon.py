@@ -13,6 +13,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
+from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.notify import Notifier
 from layerfs.store import Store, settle
@@ -36,6 +38,7 @@ from layerfs.union.changes import Change, changes
 from layerfs.union.layer import Layer
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
+from layerfs.unmounting import Unmounting
 
 if TYPE_CHECKING:
     from layerfs.store.model import Image
@@ -46,8 +49,6 @@ _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
 _ANSWER_FIRST = 0.05
 """Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
-GRACE = 2.0
-"""Seconds that those who still use a mount get after it was unmounted under them."""
 
 
 class Daemon:
@@ -56,7 +57,9 @@ class Daemon:
     It is what the control room calls a live mount (`layerfs.control.live.LiveMount`).
     """
 
-    def __init__(self, root: Path, mount_id: str, mountpoint: str) -> None:
+    def __init__(self, root: Path, mount_id: str, mountpoint: str, source: str) -> None:
+        """Prepare; *source* is what the mount table shows as the mount's source."""
+        self._source = source
         self.root = root
         self.mount_id = mount_id
         self.mountpoint = mountpoint
@@ -65,7 +68,6 @@ class Daemon:
         self.name = self._mount.name
         self._notifier = Notifier.from_environment()
         self._started = time.time()
-        self._device = -1
         self._ended = trio.Event()
         self._changing = trio.Lock()
         """Held by whoever commits, unmounts or removes: one at a time."""
@@ -80,13 +82,16 @@ class Daemon:
 
     # -- life -----------------------------------------------------------------------------------
 
-    def run(self, ready: Callable[[], None]) -> None:
+    def run(self, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
 
-        Raises `LayerfsError` or `OSError` when it cannot mount.
+        *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
+        ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
         descriptors = _raise_descriptor_limit()
         self._collector = Collector()
+        place = mounttable.Place(self.mountpoint)
+        self._serves = serves
         try:
             self._union = self._open_union(descriptors)
             try:
@@ -95,17 +100,20 @@ class Daemon:
                 self._operations = Operations(self._filesystem)
                 if wire.extension is not None:
                     Direct(wire.extension, self._filesystem).install()
-                session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
+                device = session.mount(self._operations, place, self._source, self._fuse_options())
+                self._inside = Inside(self._collector, place, device)
                 try:
+                    serves(device)
                     trio.run(self._serve, ready)
                 finally:
+                    session.close()  # first: an unmount may wait for answers, which nobody gives any more
                     if not self._ended.is_set():
-                        mounttable.unmount(self.mountpoint, lazy=True)
-                    session.close()
+                        self._inside.unmount_now()
             finally:
                 self._union.close()
                 self._leave_store()
         finally:
+            place.close()
             self._collector.close()
             self._store.close()
 
@@ -145,9 +153,8 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
                 # Should serving fail, this waits for an answer that never comes: then let it wait alone.
-                st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
-                self._device = st.st_dev
-                bdi.tune(st.st_dev)
+                await self._inside.is_answered()
+                bdi.tune(self._inside.device)
                 await nursery.start(http.serve, listener, App(self.root, self))
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
@@ -161,6 +168,7 @@ class Daemon:
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem)
         self._ended.set()
+        self._serves(None)
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
@@ -175,7 +183,10 @@ class Daemon:
                     await self.unmount(force=True)
                 except LayerfsError as error:
                     _log.error("%s", error)
-                    session.stop()
+                    if not self._ended.is_set():
+                        with suppress(LayerfsError):
+                            await self._inside.unmount(lazy=True)
+                        session.stop()
 
     def _leave_store(self) -> None:
         if self.removed:
@@ -224,7 +235,7 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await flush(self._filesystem, self._collector, self.mountpoint, self._device)
+        await self.flush()
         upper = self._store.layer(mount.upper).path
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
@@ -232,7 +243,7 @@ class Daemon:
     async def flush(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
         if self._mount.upper is not None:
-            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
+            await flush(self._filesystem, self._inside)
 
     def status(self) -> dict[str, Any]:
         """Return figures about this daemon, for people and for monitoring."""
@@ -273,19 +284,7 @@ class Daemon:
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
-        try:
-            await session.unmount(self.mountpoint, lazy=False)
-        except Conflict:
-            if not force:
-                raise
-            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
-            await session.unmount(self.mountpoint, lazy=True)
-            _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
-            self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")
-            with trio.move_on_after(GRACE):
-                await self._ended.wait()
-            session.stop()
-        await self._ended.wait()
+        await Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier).run(force=force)
 
     def _remove_from_store(self) -> None:
         with Store(self.root) as store:

@@ -62,20 +62,30 @@ def mounter(layerfs: Layerfs, request: pytest.FixtureRequest) -> Mounter:
     return Mounter(layerfs, request.param)
 
 
+def mount_8(layerfs: Layerfs, commands: Path, *commands_there: str, patience: float = 60) -> str:
+    """Run a shell script where mount(8) finds our command; return its output.
+
+    mount(8) looks on the system's paths alone: what is there is replaced in a namespace of its own.
+    """
+    own = 'test ! -e /sbin/mount.fuse.layerfs || mount --bind "$0/layerfs" /sbin/mount.fuse.layerfs'
+    script = "\n".join(["set -e", 'mount --bind "$0" /usr/local/sbin', own, *commands_there])
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, commands],
+        env=layerfs.environment, capture_output=True, text=True, timeout=patience, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 def test_mount_8(stack: Stack, layerfs: Layerfs) -> None:
-    """mount(8) looks on the system's path alone: what is there is replaced in a namespace of its own."""
     fill(stack)
     commands = Mounter(layerfs, "layerfs").commands
     colon = stack.directory / "a:b"
     stack.top.rename(colon)
     lowers = f"{escaped(colon)}:{stack.bottom}"
     options = f"name=one,lowerdir={lowers},upperdir={stack.upper},workdir={stack.work},nosuid"
-    script = 'mount --bind "$1" /usr/local/sbin && exec mount -t fuse.layerfs none "$2" -o "$3"'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", commands, stack.mnt, options],
-        env=layerfs.environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    words = ["mount", "-t", "fuse.layerfs", "none", str(stack.mnt), "-o", options]
+    mount_8(layerfs, commands, shlex.join(words))
     there = Path(f"/proc/{layerfs.pid('one')}/root{stack.mnt}")
     assert (there / "both").read_text() == "top"
     (there / "below").write_text("written")
