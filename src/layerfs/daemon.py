@@ -6,6 +6,8 @@ what must (unmounting, flushing) happens in threads, while the loop goes on answ
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import logging
 import os
@@ -24,7 +26,7 @@ from layerfs import live_commit, mounttable, runtime
 from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
-from layerfs.errors import Conflict, LayerfsError
+from layerfs.errors import BadRequest, Conflict, LayerfsError
 from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
@@ -57,9 +59,10 @@ class Daemon:
     It is what the control room calls a live mount (`layerfs.control.live.LiveMount`).
     """
 
-    def __init__(self, root: Path, mount_id: str, mountpoint: str, source: str) -> None:
-        """Prepare; *source* is what the mount table shows as the mount's source."""
+    def __init__(self, root: Path, mount_id: str, mountpoint: str, source: str, read_only: bool) -> None:
+        """Prepare; *source* is what the mount table shows; with *read_only* the upper is but read."""
         self._source = source
+        self._read_only = read_only
         self.root = root
         self.mount_id = mount_id
         self.mountpoint = mountpoint
@@ -125,11 +128,17 @@ class Daemon:
             upper = None
             if self._mount.upper is not None:
                 active = self._store.layer(self._mount.upper)
-                assert active.work is not None
-                upper = Upper(active.path, active.work)
+                if self._read_only:
+                    lowers.append(_upper_to_read(active.path))
+                elif active.work is None:
+                    raise BadRequest(
+                        f"the upper {active.path} has no work directory: give one, or mount read-only"
+                    )
+                else:
+                    upper = Upper(active.path, active.work)
             metacopy = bool(self._mount.options.get("metacopy"))
             return Union(lowers, upper, descriptors=descriptors, metacopy=metacopy)
-        except OSError:
+        except (OSError, BadRequest):
             for layer in lowers:
                 layer.close()
             raise
@@ -213,6 +222,10 @@ class Daemon:
             sealed = self._mount.upper
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
+            if self._read_only:
+                raise Conflict(
+                    f"cannot commit {self.name}: it is mounted read-only; mount it without ro to commit"
+                )
             wording = live_commit.Wording(reference, comment, author, changes)
             image = await live_commit.commit(
                 self.root,
@@ -242,7 +255,7 @@ class Daemon:
 
     async def flush(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
-        if self._mount.upper is not None:
+        if self._union.upper is not None:
             await flush(self._filesystem, self._inside)
 
     def status(self) -> dict[str, Any]:
@@ -322,6 +335,17 @@ class Daemon:
             await self._to_settle.wait()
             with trio.CancelScope(shield=True):  # also when an unmount follows right after
                 await trio.sleep(_ANSWER_FIRST)
+
+
+def _upper_to_read(path: Path) -> Layer:
+    """Open an upper that is not to be written to, held so that nobody writes to it. Raises `OSError`."""
+    layer = Layer(path)
+    try:
+        fcntl.flock(layer.root.fd(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        layer.close()
+        raise OSError(errno.EBUSY, "already used by another mount", layer.path) from None
+    return layer
 
 
 def _raise_descriptor_limit() -> int:

@@ -78,7 +78,8 @@ def start(request: MountRequest) -> str:
             for line in store.recover():
                 _log.warning("%s", line)
             mount, new = _find_or_create(store, request, name)
-        wanted = _Wanted(request.root, mount.id, mountpoint, request.source or name)
+        read_only = request.read_only or bool(mount.options.get("ro"))
+        wanted = _Wanted(request.root, mount.id, mountpoint, request.source or name, read_only)
         try:
             if request.foreground:
                 _run(wanted, lock, -1)
@@ -100,6 +101,7 @@ class _Wanted:
     mount_id: str
     mountpoint: str
     source: str
+    read_only: bool
 
 
 def _run_lock(name: str) -> runtime.RunLock:
@@ -174,28 +176,38 @@ def _made_up_name() -> str:
 def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mount, bool]:
     """Return the mount for *request*, and whether it is new. Raises `LayerfsError`."""
     if not (request.image or request.lowers):
-        if request.read_only or request.options:
+        if request.options:
             raise BadRequest(f"{name} is mounted again with the options it was made with: leave them out")
         return store.mount(name), False
     same = [mount for mount in store.mounts() if mount.name == name]
     image = store.resolve(request.image) if request.image else None
     if same and _is_same(store, same[0], request, image):
-        return same[0], False
+        return _as_requested(store, same[0], request), False
     options = dict(request.options)
     if request.read_only:
         options["ro"] = True
     layers = [store.external_layer(Path(path)).id for path in reversed(request.lowers)]
-    outside = (Path(request.upper), Path(request.work)) if request.upper and request.work else None
+    outside = (Path(request.upper), Path(request.work) if request.work else None) if request.upper else None
     mount = store.create_mount(
         name,
         image=image,
         layers=layers,
         writable=not request.read_only and (image is not None or outside is not None),
-        external_upper=None if request.read_only else outside,
+        external_upper=outside,
         options=options,
         ephemeral=request.name is None,
     )
     return mount, True
+
+
+def _as_requested(store: Store, mount: Mount, request: MountRequest) -> Mount:
+    """Return *mount* as *request* has it: to be written to or not, with its work directory."""
+    work = Path(request.work).absolute() if request.work and not request.read_only else None
+    other_work = work is not None and mount.upper is not None and store.layer(mount.upper).work != work
+    if other_work or request.read_only != bool(mount.options.get("ro")):
+        store.set_read_only(mount.id, request.read_only, work)
+        return store.mount(mount.name)
+    return mount
 
 
 def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | None) -> bool:
@@ -314,7 +326,7 @@ def _run(wanted: _Wanted, lock: runtime.RunLock, report: int) -> None:
     os.umask(0)  # the kernel has applied the caller's umask already
     lock.set_pid(os.getpid())
     try:
-        daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source)
+        daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source, wanted.read_only)
         daemon.run(lock.set_device, lambda: _report(report, b"ok"))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:

@@ -16,7 +16,7 @@ import trio
 from layerfs import holders, mounttable
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import session
-from layerfs.fuse.inside import Inside
+from layerfs.fuse.inside import GoneError, Inside
 from layerfs.notify import Notifier
 
 _log = logging.getLogger(__name__)
@@ -48,11 +48,11 @@ class Unmounting:
     async def run(self, *, force: bool) -> None:
         """Unmount; return when the filesystem has ended.
 
-        Raises `Conflict` for a mount in use, unless by *force*, and when what was written cannot be
-        stored, another time when that was said already. Then it is mounted as before.
+        Raises `Conflict` for a mount in use, unless by *force*, and other `LayerfsError`s; then it is mounted
+        as before. What cannot be stored is lost, as on any filesystem: whoever wrote it was told by fsync(2).
         """
-        await self._flush_first(force)
         self._check_elsewhere(force)
+        await self._flush_what_there_is()
         try:
             await self._unmount(force)
         except mounttable.NotMountedHereError:
@@ -60,17 +60,8 @@ class Unmounting:
                 raise self._inside.hidden() from None
             _log.info("%s was unmounted by somebody else", self._inside.place.mountpoint)
         await self._end_elsewhere()
-        await self._flush_again()
+        await self._flush_what_there_is()
         await self._let_go()
-
-    async def _flush_first(self, force: bool) -> None:
-        """Bring what was written into the upper while its failure can still be told."""
-        try:
-            await self._flush()
-        except LayerfsError as error:
-            if not force and mounttable.mounts_of(self._inside.device):
-                raise
-            _log.warning("%s", error)
 
     def _check_elsewhere(self, force: bool) -> None:
         here = mounttable.mounts_of(self._inside.device)
@@ -106,14 +97,14 @@ class Unmounting:
                 _log.warning("%s", error)
                 return
 
-    async def _flush_again(self) -> None:
-        """Bring what was written since, from whichever namespace, into the upper."""
+    async def _flush_what_there_is(self) -> None:
+        """Bring what was written until now, in whichever namespace, into the upper."""
         try:
             if not self._ended.is_set():
                 await self._flush()
+        except GoneError:
+            pass  # at its end the kernel sends all that it has
         except LayerfsError as error:
-            if self._ended.is_set() or not await self._holders():
-                return  # the filesystem has ended, which has the kernel send all that it has
             _log.warning("%s", error)
 
     async def _let_go(self) -> None:
@@ -131,7 +122,7 @@ class Unmounting:
             await self._ended.wait()
             return
         self._say(f"{self._name} ends, although {holders.describe(await self._holders()) or 'it is in use'}")
-        await self._flush_again()
+        await self._flush_what_there_is()
         await self._inside.release()
         session.stop()
         await self._ended.wait()

@@ -19,7 +19,7 @@ from layerfs.runtime import store_root
 def _helper(source: str, mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
     """Mount on MOUNTPOINT what the options say; SOURCE is what /proc/mounts shows, as with overlayfs."""
     wanted = parse_options(list(options))
-    start(store_root(wanted.root), wanted, mountpoint, foreground=foreground)
+    start(store_root(wanted.root), wanted, mountpoint, foreground=foreground, source=source)
 
 
 def mount_helper(arguments: Sequence[str]) -> None:

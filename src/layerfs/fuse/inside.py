@@ -22,6 +22,10 @@ from layerfs.union import syscalls
 _T = TypeVar("_T")
 
 
+class GoneError(Conflict):
+    """The filesystem is mounted nowhere that this process could reach; it ends, or its users have all of it."""
+
+
 class Inside:
     """The filesystem with `st_dev` *device*, which was mounted at *place*.
 
@@ -45,8 +49,8 @@ class Inside:
         *barrier* is the name of a file in the root of the mount: when a write to it has been answered, the
         daemon has heard of all that was written before. False says that the filesystem was remounted
         read-only: what was written before that is on its way, and *barrier* cannot be written. Raises
-        `Conflict` when the filesystem is mounted nowhere, or when something that was written could not be
-        stored.
+        `GoneError` when the filesystem is mounted nowhere, `Conflict` when something that was written could
+        not be stored.
         """
         return await self._collect(lambda: self._write_back(barrier))
 
@@ -67,7 +71,7 @@ class Inside:
             if error.errno == errno.ESTALE:
                 if mounttable.mounts_of(self.device):
                     raise self.hidden() from None
-                raise Conflict(
+                raise GoneError(
                     f"{self.place.mountpoint} is not mounted any more, nor is a copy of it to be found: "
                     f"what the kernel still has of it cannot be collected"
                 ) from None
