@@ -39,6 +39,8 @@ class Mounted(NamedTuple):
     source: str
     device: int
     """The filesystem's `st_dev`."""
+    flags: frozenset[str]
+    """The options of the mount and of its filesystem."""
 
 
 def mounts(pid: int | str = "self") -> Iterator[Mounted]:
@@ -49,11 +51,12 @@ def mounts(pid: int | str = "self") -> Iterator[Mounted]:
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
-            fields, (type_, source, *_) = before.split(), after.split()
+            fields, (type_, source, *options) = before.split(), after.split()
             major, _, minor = fields[2].partition(b":")
             place = os.fsdecode(_unescape(fields[4]))
             device = os.makedev(int(major), int(minor))
-            yield Mounted(place, os.fsdecode(type_), os.fsdecode(_unescape(source)), device)
+            flags = frozenset(os.fsdecode(b",".join([fields[5], *options])).split(","))
+            yield Mounted(place, os.fsdecode(type_), os.fsdecode(_unescape(source)), device, flags)
 
 
 def _unescape(path: bytes) -> bytes:

@@ -179,6 +179,15 @@ def _holder(fd: int) -> tuple[int | None, int | None]:
     return int(found[1]), os.makedev(int(found[2]), int(found[3])) if found[2] else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped (SIGSTOP): nothing is to be had from it until it is let go on."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in ("T", "t")
+
+
 def owner(device: int) -> tuple[str, int | None] | None:
     """Return the name of the mount whose filesystem is *device* (`st_dev`), and its daemon's pid.
 

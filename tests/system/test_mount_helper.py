@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.mounttable import mounted_at
 from tests.conftest import Layerfs, Stack, errno_of, mounts_below, wait_until
 
 pytestmark = pytest.mark.root
@@ -91,6 +92,40 @@ def test_mount_8(stack: Stack, layerfs: Layerfs) -> None:
     (there / "below").write_text("written")
     layerfs.ok("umount", "one")
     assert (stack.upper / "below").read_text() == "written"
+
+
+def test_mount_a_recognises_what_is_mounted_already(stack: Stack, layerfs: Layerfs) -> None:
+    """mount(8) compares the source and the place in fstab with the mount table."""
+    fill(stack)
+    commands = Mounter(layerfs, "layerfs").commands
+    lowers = f"lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work}"
+    table = stack.directory / "fstab"
+    table.write_text(f"some-source {stack.mnt} fuse.layerfs name=fstab,{lowers} 0 0\n")
+    every, mnt = f"mount -a -T {table}", shlex.quote(str(stack.mnt))
+    shown = mount_8(
+        layerfs,
+        commands,
+        *(every, every),
+        f"findmnt -n -o SOURCE {mnt}",
+        f"mount -T {table} -o remount,ro {mnt}",
+        f"findmnt -n -o OPTIONS {mnt}",
+        f"mount -o remount,rw {mnt}",
+        f"findmnt -n -o OPTIONS {mnt}",
+        f"umount {mnt}",
+    )
+    source, read_only, writable = shown.splitlines()
+    assert source == "some-source"
+    assert "ro" in read_only.split(",")
+    assert "rw" in writable.split(",")
+
+
+def test_a_source_of_any_form_is_shown_as_it_was_given(stack: Stack, layerfs: Layerfs) -> None:
+    for source in ("none", "layerfs", "/dev/a b", "with,comma", "back\\slash"):
+        layerfs.ok(source, stack.mnt, "-o", f"lowerdir={stack.bottom}")
+        there = mounted_at(str(stack.mnt))
+        assert there is not None
+        assert there.source == source
+        subprocess.run(["umount", stack.mnt], check=True, timeout=60)
 
 
 def test_the_first_lower_directory_is_the_topmost(stack: Stack, mounter: Mounter) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import mountcalls
 from tests.conftest import PATIENCE, Layerfs, Stack, errno_of, mounts_below
 
 pytestmark = pytest.mark.root
@@ -136,3 +137,71 @@ def test_an_image_that_was_mounted_read_only(written: Stack, layerfs: Layerfs) -
     layerfs.ok("umount", "image")
     layerfs.ok("mount", "--name", "image", written.mnt)
     assert errno_of((written.mnt / "more").touch) == errno.EROFS
+
+
+# -- a mount that is there ----------------------------------------------------------------------------
+
+
+def remount(layerfs: Layerfs, mnt: Path, options: str) -> None:
+    """Do what mount(8) has its helper do."""
+    layerfs.ok("none", mnt, "-o", f"remount,{options}")
+
+
+def is_read_only(mnt: Path) -> bool:
+    """Tell whether a mount takes no writes."""
+    return bool(os.statvfs(mnt).f_flag & os.ST_RDONLY)
+
+
+def test_remounted_read_only_with_everything_that_was_written(stack: Stack, layerfs: Layerfs) -> None:
+    mnt = stack.mount("-onosuid")
+    (mnt / "file").write_bytes(b"x" * 3_000_000)
+    (mnt / "old").write_bytes(b"x" * 100)
+    remount(layerfs, mnt, "ro")
+    assert (stack.upper / "file").read_bytes() == b"x" * 3_000_000
+    assert is_read_only(mnt)
+    assert os.statvfs(mnt).f_flag & os.ST_NOSUID
+    assert errno_of((mnt / "new").touch) == errno.EROFS
+    assert layerfs.ok("diff", stack.name) == "A /file\nA /old"
+    layerfs.ok("commit", stack.name, "image:1")
+    remount(layerfs, mnt, "rw,noatime")
+    assert not is_read_only(mnt)
+    assert os.statvfs(mnt).f_flag & os.ST_NOATIME
+    (mnt / "new").write_text("new")
+    assert layerfs.ok("diff", stack.name) == "A /new"
+
+
+def test_writes_by_who_remounts_without_asking_are_kept(stack: Stack, layerfs: Layerfs) -> None:
+    """systemd does so at shutdown, busybox always: the kernel is told, the daemon is not."""
+    mnt = stack.mount()
+    (mnt / "dir/deep").mkdir(parents=True)
+    for name in ("one", "dir/two", "dir/deep/three"):
+        (mnt / name).write_bytes(b"x" * 3_000_000)
+    mountcalls.remount(os.fsencode(mnt), 1)
+    layerfs.ok("commit", stack.name, "image:1")
+    layerfs.ok("umount", stack.name)
+    layerfs.ok("mount", "--image", "image:1", "--name", "again", mnt)
+    for name in ("one", "dir/two", "dir/deep/three"):
+        assert (mnt / name).read_bytes() == b"x" * 3_000_000
+
+
+def test_a_file_that_is_written_to_keeps_a_mount_writable(stack: Stack, layerfs: Layerfs) -> None:
+    mnt = stack.mount()
+    with (mnt / "open").open("w"):
+        said = layerfs.refused("none", mnt, "-o", "remount,ro")
+        assert f"cannot make {mnt} read-only: process {os.getpid()} (" in said
+        assert not is_read_only(mnt)
+    remount(layerfs, mnt, "ro")
+
+
+def test_a_mount_without_an_upper_stays_read_only(stack: Stack, layerfs: Layerfs) -> None:
+    mnt = stack.mount("--read-only")
+    said = layerfs.refused("none", mnt, "-o", "remount,rw")
+    assert f"{stack.name} was mounted read-only on {mnt}" in said
+    assert is_read_only(mnt)
+    remount(layerfs, mnt, "ro,nosuid")
+    assert os.statvfs(mnt).f_flag & os.ST_NOSUID
+
+
+def test_remounting_what_is_not_there(stack: Stack, layerfs: Layerfs) -> None:
+    said = layerfs.refused("none", stack.mnt, "-o", "remount,ro")
+    assert f"no layerfs is mounted on {stack.mnt}" in said

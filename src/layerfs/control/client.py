@@ -15,7 +15,7 @@ from layerfs.control.message import (
     build_target,
     parse_target,
 )
-from layerfs.runtime import log_path, running_pid, socket_path
+from layerfs.runtime import is_stopped, log_path, running_pid, socket_path
 
 if TYPE_CHECKING:
     import socket
@@ -180,11 +180,7 @@ def _pings(name: str) -> bool:
 
 
 def _check_not_stopped(name: str, pid: int) -> None:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except OSError:
-        return
-    if state in ("T", "t"):
+    if is_stopped(pid):
         raise errors.Conflict(
             f"the daemon of {name} (process {pid}) is stopped: 'kill -CONT {pid}' lets it go on"
         )

@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 
 class GoneError(Conflict):
-    """The filesystem is mounted nowhere that this process could reach; it ends, or its users have all of it."""
+    """The filesystem is mounted nowhere that this process can reach: it ends."""
 
 
 class Inside:
