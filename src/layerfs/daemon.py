@@ -195,7 +195,7 @@ class Daemon:
                     if not self._ended.is_set():
                         with suppress(LayerfsError):
                             await self._inside.unmount(lazy=True)
-                        session.stop()
+                        await session.stop(self._filesystem)
 
     def _leave_store(self) -> None:
         if self.removed:
@@ -297,7 +297,10 @@ class Daemon:
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
-        await Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier).run(force=force)
+        ending = Unmounting(
+            self.name, self._inside, self._filesystem, self.flush, self._ended, self._notifier
+        )
+        await ending.run(force=force)
 
     def _remove_from_store(self) -> None:
         with Store(self.root) as store:

@@ -16,6 +16,7 @@ import trio
 from layerfs import holders, mounttable
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import session
+from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.inside import GoneError, Inside
 from layerfs.notify import Notifier
 
@@ -34,12 +35,14 @@ class Unmounting:
         self,
         name: str,
         inside: Inside,
+        filesystem: Filesystem,
         flush: Callable[[], Awaitable[None]],
         ended: trio.Event,
         notifier: Notifier,
     ) -> None:
         self._name = name
         self._inside = inside
+        self._filesystem = filesystem
         self._flush = flush
         self._ended = ended
         self._notifier = notifier
@@ -78,15 +81,25 @@ class Unmounting:
         except mounttable.NotMountedHereError:
             raise
         except Conflict as error:
-            users = await trio.to_thread.run_sync(holders.users, self._inside.device)
-            who = holders.describe(users) or "a process has a file or its directory there"
+            who = await trio.to_thread.run_sync(self._who_uses_it)
             if not force:
-                raise Conflict(f"{error}: {who}; end it, or unmount with --force") from None
+                raise Conflict(f"{error}: {who}; end that, or unmount with --force") from None
             await self._inside.unmount(lazy=True)
             self._lazily = True
             text = f"{self._inside.place.mountpoint} was in use: unmounted it lazily ({who})"
             _log.warning("%s", text)
             self._notifier.stopping(text)
+
+    def _who_uses_it(self) -> str:
+        below = [
+            mounted.place
+            for mounted in mounttable.mounts()
+            if mounted.place.startswith(f"{self._inside.place.mountpoint}/")
+        ]
+        if below:
+            return f"{below[-1]} is mounted below it"
+        users = holders.users(self._inside.device)
+        return holders.describe(users) or "a process has a file or its directory there"
 
     async def _end_elsewhere(self) -> None:
         """Take away what else is mounted of the filesystem in this namespace: it would only hang there."""
@@ -124,7 +137,7 @@ class Unmounting:
         self._say(f"{self._name} ends, although {holders.describe(await self._holders()) or 'it is in use'}")
         await self._flush_what_there_is()
         await self._inside.release()
-        session.stop()
+        await session.stop(self._filesystem)
         await self._ended.wait()
 
     def _say(self, text: str) -> None:

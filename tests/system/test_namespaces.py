@@ -138,6 +138,28 @@ def user() -> Iterator[User]:
 
 
 @needs("fusermount3", "setpriv", "nsenter")
+def test_what_is_written_to_an_ordinary_users_busy_mount_is_kept(user: User) -> None:
+    """During the grace, too: the daemon keeps the root open, where it may not copy a mount."""
+    stack = Stack(user)
+    give(stack.directory, user.uid)
+    stack.mount()
+    pid = user.pid(stack.name)
+    with subprocess.Popen(
+        [*user.enter, "sh", "-c", 'cd "$0" && : >late && while echo line >>late; do :; done', stack.mnt],
+        stderr=subprocess.DEVNULL,
+    ) as writer:
+        try:
+            wait_until(lambda: (stack.upper / "late").exists())
+            user.ok("umount", "--force", stack.name)
+            assert has_ended(user, pid)
+            writer.wait(PATIENCE)
+        finally:
+            writer.kill()
+    assert set((stack.upper / "late").read_text().splitlines()) == {"line"}
+    assert "was in use: unmounted it lazily" in log_of(user, stack.name)
+
+
+@needs("fusermount3", "setpriv", "nsenter")
 def test_an_ordinary_users_mount_ends_although_another_namespace_has_it(user: User) -> None:
     stack = Stack(user)
     give(stack.directory, user.uid)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import trio
 
 from layerfs import holders, mountcalls, mounttable
-from layerfs.errors import Conflict, from_os_error
+from layerfs.errors import Conflict, LayerfsError, from_os_error
 from layerfs.fuse.collector import Collector
 from layerfs.union import syscalls
 
@@ -83,10 +83,16 @@ class Inside:
         Raises `NotMountedHereError` when it is mounted nowhere in this mount namespace, `Conflict` when it
         is in use, unless *lazy*, and other `LayerfsError`s. Then all is as it was.
         """
-        if os.geteuid() == 0:
-            await self._collector.run(lambda: self._unmount(lazy))
-        else:  # fusermount3(1) does it, a process of its own
-            await trio.to_thread.run_sync(self._unmount, lazy)
+        try:
+            if os.geteuid() == 0:
+                await self._collector.run(lambda: self._unmount(lazy))
+            else:  # fusermount3(1) does it, a process of its own
+                if lazy:
+                    await self._collector.run(self._keep_root)
+                await trio.to_thread.run_sync(self._unmount, lazy)
+        except LayerfsError:
+            await self.release()
+            raise
 
     async def release(self) -> None:
         """Keep the filesystem no more: it ends now, unless somebody else has it mounted or uses it."""
@@ -144,9 +150,6 @@ class Inside:
                 with suppress(OSError):
                     self._kept = self._keep(here)
             here.unmount(self.device, lazy=lazy)
-        except BaseException:
-            self._release()
-            raise
         finally:
             if here is not self.place:
                 here.close()
@@ -173,6 +176,12 @@ class Inside:
             return mountcalls.clone_tree(root)
         finally:
             os.close(root)
+
+    def _keep_root(self) -> None:
+        """Keep the root open, where there can be no copy of the mount: a mount that goes lazily lets us."""
+        if self._kept < 0:
+            with suppress(OSError):
+                self._kept = self._open_root()
 
     def _release(self) -> None:
         if self._kept >= 0:

@@ -7,9 +7,11 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pyfuse3
 import trio
+from pyfuse3 import InodeT
 
 from layerfs import mountcalls, mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
@@ -17,8 +19,11 @@ from layerfs.fuse import busypoll, wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
 from layerfs.mounttable import Place
+from layerfs.union.node import File
 
 _DEVICE = "/dev/fuse"
+_TURN = 1000
+"""Inodes after which others get a turn."""
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
@@ -118,8 +123,18 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
             yield error
 
 
-def stop() -> None:
-    """Make `serve` return."""
+async def stop(filesystem: Filesystem) -> None:
+    """Make `serve` return, although the filesystem is in use; what is written to it from now on fails.
+
+    Without that the kernel would go on to take writes to files that it knows, and lose them: it has no need
+    to ask the daemon, until it has to ask for the attributes.
+    """
+    for number, node in enumerate(list(filesystem.union.table.nodes.values())):
+        if isinstance(node, File) and node.is_regular:
+            with suppress(OSError):  # forgotten by now
+                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)
+        if number % _TURN == _TURN - 1:
+            await trio.lowlevel.checkpoint()
     pyfuse3.terminate()
 
 
