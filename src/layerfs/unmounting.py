@@ -126,7 +126,7 @@ class Unmounting:
             said = False
             while found := await self._holders():
                 if not said:
-                    self._say(f"{self._name} is unmounted, but {holders.describe(found)}")
+                    self._say(f"{self._name} is unmounted, but {holders.describe(found)}", logging.INFO)
                 said = True
                 await trio.sleep(_LOOK)
                 if self._ended.is_set():
@@ -134,14 +134,16 @@ class Unmounting:
             await self._inside.release()
             await self._ended.wait()
             return
-        self._say(f"{self._name} ends, although {holders.describe(await self._holders()) or 'it is in use'}")
+        users = await trio.to_thread.run_sync(holders.users, self._inside.device)
+        who = holders.describe(users or await self._holders()) or "it is in use"
+        self._say(f"{self._name} ends, although {who}", logging.WARNING if users else logging.INFO)
         await self._flush_what_there_is()
         await self._inside.release()
         await session.stop(self._filesystem)
         await self._ended.wait()
 
-    def _say(self, text: str) -> None:
-        _log.warning("%s", text)
+    def _say(self, text: str, level: int) -> None:
+        _log.log(level, "%s", text)
         self._notifier.stopping(text)
 
     async def _holders(self) -> list[holders.Holder]:

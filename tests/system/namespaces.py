@@ -11,12 +11,18 @@ from pathlib import Path
 from tests.conftest import Layerfs, wait_until
 
 PATIENCE = 30
+IN_USE = (
+    "ends, although process .* (has a file open|has its working directory)",
+    "was in use: unmounted it lazily",
+)
+"""What a daemon logs whose mount was taken away while somebody had it."""
 
 
 class Elsewhere:
     """A process in a mount namespace of its own, which got a copy of what was mounted when it began."""
 
     def __init__(self, layerfs: Layerfs, command: Sequence[str] = ("unshare", "--mount")) -> None:
+        layerfs.expect_log(*IN_USE)
         self.process = subprocess.Popen(
             [*command, "sh", "-c", "echo; exec sleep 120"],
             env=layerfs.environment,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layerfs, Stack, mounts_below
-from tests.system.namespaces import has_ended
+from tests.system.namespaces import IN_USE, has_ended
 
 pytestmark = pytest.mark.root
 ROUNDS = 6
@@ -33,6 +33,7 @@ def levers(request: pytest.FixtureRequest, layerfs: Layerfs) -> None:
 def writer(stack: Stack) -> Iterator[None]:
     """Somebody who writes to the mount whenever it is there."""
     done = threading.Event()
+    stack.layerfs.expect_log(*IN_USE)
 
     def write() -> None:
         number = 0

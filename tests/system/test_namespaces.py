@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NOBODY, Layerfs, Stack, errno_of, mounts_below, wait_until
-from tests.system.namespaces import PATIENCE, elsewhere, has_ended
+from tests.system.namespaces import IN_USE, PATIENCE, elsewhere, has_ended
 from tests.system.programs import needs
 from tests.system.users import User, give, start, works
 
@@ -140,6 +140,7 @@ def user() -> Iterator[User]:
 @needs("fusermount3", "setpriv", "nsenter")
 def test_what_is_written_to_an_ordinary_users_busy_mount_is_kept(user: User) -> None:
     """During the grace, too: the daemon keeps the root open, where it may not copy a mount."""
+    user.expect_log(*IN_USE)
     stack = Stack(user)
     give(stack.directory, user.uid)
     stack.mount()

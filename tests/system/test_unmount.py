@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import PATIENCE, Layerfs, Stack, errno_of, mounts_below, wait_until
 from tests.system.containers import Containers, containers
-from tests.system.namespaces import has_ended
+from tests.system.namespaces import IN_USE, has_ended
 from tests.system.programs import needs
 
 pytestmark = pytest.mark.root
@@ -45,6 +45,7 @@ def test_a_busy_mount_names_the_process_that_uses_it(stack: Stack, layerfs: Laye
 
 
 def test_a_mount_with_another_below_it_says_which(stack: Stack, layerfs: Layerfs) -> None:
+    layerfs.expect_log(*IN_USE)
     mnt = stack.mount()
     (mnt / "inner").mkdir()
     run("mount", "-t", "tmpfs", "tmpfs", mnt / "inner")
@@ -54,6 +55,7 @@ def test_a_mount_with_another_below_it_says_which(stack: Stack, layerfs: Layerfs
 
 
 def test_what_is_written_to_a_busy_mount_is_kept(stack: Stack, layerfs: Layerfs) -> None:
+    layerfs.expect_log(*IN_USE)
     mnt = stack.mount()
     with (mnt / "open").open("wb", buffering=0) as file:
         file.write(b"x" * 1_000_000)
@@ -63,6 +65,7 @@ def test_what_is_written_to_a_busy_mount_is_kept(stack: Stack, layerfs: Layerfs)
 
 def test_writes_to_a_mount_that_was_taken_away_fail(stack: Stack, layerfs: Layerfs) -> None:
     """The kernel would take them, and lose them."""
+    layerfs.expect_log(*IN_USE)
     mnt = stack.mount()
     with (mnt / "open").open("wb", buffering=0) as file, (mnt / "other").open("wb", buffering=0) as other:
         file.write(b"x")
@@ -100,6 +103,7 @@ def test_a_mount_that_was_moved_is_unmounted_where_it_is(stack: Stack, layerfs: 
 
 
 def test_a_mount_below_another_is_not_taken_for_gone(stack: Stack, layerfs: Layerfs) -> None:
+    layerfs.expect_log("is hidden by another mount")
     mnt = stack.mount()
     run("mount", "-t", "tmpfs", "tmpfs", mnt)
     assert f"{mnt} is hidden by another mount" in layerfs.refused("umount", stack.name)
