@@ -155,7 +155,7 @@ class Layerfs:
 
     def pid(self, name: str) -> int:
         """Return the pid of the daemon of the mount called *name*."""
-        return int((self.run / f"{name}.lock").read_text())
+        return int((self.run / f"{name}.lock").read_text().split()[0])
 
     def kill(self, name: str) -> None:
         """Kill the daemon of the mount called *name*, and wait until it is gone."""

@@ -6,6 +6,8 @@ what must (unmounting, flushing) happens in threads, while the loop goes on answ
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import logging
 import os
@@ -13,6 +15,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,12 +27,13 @@ from layerfs import live_commit, mounttable, runtime
 from layerfs.control import http
 from layerfs.control.api import App
 from layerfs.control.peer import listen
-from layerfs.errors import Conflict, LayerfsError
+from layerfs.errors import BadRequest, Conflict, LayerfsError
 from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
+from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.fuse.syncing import StoreSync
 from layerfs.notify import Notifier
@@ -39,6 +43,7 @@ from layerfs.union.changes import Change, changes
 from layerfs.union.layer import Layer
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
+from layerfs.unmounting import Unmounting
 
 if TYPE_CHECKING:
     from layerfs.store.model import Image
@@ -49,8 +54,6 @@ _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
 _ANSWER_FIRST = 0.05
 """Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
-GRACE = 2.0
-"""Seconds that those who still use a mount get after it was unmounted under them."""
 
 
 class Daemon:
@@ -59,7 +62,10 @@ class Daemon:
     It is what the control room calls a live mount (`layerfs.control.live.LiveMount`).
     """
 
-    def __init__(self, root: Path, mount_id: str, mountpoint: str) -> None:
+    def __init__(self, root: Path, mount_id: str, mountpoint: str, source: str, read_only: bool) -> None:
+        """Prepare; *source* is what the mount table shows; with *read_only* the upper is but read."""
+        self._source = source
+        self._read_only = read_only
         self.root = root
         self.mount_id = mount_id
         self.mountpoint = mountpoint
@@ -69,7 +75,6 @@ class Daemon:
         self.name = self._mount.name
         self._notifier = Notifier.from_environment()
         self._started = time.time()
-        self._device = -1
         self._ended = trio.Event()
         self._changing = trio.Lock()
         """Held by whoever commits, unmounts or removes: one at a time."""
@@ -84,13 +89,16 @@ class Daemon:
 
     # -- life -----------------------------------------------------------------------------------
 
-    def run(self, ready: Callable[[], None]) -> None:
+    def run(self, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
 
-        Raises `LayerfsError` or `OSError` when it cannot mount.
+        *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
+        ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
         descriptors = _raise_descriptor_limit()
         self._collector = Collector()
+        place = mounttable.Place(self.mountpoint)
+        self._serves = serves
         try:
             self._union = self._open_union(descriptors)
             try:
@@ -102,17 +110,20 @@ class Daemon:
                 self._operations = Operations(self._filesystem)
                 if wire.extension is not None:
                     Direct(wire.extension, self._filesystem).install()
-                session.mount(self._operations, self.mountpoint, self.name, self._fuse_options())
+                device = session.mount(self._operations, place, self._source, self._fuse_options())
+                self._inside = Inside(self._collector, place, device)
                 try:
+                    serves(device)
                     trio.run(self._serve, ready)
                 finally:
+                    session.close()  # first: an unmount may wait for answers, which nobody gives any more
                     if not self._ended.is_set():
-                        mounttable.unmount(self.mountpoint, lazy=True)
-                    session.close()
+                        self._inside.unmount_now()
             finally:
                 self._union.close()
                 self._leave_store()
         finally:
+            place.close()
             self._collector.close()
             self._journal.close()
             self._store.close()
@@ -129,11 +140,17 @@ class Daemon:
             upper = None
             if self._mount.upper is not None:
                 active = self._store.layer(self._mount.upper)
-                assert active.work is not None
-                upper = Upper(active.path, active.work)
+                if self._read_only:
+                    lowers.append(_upper_to_read(active.path))
+                elif active.work is None:
+                    raise BadRequest(
+                        f"the upper {active.path} has no work directory: give one, or mount read-only"
+                    )
+                else:
+                    upper = Upper(active.path, active.work)
             metacopy = bool(self._mount.options.get("metacopy"))
             return Union(lowers, upper, descriptors=descriptors, metacopy=metacopy)
-        except OSError:
+        except (OSError, BadRequest):
             for layer in lowers:
                 layer.close()
             raise
@@ -157,9 +174,8 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
                 # Should serving fail, this waits for an answer that never comes: then let it wait alone.
-                st = await trio.to_thread.run_sync(os.stat, self.mountpoint, abandon_on_cancel=True)
-                self._device = st.st_dev
-                bdi.tune(st.st_dev)
+                await self._inside.is_answered()
+                bdi.tune(self._inside.device)
                 await nursery.start(http.serve, listener, App(self.root, self))
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
@@ -172,8 +188,9 @@ class Daemon:
             runtime.socket_path(self.name).unlink(missing_ok=True)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
-        await session.serve(self._filesystem, lambda: mounttable.is_mounted(self._device))
+        await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))
         self._ended.set()
+        self._serves(None)
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
@@ -188,7 +205,10 @@ class Daemon:
                     await self.unmount(force=True)
                 except LayerfsError as error:
                     _log.error("%s", error)
-                    session.stop()
+                    if not self._ended.is_set():
+                        with suppress(LayerfsError):
+                            await self._inside.unmount(lazy=True)
+                        await session.stop(self._filesystem)
 
     def _set_mounted(self) -> None:
         with Store(self.root) as store:
@@ -227,6 +247,10 @@ class Daemon:
             sealed = self._mount.upper
             if sealed is None:
                 raise Conflict(f"{self.name} is read-only: there is nothing to commit")
+            if self._read_only:
+                raise Conflict(
+                    f"cannot commit {self.name}: it is mounted read-only; mount it without ro to commit"
+                )
             wording = live_commit.Wording(reference, comment, author, changes)
             path = self._union.layers[0].path
             image, upper = await live_commit.commit(
@@ -256,15 +280,15 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await flush(self._filesystem, self._collector, self.mountpoint, self._device)
+        await self.flush()
         upper = self._store.layer(mount.upper).path
         lowers = [layer.path for layer in self._store.layers_of(mount)]
         return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
 
     async def flush(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
-        if self._mount.upper is not None:
-            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
+        if self._union.upper is not None:
+            await flush(self._filesystem, self._inside)
 
     def status(self) -> dict[str, Any]:
         """Return figures about this daemon, for people and for monitoring."""
@@ -305,19 +329,10 @@ class Daemon:
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
-        try:
-            await session.unmount(self.mountpoint, lazy=False)
-        except Conflict:
-            if not force:
-                raise
-            await flush(self._filesystem, self._collector, self.mountpoint, self._device)
-            await session.unmount(self.mountpoint, lazy=True)
-            _log.warning("%s is in use: unmounted it lazily", self.mountpoint)
-            self._notifier.stopping(f"{self.mountpoint} was in use: unmounted it lazily")
-            with trio.move_on_after(GRACE):
-                await self._ended.wait()
-            session.stop()
-        await self._ended.wait()
+        ending = Unmounting(
+            self.name, self._inside, self._filesystem, self.flush, self._ended, self._notifier
+        )
+        await ending.run(force=force)
 
     def _remove_from_store(self) -> None:
         with Store(self.root) as store:
@@ -354,6 +369,17 @@ class Daemon:
             await self._to_settle.wait()
             with trio.CancelScope(shield=True):  # also when an unmount follows right after
                 await trio.sleep(_ANSWER_FIRST)
+
+
+def _upper_to_read(path: Path) -> Layer:
+    """Open an upper that is not to be written to, held so that nobody writes to it. Raises `OSError`."""
+    layer = Layer(path)
+    try:
+        fcntl.flock(layer.root.fd(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        layer.close()
+        raise OSError(errno.EBUSY, "already used by another mount", layer.path) from None
+    return layer
 
 
 def _raise_descriptor_limit() -> int:

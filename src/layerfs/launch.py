@@ -12,12 +12,14 @@ import os
 import select
 import signal
 import sys
+import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from layerfs import errors, mounttable, runtime
+from layerfs import errors, holders, mounttable, runtime
 from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.fuse import session
 from layerfs.ownership import open_own
@@ -30,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0
 """Seconds that a daemon may take until its mount answers."""
+_END_BY_ITSELF = 2.0
+"""Seconds that a daemon may take to end after it was unmounted, before it is asked to."""
+_END_PATIENCE = 10.0
+"""Seconds that a process may take to end that has nothing else to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class MountRequest:
     work: str | None = None
     read_only: bool = False
     foreground: bool = False
+    source: str | None = None
+    """What the mount table shows as the mount's source: its name if None."""
     options: dict[str, str | bool] = field(default_factory=dict)
 
 
@@ -60,26 +68,106 @@ def start(request: MountRequest) -> str:
     Raises `LayerfsError`; then nothing is left behind.
     """
     session.check_device()
-    mountpoint = os.path.join(os.path.realpath(os.path.dirname(request.mountpoint.rstrip("/") or "/")), "")
-    mountpoint = os.path.normpath(mountpoint + os.path.basename(request.mountpoint.rstrip("/")))
+    mountpoint = mounttable.resolve(request.mountpoint)
     name = _made_up_name() if request.name is None else runtime.check_name(request.name)
-    with runtime.RunLock(name) as lock:
-        session.check_mountpoint(mountpoint, name)
+    with _run_lock(name) as lock:
         with Store(request.root) as store:
+            _clear_away(store, name, lock)
+            lock.set_pid(os.getpid())
+            session.check_mountpoint(mountpoint)
+            _wait_for_upper(store, request, name)
             for line in store.recover():
                 _log.warning("%s", line)
             mount, new = _find_or_create(store, request, name)
+        read_only = request.read_only or bool(mount.options.get("ro"))
+        wanted = _Wanted(request.root, mount.id, mountpoint, request.source or name, read_only)
         try:
             if request.foreground:
-                _run(request.root, mount.id, mountpoint, lock, -1)
+                _run(wanted, lock, -1)
             else:
-                _start_daemon(request.root, mount.id, mountpoint, lock)
+                _start_daemon(wanted, lock)
         except LayerfsError:
             if new:
                 with Store(request.root) as store:
                     store.remove_mount(mount.id)
             raise
     return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a daemon is to do."""
+
+    root: Path
+    mount_id: str
+    mountpoint: str
+    source: str
+    read_only: bool
+
+
+def _run_lock(name: str) -> runtime.RunLock:
+    """Return the run lock of *name*, once a daemon has ended that has its mount no more. Raises `Conflict`.
+
+    Who unmounts with umount(2), and mounts again at once, comes before the daemon has cleared away.
+    """
+    _wait_for_end(name)
+    return runtime.RunLock(name)
+
+
+def _wait_for_end(name: str) -> None:
+    """Return when no daemon runs *name*, if it is about to end; raise `Conflict` if it is not.
+
+    One that was unmounted here, and that other mount namespaces have copies of, ends by itself when those are
+    gone. Where nobody uses them it is made to end.
+    """
+    deadline = time.monotonic() + _END_PATIENCE
+    look = time.monotonic() + _END_BY_ITSELF
+    while True:
+        pid, device = runtime.running(name)
+        if pid is None:
+            return
+        if device is not None and (there := mounttable.mounts_of(device, pid)):
+            raise Conflict(f"{name} is mounted at {there[-1].place} already (process {pid})")
+        if time.monotonic() > deadline:
+            break
+        if time.monotonic() > look and device is not None:
+            look += _END_BY_ITSELF
+            if not holders.users(device):
+                _ask_to_end(name)
+        time.sleep(0.005)
+    if device is None:
+        raise Conflict(
+            f"{name} is being mounted or unmounted by process {pid}, which does not come to an end"
+        )
+    who = holders.describe(holders.users(device) or holders.namespaces(device)) or "somebody still uses it"
+    raise Conflict(f"{name} was unmounted, but {who}: end that, or run 'layerfs umount {name}'")
+
+
+def _ask_to_end(name: str) -> None:
+    """Have the daemon of *name* end, of whose mount there are only copies that nobody uses."""
+    from layerfs.control.client import exchange
+
+    with suppress(LayerfsError):
+        exchange(name, "POST", "/layerfs/unmount", [("force", "1")])
+
+
+def _clear_away(store: Store, name: str, lock: runtime.RunLock) -> None:
+    """Take away what a daemon of *name* left that has died, wherever that was mounted."""
+    for mount in store.mounts():
+        if mount.name == name and mount.mountpoint is not None:
+            mounttable.detach(mount.mountpoint, lock.device)
+
+
+def _wait_for_upper(store: Store, request: MountRequest, name: str) -> None:
+    """Wait for the daemon of a mount, of another name, that had the upper of *request* until just now."""
+    if request.upper is None:
+        return
+    wanted = os.path.abspath(request.upper)
+    for mount in store.mounts():
+        if mount.upper and mount.name != name and str(store.layer(mount.upper).path) == wanted:
+            pid, device = runtime.running(mount.name)
+            if pid is not None and not (device is not None and mounttable.mounts_of(device, pid)):
+                _wait_for_end(mount.name)
 
 
 def _made_up_name() -> str:
@@ -89,24 +177,24 @@ def _made_up_name() -> str:
 def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mount, bool]:
     """Return the mount for *request*, and whether it is new. Raises `LayerfsError`."""
     if request.image is None and not request.lowers:
-        if request.read_only or request.options:
+        if request.options:
             raise BadRequest(f"{name} is mounted again with the options it was made with: leave them out")
         return store.mount(name), False
     same = [mount for mount in store.mounts() if mount.name == name]
     image = store.resolve(request.image) if request.image is not None else None
     if same and _is_same(store, same[0], request, image):
-        return same[0], False
+        return _as_requested(store, same[0], request), False
     options = dict(request.options)
     if request.read_only:
         options["ro"] = True
     layers = [store.external_layer(Path(path)).id for path in reversed(request.lowers)]
-    outside = (Path(request.upper), Path(request.work)) if request.upper and request.work else None
+    outside = (Path(request.upper), Path(request.work) if request.work else None) if request.upper else None
     mount = store.create_mount(
         name,
         image=image,
         layers=layers,
         writable=not request.read_only and (image is not None or outside is not None),
-        external_upper=None if request.read_only else outside,
+        external_upper=outside,
         options=options,
         ephemeral=request.name is None,
     )
@@ -118,6 +206,16 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
             committed[:12],
         )
     return mount, True
+
+
+def _as_requested(store: Store, mount: Mount, request: MountRequest) -> Mount:
+    """Return *mount* as *request* has it: to be written to or not, with its work directory."""
+    work = Path(request.work).absolute() if request.work and not request.read_only else None
+    other_work = work is not None and mount.upper is not None and store.layer(mount.upper).work != work
+    if other_work or request.read_only != bool(mount.options.get("ro")):
+        store.set_read_only(mount.id, request.read_only, work)
+        return store.mount(mount.name)
+    return mount
 
 
 def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | None) -> bool:
@@ -134,7 +232,7 @@ def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | N
     return upper == wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
 
 
-def _start_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock) -> None:
+def _start_daemon(wanted: _Wanted, lock: runtime.RunLock) -> None:
     """Fork the daemon and return when it answers; raise what it reports if it does not come to that.
 
     A fork, not a new interpreter: everything is imported already, which makes mounting quick.
@@ -146,7 +244,7 @@ def _start_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunL
     pid = os.fork()
     if pid == 0:
         os.close(answer)
-        _be_daemon(root, mount_id, mountpoint, lock, report, output)
+        _be_daemon(wanted, lock, report, output)
     os.close(report)
     os.close(output)
     with os.fdopen(answer, "rb") as pipe:
@@ -154,24 +252,37 @@ def _start_daemon(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunL
         text = pipe.read() if in_time else b""
     if text == b"ok":
         return
+    log = runtime.log_path(_name_of(lock))
     if not in_time:
         os.kill(pid, signal.SIGKILL)
-        mounttable.unmount(mountpoint, lazy=True)
-    os.waitpid(pid, 0)
+    if not _has_ended(pid):
+        raise LayerfsError(
+            f"waited {_PATIENCE:g} seconds for process {pid} to mount: it neither does nor ends; see {log}"
+        )
+    if not in_time:
+        mounttable.detach(wanted.mountpoint, runtime.running(_name_of(lock))[1])
+        raise LayerfsError(f"the mount did not answer within {_PATIENCE:g} seconds: see {log}")
     if not text:
-        log = runtime.log_path(_name_of(lock))
         raise LayerfsError(f"the daemon ended before the mount answered: see {log}")
     kind, message = json.loads(text)
     raise getattr(errors, kind, LayerfsError)(message)
+
+
+def _has_ended(pid: int) -> bool:
+    """Wait for the end of a child, for some seconds; return whether it has come."""
+    deadline = time.monotonic() + _END_PATIENCE
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
 
 
 def _name_of(lock: runtime.RunLock) -> str:
     return lock.path.stem
 
 
-def _be_daemon(
-    root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, report: int, log: int
-) -> NoReturn:
+def _be_daemon(wanted: _Wanted, lock: runtime.RunLock, report: int, log: int) -> NoReturn:
     """Run as the daemon, in a session of its own with *log* as its output, and end the process."""
     status = 1
     try:
@@ -181,7 +292,7 @@ def _be_daemon(
             os.dup2(source, target)
         _close_all_but({lock.fd, report})
         os.chdir("/")
-        _run(root, mount_id, mountpoint, lock, report)
+        _run(wanted, lock, report)
         status = 0
     except LayerfsError as error:
         _report(report, json.dumps([type(error).__name__, str(error)]).encode())
@@ -215,19 +326,19 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _run(root: Path, mount_id: str, mountpoint: str, lock: runtime.RunLock, report: int) -> None:
+def _run(wanted: _Wanted, lock: runtime.RunLock, report: int) -> None:
     from layerfs.daemon import Daemon
 
     _log_to_stderr()
     os.umask(0)  # the kernel has applied the caller's umask already
     lock.set_pid(os.getpid())
     try:
-        daemon = Daemon(root, mount_id, mountpoint)
-        daemon.run(lambda: _report(report, b"ok"))
+        daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source, wanted.read_only)
+        daemon.run(lock.set_device, lambda: _report(report, b"ok"))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None
-        raise from_os_error(error, f"mount at {mountpoint}") from error
+        raise from_os_error(error, f"mount at {wanted.mountpoint}") from error
     if daemon.removed:
         lock.forget()
 

@@ -1,8 +1,9 @@
 """Where layerfs keeps things: the store's root, and the sockets, locks and logs of running mounts.
 
 A running mount holds an exclusive `flock` on `RUN/NAME.lock` for as long as its daemon lives; the
-file's text is the daemon's pid. The kernel drops the lock with the process, however it ends, so a
-lock that can be taken means that no daemon runs, and a socket left beside it is stale.
+file's text is the daemon's pid and, once it is mounted, the filesystem's device number: `PID\nMAJOR:MINOR\n`.
+The kernel drops the lock with the process, however it ends, so a lock that can be taken means that no daemon
+runs, and a socket left beside it is stale.
 """
 
 from __future__ import annotations
@@ -104,17 +105,20 @@ class RunLock:
     def __init__(self, name: str) -> None:
         self.path = make_run_dir() / f"{check_name(name)}.lock"
         self.fd = -1
+        self.device: int | None = None
+        """The filesystem (`st_dev`) of the daemon that had the lock last, if it is known."""
         for _ in range(20):
             self.fd = open_own(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._is_the_file():
+                    self.device = _holder(self.fd)[1]
                     return
             except BlockingIOError:
                 time.sleep(0.005)  # `running_pid` holds it shared for an instant
             os.close(self.fd)
         self.fd = -1
-        raise Conflict(f"{name} is already running")
+        raise Conflict(f"{name} is already running (process {running_pid(name) or 'unknown'})")
 
     def _is_the_file(self) -> bool:
         """Tell whether what we have locked is still the file of that name: see `forget`."""
@@ -127,6 +131,14 @@ class RunLock:
         """Record *pid* as the holder."""
         os.ftruncate(self.fd, 0)
         os.pwrite(self.fd, b"%d\n" % pid, 0)
+
+    def set_device(self, device: int | None) -> None:
+        """Record that the holder serves the filesystem *device* (`st_dev`), or none any more."""
+        text = b"%d\n" % os.getpid()
+        if device is not None:
+            text += b"%d:%d\n" % (os.major(device), os.minor(device))
+        os.pwrite(self.fd, text, 0)
+        os.ftruncate(self.fd, len(text))
 
     def release(self) -> None:
         """Give the lock up; the file stays."""
@@ -158,15 +170,60 @@ def forget(name: str) -> None:
 
 def running_pid(name: str) -> int | None:
     """Return the pid of the daemon that runs the mount called *name*, or None when none does."""
+    return running(name)[0]
+
+
+def running(name: str) -> tuple[int | None, int | None]:
+    """Return the pid of the daemon that runs the mount called *name*, and the `st_dev` of its filesystem.
+
+    The first is None when no daemon runs it, 0 when one is just starting. The second is that of the last
+    daemon if none runs, and None where it is not known (yet).
+    """
     try:
         fd = open_own(run_dir() / f"{check_name(name)}.lock", os.O_RDONLY)
     except FileNotFoundError:
-        return None
+        return None, None
     try:
+        pid, device = _holder(fd)
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.pread(fd, 32, 0).strip()
-        return int(text) if text.isdigit() else 0
+        pid, device = _holder(fd)
+        return pid or 0, device
     finally:
         os.close(fd)
-    return None
+    return None, device
+
+
+def _holder(fd: int) -> tuple[int | None, int | None]:
+    """Return what is written in a lock's file: a pid and a device number, None for what is not."""
+    found = re.fullmatch(rb"(\d+)\n(?:(\d+):(\d+)\n)?", os.pread(fd, 64, 0))
+    if not found:
+        return None, None
+    return int(found[1]), os.makedev(int(found[2]), int(found[3])) if found[2] else None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped (SIGSTOP): nothing is to be had from it until it is let go on."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state in ("T", "t")
+
+
+def owner(device: int) -> tuple[str, int | None] | None:
+    """Return the name of the mount whose filesystem is *device* (`st_dev`), and its daemon's pid.
+
+    The pid is None when its daemon has ended. None: it is no mount of this run directory.
+    """
+    dead = None
+    with suppress(FileNotFoundError):
+        for file in os.listdir(run_dir()):
+            name = file.removesuffix(".lock")
+            if name != file and NAME.fullmatch(name):
+                pid, served = running(name)
+                if served == device and pid is not None:
+                    return name, pid
+                if served == device:
+                    dead = name, None  # its number may have been given to another one since
+    return dead

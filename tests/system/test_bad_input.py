@@ -175,7 +175,8 @@ class TestNames:
         layerfs.ok("mount", "--image", base, "--name", "one", free)
         other = layerfs.directory / "other"
         other.mkdir()
-        assert "one is already running" in layerfs.refused("mount", "--image", base, "--name", "one", other)
+        said = layerfs.refused("mount", "--image", base, "--name", "one", other)
+        assert f"one is mounted at {free} already" in said
         layerfs.ok("umount", "one")
         assert "the name one is taken" in layerfs.refused("mount", "--image", base, "--name", "one", other)
         assert len(layerfs.ok("ps", "-a", "-q").splitlines()) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.mounttable import mounted_at
 from tests.conftest import Layerfs, Stack, errno_of, mounts_below, wait_until
 
 pytestmark = pytest.mark.root
@@ -62,25 +63,69 @@ def mounter(layerfs: Layerfs, request: pytest.FixtureRequest) -> Mounter:
     return Mounter(layerfs, request.param)
 
 
+def mount_8(layerfs: Layerfs, commands: Path, *commands_there: str, patience: float = 60) -> str:
+    """Run a shell script where mount(8) finds our command; return its output.
+
+    mount(8) looks on the system's paths alone: what is there is replaced in a namespace of its own.
+    """
+    own = 'test ! -e /sbin/mount.fuse.layerfs || mount --bind "$0/layerfs" /sbin/mount.fuse.layerfs'
+    script = "\n".join(["set -e", 'mount --bind "$0" /usr/local/sbin', own, *commands_there])
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, commands],
+        env=layerfs.environment, capture_output=True, text=True, timeout=patience, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
 def test_mount_8(stack: Stack, layerfs: Layerfs) -> None:
-    """mount(8) looks on the system's path alone: what is there is replaced in a namespace of its own."""
     fill(stack)
     commands = Mounter(layerfs, "layerfs").commands
     colon = stack.directory / "a:b"
     stack.top.rename(colon)
     lowers = f"{escaped(colon)}:{stack.bottom}"
     options = f"name=one,lowerdir={lowers},upperdir={stack.upper},workdir={stack.work},nosuid"
-    script = 'mount --bind "$1" /usr/local/sbin && exec mount -t fuse.layerfs none "$2" -o "$3"'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", commands, stack.mnt, options],
-        env=layerfs.environment, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    words = ["mount", "-t", "fuse.layerfs", "none", str(stack.mnt), "-o", options]
+    mount_8(layerfs, commands, shlex.join(words))
     there = Path(f"/proc/{layerfs.pid('one')}/root{stack.mnt}")
     assert (there / "both").read_text() == "top"
     (there / "below").write_text("written")
     layerfs.ok("umount", "one")
     assert (stack.upper / "below").read_text() == "written"
+
+
+def test_mount_a_recognises_what_is_mounted_already(stack: Stack, layerfs: Layerfs) -> None:
+    """mount(8) compares the source and the place in fstab with the mount table."""
+    fill(stack)
+    commands = Mounter(layerfs, "layerfs").commands
+    lowers = f"lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work}"
+    table = stack.directory / "fstab"
+    table.write_text(f"some-source {stack.mnt} fuse.layerfs name=fstab,{lowers} 0 0\n")
+    every, mnt = f"mount -a -T {table}", shlex.quote(str(stack.mnt))
+    shown = mount_8(
+        layerfs,
+        commands,
+        *(every, every),
+        f"findmnt -n -o SOURCE {mnt}",
+        f"mount -T {table} -o remount,ro {mnt}",
+        f"findmnt -n -o OPTIONS {mnt}",
+        f"mount -o remount,rw {mnt}",
+        f"findmnt -n -o OPTIONS {mnt}",
+        f"umount {mnt}",
+    )
+    source, read_only, writable = shown.splitlines()
+    assert source == "some-source"
+    assert "ro" in read_only.split(",")
+    assert "rw" in writable.split(",")
+
+
+def test_a_source_of_any_form_is_shown_as_it_was_given(stack: Stack, layerfs: Layerfs) -> None:
+    for source in ("none", "layerfs", "/dev/a b", "with,comma", "back\\slash"):
+        layerfs.ok(source, stack.mnt, "-o", f"lowerdir={stack.bottom}")
+        there = mounted_at(str(stack.mnt))
+        assert there is not None
+        assert there.source == source
+        subprocess.run(["umount", stack.mnt], check=True, timeout=60)
 
 
 def test_the_first_lower_directory_is_the_topmost(stack: Stack, mounter: Mounter) -> None:

@@ -260,8 +260,28 @@ def test_uppers_in_use(store: Store, base: Image, outside: tuple[Path, Path], tm
         store.create_mount("second", image=base, external_upper=(tmp_path / "none", tmp_path / "w"))
     with pytest.raises(BadRequest, match="side by side"):
         store.create_mount("second", image=base, external_upper=(tmp_path, tmp_path / "w"))
-    with pytest.raises(BadRequest, match="no upper"):
+    with pytest.raises(Conflict, match="in use by the mount out"):
         store.create_mount("second", image=base, writable=False, external_upper=outside)
+
+
+def test_an_upper_that_is_only_read_needs_no_work_directory(
+    store: Store, base: Image, outside: tuple[Path, Path]
+) -> None:
+    upper, work = outside
+    with pytest.raises(BadRequest, match="no work directory"):
+        store.create_mount("out", image=base, external_upper=(upper, None))
+    mount = store.create_mount(
+        "out", image=base, writable=False, external_upper=(upper, None), options={"ro": True}
+    )
+    with pytest.raises(Conflict, match="mounted read-only"):
+        store.prepare_upper(mount)
+    with pytest.raises(BadRequest, match="no work directory"):
+        store.set_read_only(mount.id, False, None)
+    store.set_read_only(mount.id, False, work)
+    mount = store.mount("out")
+    assert mount.options == {}
+    assert mount.upper is not None
+    assert store.layer(mount.upper).work == work
 
 
 def test_a_commit_that_fails_gives_the_upper_back(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from layerfs.cli.mount import start
-from layerfs.cli.options import parse_options
+from layerfs.cli.options import option_names, parse_options
 from layerfs.cli.shared import GivenText
 from layerfs.runtime import store_root
 
@@ -18,9 +18,17 @@ from layerfs.runtime import store_root
 @click.argument("source")
 @click.argument("mountpoint", type=GivenText())
 def _helper(source: str, mountpoint: str, options: tuple[str, ...], foreground: bool) -> None:
-    """Mount on MOUNTPOINT what the options say; SOURCE is what /proc/mounts shows, as with overlayfs."""
+    """Mount on MOUNTPOINT what the options say; SOURCE is what /proc/mounts shows, as with overlayfs.
+
+    With the option remount, change the flags of what is mounted there.
+    """
+    if "remount" in option_names(list(options)):
+        from layerfs.cli.remount import remount
+
+        remount(mountpoint, list(options))
+        return
     wanted = parse_options(list(options))
-    start(store_root(wanted.root), wanted, mountpoint, foreground=foreground)
+    start(store_root(wanted.root), wanted, mountpoint, foreground=foreground, source=source)
 
 
 def mount_helper(arguments: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from layerfs.errors import UsageError
 @click.option(
     "--name", metavar="NAME", help="Name the mount, so that it can be resumed after it was unmounted."
 )
-@click.option("--read-only", is_flag=True, help="Write nothing.")
+@click.option("--read-only", is_flag=True, help="Write nothing; an --upper needs no --work then.")
 @click.option("--foreground", is_flag=True, help="Stay until unmounted, instead of until mounted.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(), help="Read what is not given here from a TOML file."
@@ -77,9 +77,12 @@ def mount_command(
         click.echo(made)
 
 
-def start(root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool) -> str:
+def start(
+    root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool, source: str | None = None
+) -> str:
     """Check that *wanted* makes sense together, start its daemon on *mountpoint*, and return its name.
 
+    *source* is what the mount table is to show, the name if None.
     Raises `UsageError`, and what `layerfs.launch.start` raises.
     """
     if wanted.image is None and not wanted.lowers and wanted.name is None:
@@ -88,7 +91,7 @@ def start(root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool
         raise UsageError("give either an image or lower directories, not both")
     if wanted.upper is not None and not wanted.lowers:
         raise UsageError("an upper directory goes with lower directories: give --lower too")
-    if (wanted.upper is None) != (wanted.work is None):
+    if (wanted.upper is None) != (wanted.work is None) and not (wanted.upper and wanted.read_only):
         raise UsageError("an upper directory and a work directory go together: give both or neither")
     from layerfs import launch
 
@@ -102,6 +105,7 @@ def start(root: Path, wanted: MountOptions, mountpoint: str, *, foreground: bool
         work=wanted.work,
         read_only=wanted.read_only,
         foreground=foreground,
+        source=source,
         options=wanted.switches,
     )
     return launch.start(request)

@@ -66,6 +66,11 @@ def parse_options(texts: list[str]) -> MountOptions:
     return options
 
 
+def option_names(texts: list[str]) -> list[str]:
+    """Return the options in *texts* without their values, in their order."""
+    return [option.partition("=")[0] for text in texts for option in _split(text, ",") if option]
+
+
 def _set(options: MountOptions, name: str, value: str) -> None:
     if name == "lowerdir":
         options.lowers = tuple(_unescape(part) for part in _split(value, ":"))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0
 """Seconds that a process may take to end once it was killed."""
+_CLEARING = 180.0
+"""Seconds that it may take to clear away: another process may be at it, and the runtime takes its time."""
 
 
 def send(mount: Mount, number: int) -> bool:
@@ -50,12 +52,17 @@ def clear_away(root: Path, mount_id: str) -> None:
     """Have cleared away what a container that has ended leaves, and wait for that; fine if it is done.
 
     A process of its own does it, the same that a supervisor starts: this one may be the daemon of the
-    container's files, which ends with it.
+    container's files, which ends with it. Raises `Conflict` when that takes too long; it goes on.
     """
     if directory(mount_id).exists():
-        subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, "-m", "layerfs.container.finish", str(root), mount_id],
             stdin=subprocess.DEVNULL,
             cwd="/",
-            check=False,
         )
+        try:
+            process.wait(_CLEARING)
+        except subprocess.TimeoutExpired:
+            raise Conflict(
+                f"waited {_CLEARING:g} seconds for process {process.pid}, which clears away after it"
+            ) from None

@@ -268,9 +268,11 @@ def _unmount(root: Path, mount: Mount) -> None:
     with suppress(Conflict, NotFound):  # it is being unmounted, or is not mounted any more
         Client.local(root).request("POST", "/layerfs/unmount", name=mount.id, force=True)
     deadline = time.monotonic() + _END_PATIENCE
-    while running_pid(mount.name) is not None:
+    while (pid := running_pid(mount.name)) is not None:
         if time.monotonic() > deadline:
-            raise Conflict(f"the daemon of {mount.name} does not end")
+            raise Conflict(
+                f"the daemon of {mount.name} (process {pid}) has not ended after {_END_PATIENCE:g} seconds"
+            )
         time.sleep(0.005)
 
 

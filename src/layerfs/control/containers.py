@@ -21,7 +21,7 @@ from layerfs.control.routes import Call, route
 from layerfs.control.state import not_running, state_of
 from layerfs.errors import BadRequest, Conflict, NotFound, StoreBusy
 from layerfs.mounttable import detach
-from layerfs.runtime import RunLock, running_pid
+from layerfs.runtime import RunLock, log_path, running_pid
 from layerfs.signals import signal_number
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ NOT_MODIFIED = Response(304)
 NO_CONTENT = Response(204)
 STORE_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the store."""
-DAEMON_PATIENCE = 5.0
-"""Seconds to wait for a daemon to end after it has unmounted."""
+DAEMON_PATIENCE = 10.0
+"""Seconds to wait for a daemon that is about to end, or to answer."""
 
 
 def list_containers(call: Call) -> Response:
@@ -108,14 +108,24 @@ def _image_of(call: Call, mount: Mount) -> Image | None:
 def forward(call: Call, mount: Mount, path: str, **query: str) -> Response | None:
     """Let the daemon of *mount* answer the call at *path*, its query's parameters replaced by *query*.
 
-    Returns None when no daemon runs it.
+    Returns None when no daemon runs it. One that is just starting or ending is waited for.
     """
-    if running_pid(mount.name) is None:
-        return None
-    from layerfs.control.client import exchange
+    from layerfs.control.client import NotListeningError, exchange
 
     pairs = [(name, value) for name, value in call.query.pairs if name not in query]
-    answer = exchange(mount.name, call.request.method, path, [*pairs, *query.items()], call.request.body)
+    deadline = time.monotonic() + DAEMON_PATIENCE
+    while True:
+        if running_pid(mount.name) is None:
+            return None
+        try:
+            answer = exchange(
+                mount.name, call.request.method, path, [*pairs, *query.items()], call.request.body
+            )
+            break
+        except NotListeningError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.005)
     if answer.status == 404:
         raise Conflict(f"the running mount called {mount.name} belongs to another store than {call.root}")
     return answer
@@ -125,14 +135,27 @@ def ended(mount: Mount, answer: Response) -> Response:
     """Return *answer*, that of a daemon asked to unmount; when it has, wait until it has ended too.
 
     So whoever comes next finds the mount's name free. The daemon itself, which may have asked on
-    behalf of a client, cannot wait for its own end.
+    behalf of a client, cannot wait for its own end. Raises `Conflict` when it does not end.
     """
     deadline = time.monotonic() + DAEMON_PATIENCE
-    while answer.status < 300 and running_pid(mount.name) not in (None, os.getpid()):
+    while answer.status < 300 and (pid := running_pid(mount.name)) not in (None, os.getpid()):
         if time.monotonic() > deadline:
-            break
+            raise Conflict(
+                f"{mount.name} is unmounted, but its daemon (process {pid}) has not ended after "
+                f"{DAEMON_PATIENCE:g} seconds: see {log_path(mount.name)}"
+            )
         time.sleep(0.005)
     return answer
+
+
+def check_unused(mount: Mount) -> None:
+    """Raise `Conflict` for the filesystem of a container that runs: it needs it."""
+    record = look(mount.id)
+    if record is not None and record.alive():
+        raise Conflict(
+            f"{mount.name} is the filesystem of a container that runs (process {record.pid}): "
+            f"'layerfs stop {mount.name}' ends the container and unmounts it"
+        )
 
 
 def commit(call: Call) -> Response:
@@ -273,7 +296,7 @@ def clear_away(call: Call, mount: Mount, lock: RunLock) -> None:
     *lock* is the mount's.
     """
     if mount.mountpoint is not None:
-        detach(mount.mountpoint, mount.name)
+        detach(mount.mountpoint, lock.device)
     if mount.ephemeral:
         call.store.remove_mount(mount.id)
         lock.forget()
@@ -295,7 +318,7 @@ def remove(call: Call) -> Response:
     with RunLock(mount.name) as lock:
         mount = call.store.mount(mount.id)
         if mount.started is not None and mount.mountpoint is not None:
-            detach(mount.mountpoint, mount.name)  # its daemon is dead
+            detach(mount.mountpoint, lock.device)  # its daemon is dead
         call.store.remove_mount(mount.id)
         lock.forget()
     return NO_CONTENT

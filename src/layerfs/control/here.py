@@ -84,8 +84,14 @@ def _end_container(live: LiveMount, call: Call, remove: bool) -> bool:
 
 async def unmount(live: LiveMount, call: Call) -> Response:
     """Unmount the running mount."""
+    await trio.to_thread.run_sync(_check_unused, live, call)
     await live.unmount(force=call.query.flag("force"))
     return containers.NO_CONTENT
+
+
+def _check_unused(live: LiveMount, call: Call) -> None:
+    with call.of_this_thread() as own:
+        containers.check_unused(own.store.mount(live.mount_id))
 
 
 async def remove(live: LiveMount, call: Call) -> Response:

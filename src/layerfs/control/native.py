@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from layerfs.control.containers import NO_CONTENT, clear_away, ended, find_mount, forward
+from layerfs.control.containers import NO_CONTENT, check_unused, clear_away, ended, find_mount, forward
 from layerfs.control.message import Response, json_response
 from layerfs.control.routes import Call, route
 from layerfs.control.shapes import digest
@@ -26,6 +26,7 @@ def status(call: Call) -> Response:
 def unmount(call: Call) -> Response:
     """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
     mount = find_mount(call, call.query.get("name"))
+    check_unused(mount)
     if answer := forward(call, mount, "/layerfs/unmount", name=mount.id):
         return ended(mount, answer)
     with RunLock(mount.name) as lock:

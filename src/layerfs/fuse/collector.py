@@ -1,107 +1,112 @@
-"""The process that uses the mount for its daemon, to get the kernel's cached writes out of it.
+"""The thread that uses the mount for its daemon: it opens files of it, and waits for the daemon's answers.
 
-It cannot be the daemon, nor one of its threads: whoever starts a process (vfork(2)) while this one has a file
-of the mount open has the new process close it, and closing waits for the daemon, which waits for the new
-process. So there is a process that does nothing else. It is forked before /dev/fuse is opened, so that it
-keeps no dead mount alive, and ends when its socket does.
+No other thread may, for two reasons. A process that is started (vfork(2)) closes the files it got from its
+parent; closing a file of the mount waits for the daemon, whose loop waits for that process. And a killed
+daemon ends its connection to the kernel by closing /dev/fuse, which happens once every thread has ended that
+has it open; a thread that waits for an answer would wait for ever. So this thread has a descriptor table of
+its own (CLOSE_RANGE_UNSHARE), with one end of a socket in it and what it opens: that is in no other process,
+and /dev/fuse is not in it.
+
+A descriptor of the daemon means nothing in this thread, and the other way round. So the thread takes no
+signals (Python's handler writes to a descriptor), and the garbage collector rests while it works: what that
+finds may own descriptors.
 """
 
 from __future__ import annotations
 
-import errno
-import json
+import gc
 import os
 import signal
 import socket
-from typing import NoReturn
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar, cast
 
 import trio
 
-from layerfs.errors import Conflict, LayerfsError, from_os_error
-from layerfs.union import syscalls
+from layerfs import mountcalls
+
+_T = TypeVar("_T")
+_GO = b"!"
+_PATIENCE = 2.0
+"""Seconds that the thread may take to end once it was told to; it ends with the process anyway."""
 
 
 class Collector:
-    """The other process, from the daemon's side. To be made before any thread is."""
+    """That thread, and how work gets into it. To be made before /dev/fuse is opened."""
 
     def __init__(self) -> None:
-        self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start the thread; raises `OSError`."""
+        self._ours, theirs = socket.socketpair()
         self._one_at_a_time = trio.Lock()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _serve(other)
-        other.close()
-
-    async def write_back(self, mountpoint: str, device: int, barrier: bytes) -> None:
-        """Have the kernel send what was written to the mount (`st_dev` *device*), and then *barrier*.
-
-        *barrier* is the name of a file in the root of the mount: when a write to it has been answered, the
-        daemon has heard of all that was written before. Raises `Conflict` when the mount is not to be found
-        at *mountpoint*, or when something that was written could not be stored.
-        """
-        request = json.dumps([mountpoint, device, barrier.decode("ascii")]).encode()
-        async with self._one_at_a_time:
-            with trio.CancelScope(shield=True):  # the answer to this must not be taken for the next one's
-                try:
-                    self._socket.send(request)
-                    await trio.lowlevel.wait_readable(self._socket)
-                    answer = self._socket.recv(65536)
-                except OSError:
-                    answer = b""
-        if not answer:
-            raise LayerfsError("the process that collects writes has ended: unmount and mount again")
-        code, text = json.loads(answer)
-        if code in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
-            raise Conflict(
-                f"something written to {mountpoint} before could not be stored ({text}); "
-                f"try again to go on without it"
+        self._work: Callable[[], object] = lambda: None
+        self._result: object = None
+        self._error: BaseException | None = None
+        self._busy = False
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            # The thread's table has its own descriptor of that end, of the same number.
+            self._thread = threading.Thread(
+                target=self._serve, args=(theirs.fileno(),), name="collector", daemon=True
             )
-        if code == errno.ESTALE:
-            raise Conflict(f"{mountpoint} is hidden by another mount: unmount that one first")
-        if code:
-            raise from_os_error(OSError(code, text), f"collect what was written to {mountpoint}")
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        self._ours.recv(1)
+        theirs.close()
+        if self._error is not None:
+            raise self._error
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """Return what *work* does in the thread, or raise what it raises; when cancelled, it goes on."""
+        async with self._one_at_a_time:
+            if self._busy:
+                await trio.lowlevel.wait_readable(self._ours)
+                with suppress(Exception):  # nobody waits for that any more
+                    self._take()
+            self._begin(work)
+            await trio.lowlevel.wait_readable(self._ours)
+            return cast(_T, self._take())
+
+    def _begin(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._busy = True
+        self._ours.send(_GO)
+
+    def _take(self) -> object:
+        self._ours.recv(1)
+        self._busy = False
+        result, error, self._result, self._error = self._result, self._error, None, None
+        self._work = lambda: None
+        if error is not None:
+            raise error
+        return result
 
     def close(self) -> None:
-        """End the process, and wait for that."""
-        self._socket.close()
-        os.waitpid(self._pid, 0)
+        """End the thread, if it does not wait for anything."""
+        self._ours.close()
+        self._thread.join(_PATIENCE)
 
+    # -- in the thread --------------------------------------------------------------------------------
 
-def _serve(daemon: socket.socket) -> NoReturn:
-    """Do what the daemon asks for until it ends, whatever signals the two get together."""
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        os.closerange(3, daemon.fileno())
-        os.closerange(daemon.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
-        _do(json.dumps(["/", -1, ""]).encode())  # nothing: memory shared until now makes the first time slow
-        while request := daemon.recv(65536):
-            daemon.send(_do(request))
-    finally:
-        os._exit(0)
-
-
-def _do(request: bytes) -> bytes:
-    mountpoint, device, barrier = json.loads(request)
-    code, text = 0, ""
-    try:
-        _write_back(mountpoint, device, barrier)
-    except OSError as error:
-        code, text = error.errno or errno.EIO, error.strerror or "unknown error"
-    return json.dumps([code, text]).encode()
-
-
-def _write_back(mountpoint: str, device: int, barrier: str) -> None:
-    root = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if os.fstat(root).st_dev != device:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        syscalls.syncfs(root)
-        last = os.open(barrier, os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
+    def _serve(self, theirs: int) -> None:
         try:
-            os.pwrite(last, b"\0", 0)
-            syscalls.write_back(last)
-        finally:
-            os.close(last)
-    finally:
-        os.close(root)
+            mountcalls.keep_only(theirs)
+        except OSError as error:
+            self._error = error
+            os.write(theirs, _GO)
+            return
+        while True:
+            os.write(theirs, _GO)
+            if not os.read(theirs, 1):
+                return
+            collecting = gc.isenabled()
+            gc.disable()
+            try:
+                self._result = self._work()
+            except BaseException as error:
+                self._error = error.with_traceback(None)
+            finally:
+                if collecting:
+                    gc.enable()

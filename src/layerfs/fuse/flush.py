@@ -5,6 +5,9 @@ written before it is in the layer, so the kernel is asked first. syncfs(2) has i
 Linux 6.18 it does not wait for a FUSE filesystem's data to arrive, and which files had any we do not
 know: opening a file costs no request. The kernel sends writes in the order in which it queued them,
 though, so one more of our own, to a file that exists for this alone, comes after all of them.
+
+A filesystem that was remounted read-only takes none of our own. It cannot be written to either, so what
+remains is little: each file that the kernel knows is waited for.
 """
 
 from __future__ import annotations
@@ -13,26 +16,27 @@ import os
 import stat
 
 from layerfs.fuse import wire
-from layerfs.fuse.collector import Collector
 from layerfs.fuse.filesystem import Filesystem
+from layerfs.fuse.inside import Inside
 from layerfs.union.node import File
 
 _ROUNDS = 2
 """What a truncate under way held back in the first round comes in the second."""
 
 
-async def flush(filesystem: Filesystem, collector: Collector, mountpoint: str, device: int) -> None:
-    """Have the kernel write back what was written to the mount (`st_dev` *device*) until now.
+async def flush(filesystem: Filesystem, inside: Inside) -> None:
+    """Have the kernel write back what was written to the mount *inside* until now.
 
-    Raises `Conflict` when the mount is not to be found at *mountpoint* any more, or when something that
-    was written could not be stored.
+    Raises `Conflict` when the mount is not to be found any more, or when something that was written could
+    not be stored.
     """
     name = b".layerfs-barrier-" + os.urandom(16).hex().encode()
     barrier = _add_barrier(filesystem, name)
     try:
         for _ in range(_ROUNDS):
             written_since = filesystem.late_times.begin_round()
-            await collector.write_back(mountpoint, device, name)
+            if not await inside.write_back(name):
+                await inside.wait_for(_known_files(filesystem))
             await filesystem.contents.writes_under_way()
             wire.wait_for_writes()
     finally:
@@ -55,3 +59,14 @@ def _add_barrier(filesystem: Filesystem, name: bytes) -> File:
 def _remove_barrier(filesystem: Filesystem, name: bytes, barrier: File) -> None:
     del filesystem.union.root.children[name]
     filesystem.union.forget(barrier, 1)
+
+
+def _known_files(filesystem: Filesystem) -> list[bytes]:
+    """Return the paths of the regular files that the kernel knows by a name."""
+    paths = []
+    for node in filesystem.union.table.nodes.values():
+        if isinstance(node, File) and node.is_regular and node.names:
+            directory, name = node.names[0]
+            above = [parent.name for parent in directory.ancestors()][-2::-1]  # without the root's
+            paths.append(b"/".join([*above, name]))
+    return paths

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pyfuse3
 import trio
+from pyfuse3 import InodeT
 
-from layerfs import mounttable, runtime
+from layerfs import mountcalls, mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import busypoll, wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
+from layerfs.mounttable import Place
+from layerfs.union.node import File
 
 _DEVICE = "/dev/fuse"
+_TURN = 1000
+"""Inodes after which others get a turn."""
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
@@ -24,16 +31,17 @@ _is_stopped = False
 """Whether `stop` has been called since `serve` was."""
 
 
-def check_mountpoint(mountpoint: str, name: str) -> None:
-    """Raise the `LayerfsError` that says why *name* cannot be mounted at *mountpoint*, if so.
+def check_mountpoint(mountpoint: str) -> None:
+    """Raise the `LayerfsError` that says why nothing can be mounted at *mountpoint*, if so.
 
-    The caller holds the run lock of *name*: a mount of that name which is there already was left by a
-    daemon that died, and is taken away.
+    What a dead daemon of layerfs has left there is taken away.
     """
     while (there := mounttable.mounted_at(mountpoint)) and there.type == mounttable.TYPE:
-        if there.source != name and not _is_dead(mountpoint, there.source):
-            raise Conflict(f"{there.source} is mounted at {mountpoint}: unmount it first, or choose another")
-        mounttable.unmount(mountpoint, lazy=True)
+        owner = runtime.owner(there.device)
+        alive = owner is not None and owner[1] is not None
+        if alive or not mounttable.detach(mountpoint, there.device):
+            other = owner[0] if owner else there.source
+            raise Conflict(f"{other} is mounted at {mountpoint}: unmount it first, or choose another")
     try:
         is_directory = stat.S_ISDIR(os.stat(mountpoint).st_mode)
     except FileNotFoundError:
@@ -42,20 +50,6 @@ def check_mountpoint(mountpoint: str, name: str) -> None:
         raise from_os_error(error, f"mount at {mountpoint}") from None
     if not is_directory:
         raise Conflict(f"mountpoint {mountpoint} is not a directory")
-
-
-def _is_dead(mountpoint: str, name: str) -> bool:
-    """Tell whether the daemon of the mount *name* at *mountpoint* has ended.
-
-    The kernel answers stat(2) from its cache even then; statvfs(3) always goes to the daemon.
-    """
-    if runtime.running_pid(name) is not None:
-        return False
-    try:
-        os.statvfs(mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
 
 
 def check_device() -> None:
@@ -71,20 +65,41 @@ def check_device() -> None:
         ) from None
 
 
-def mount(operations: Operations, mountpoint: str, name: str, options: frozenset[str]) -> None:
-    """Mount *operations* at *mountpoint*, named *name* in the mount table. Raises `LayerfsError`."""
-    mount_options = set(options) | {"default_permissions", f"fsname={_escape(name)}", "subtype=layerfs"}
+def mount(operations: Operations, place: Place, source: str, options: frozenset[str]) -> int:
+    """Mount *operations* at *place*, with *source* in the mount table; return the filesystem's `st_dev`.
+
+    Raises `LayerfsError`; then nothing is mounted.
+    """
+    mount_options = set(options) | {"default_permissions", f"fsname={_escape(source)}", "subtype=layerfs"}
     if os.geteuid() == 0:
         mount_options |= {"allow_other"}
         mount_options |= {option for option in ("suid", "dev") if f"no{option}" not in options}
     try:
-        pyfuse3.init(operations, mountpoint, mount_options)
+        before = mountcalls.identify(place.path)
+        # Held itself, too: no link that somebody puts in its place is followed.
+        directory = os.open(place.path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, f"mount at {place.mountpoint}") from None
+    try:
+        by_root = f"/proc/{os.getpid()}/fd/{directory}"
+        pyfuse3.init(operations, by_root if os.geteuid() == 0 else place.mountpoint, mount_options)
     except RuntimeError as error:
-        raise LayerfsError(f"cannot mount at {mountpoint}: {error} (the log has fuse's own words)") from None
+        raise LayerfsError(
+            f"cannot mount at {place.mountpoint}: {error} (the log has fuse's own words)"
+        ) from None
+    finally:
+        os.close(directory)
+    there = mountcalls.identify(place.path)
+    if there == before:
+        close()
+        raise Conflict(f"{place.mountpoint} was moved while it was mounted on: try again")
+    return there.device
 
 
-def _escape(name: str) -> str:
-    return name.encode("ascii", "replace").decode().replace(",", "_")
+def _escape(source: str) -> str:
+    """Return *source* as libfuse takes it in an option: which are split at unescaped commas."""
+    text = "".join(char if char.isprintable() else "?" for char in source)
+    return re.sub(r"([\\,])", r"\\\1", text.encode("ascii", "replace").decode())
 
 
 async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
@@ -116,18 +131,23 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
             yield error
 
 
-def stop() -> None:
-    """Make `serve` return."""
+async def stop(filesystem: Filesystem) -> None:
+    """Make `serve` return, although the filesystem is in use; what is written to it from now on fails.
+
+    Without that the kernel would go on to take writes to files that it knows, and lose them: it has no need
+    to ask the daemon, until it has to ask for the attributes.
+    """
     global _is_stopped
     _is_stopped = True
+    for number, node in enumerate(list(filesystem.union.table.nodes.values())):
+        if isinstance(node, File) and node.is_regular:
+            with suppress(OSError):  # forgotten by now
+                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)
+        if number % _TURN == _TURN - 1:
+            await trio.lowlevel.checkpoint()
     pyfuse3.terminate()
 
 
 def close() -> None:
     """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN."""
     pyfuse3.close(unmount=False)
-
-
-async def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Unmount while `serve` goes on answering. Raises `Conflict` when the mount is in use and not *lazy*."""
-    await trio.to_thread.run_sync(lambda: mounttable.unmount(mountpoint, lazy=lazy))

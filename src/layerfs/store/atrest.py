@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from layerfs import mounttable
 from layerfs.errors import Conflict, NotFound
-from layerfs.runtime import RunLock, running_pid
+from layerfs.runtime import RunLock, owner, running_pid
 from layerfs.store import layers, mounts
 from layerfs.store.database import Database
 from layerfs.store.model import Mount
@@ -54,11 +54,12 @@ def _take(db: Database, mount: Mount, locks: ExitStack) -> bool:
 
 
 def _answers(mount: Mount) -> bool:
+    """Tell whether a daemon of another run directory may serve the mount, which has no upper to tell by."""
     place = mount.mountpoint
-    if place is None or mounttable.mounted_at(place) != (mounttable.TYPE, mount.name):
+    if place is None or mount.started is None:
         return False
-    try:
-        os.statvfs(place)
-    except OSError:
+    there = mounttable.mounted_at(place)
+    if there is None or there.type != mounttable.TYPE:
         return False
-    return True
+    known = owner(there.device)
+    return (known is None or known[0] == mount.name) and not mounttable.is_dead(place)

@@ -143,7 +143,7 @@ def _upper(db: Database, mount: Mount) -> Layer:
     row = db.execute("SELECT upper FROM mounts WHERE id = ?", (mount.id,)).fetchone()
     if row is None:
         raise NotFound(f"no such mount: {mount.name}")
-    if row[0] is None:
+    if row[0] is None or mount.options.get("ro"):
         raise Conflict(f"cannot commit {mount.name}: it is mounted read-only")
     if row[0] != mount.upper:
         raise Conflict(f"cannot commit {mount.name}: it has been committed since; look at it again")

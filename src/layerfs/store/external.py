@@ -26,24 +26,39 @@ COMMITTED = "upper"
 """The attribute of a commit's event that says from which directory outside the store the layer came."""
 
 
-def check_upper(db: Database, upper: Path, work: Path) -> None:
-    """Raise the `LayerfsError` for directories that cannot serve as an upper and its work directory."""
-    upper, work = upper.absolute(), work.absolute()
-    for path, what in ((upper, "upper"), (work, "work")):
-        if not path.is_dir():
-            raise BadRequest(f"the {what} directory {path} is not a directory")
-        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-            raise from_os_error(PermissionError(13, "Permission denied", str(path)), f"write to the {what}")
+def check_upper(db: Database, upper: Path, work: Path | None, *, writable: bool) -> None:
+    """Raise the `LayerfsError` for directories that cannot serve as an upper and its work directory.
+
+    One that is not to be written to needs no work directory.
+    """
+    _check_directory(upper.absolute(), "upper", writable=writable)
+    if writable:
+        _check_work(upper.absolute(), work and work.absolute())
+    _check_unused(db, upper, work)
+
+
+def _check_directory(path: Path, what: str, *, writable: bool) -> None:
+    if not path.is_dir():
+        raise BadRequest(f"the {what} directory {path} is not a directory")
+    if not os.access(path, os.R_OK | os.X_OK | (os.W_OK if writable else 0)):
+        verb = "write to" if writable else "read"
+        raise from_os_error(PermissionError(13, "Permission denied", str(path)), f"{verb} the {what}")
+
+
+def _check_work(upper: Path, work: Path | None) -> None:
+    if work is None:
+        raise BadRequest(f"the upper {upper} has no work directory: give one, or mount read-only")
+    _check_directory(work, "work", writable=True)
     if upper.stat().st_dev != work.stat().st_dev:
         raise BadRequest(f"the work directory {work} is not on the filesystem of the upper {upper}")
     real_upper, real_work = upper.resolve(), work.resolve()
     if real_upper.is_relative_to(real_work) or real_work.is_relative_to(real_upper):
         raise BadRequest(f"the upper {upper} and the work directory {work} must lie side by side")
-    _check_unused(db, upper, work)
 
 
-def _check_unused(db: Database, upper: Path, work: Path) -> None:
-    for path in (upper, work):
+def _check_unused(db: Database, upper: Path, work: Path | None) -> None:
+    upper = upper.absolute()
+    for path in (upper, work.absolute()) if work else (upper,):
         name = db.scalar(
             "SELECT name FROM mounts JOIN layers ON upper = layers.id WHERE ?1 IN (path, work)",
             (os.fsencode(path),),
@@ -54,13 +69,12 @@ def _check_unused(db: Database, upper: Path, work: Path) -> None:
         raise Conflict(f"{upper} is in use as a layer below another mount or image: use another upper")
 
 
-def insert_upper(db: Database, layer_id: str, upper: Path, work: Path) -> None:
+def insert_upper(db: Database, layer_id: str, upper: Path, work: Path | None) -> None:
     """Write the row of an upper outside the store; part of a transaction. Raises `Conflict`."""
-    upper, work = upper.absolute(), work.absolute()
     _check_unused(db, upper, work)
     db.execute(
         "INSERT INTO layers (id, state, path, work, created) VALUES (?, 'active', ?, ?, ?)",
-        (layer_id, os.fsencode(upper), os.fsencode(work), now()),
+        (layer_id, os.fsencode(upper.absolute()), os.fsencode(work.absolute()) if work else None, now()),
     )
 
 
@@ -85,6 +99,15 @@ def committed_from(db: Database, path: Path) -> str | None:
             if db.scalar("SELECT id FROM images WHERE id = ?", (image,)) is not None:
                 return image
     return None
+
+
+def set_work(db: Database, upper: Layer, work: Path | None) -> None:
+    """Note the work directory (None: as it is) of an upper to write to; raises as `check_upper`."""
+    work = work.absolute() if work else upper.work
+    _check_directory(upper.path, "upper", writable=True)
+    _check_work(upper.path, work)
+    with db.transaction():
+        db.execute("UPDATE layers SET work = ? WHERE id = ?", (os.fsencode(str(work)), upper.id))
 
 
 def is_outside(db: Database, upper: Layer) -> bool:

@@ -200,7 +200,7 @@ class Store:
         image: Image | None,
         layers: Sequence[str] = (),
         writable: bool = True,
-        external_upper: tuple[Path, Path] | None = None,
+        external_upper: tuple[Path, Path | None] | None = None,
         options: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         ephemeral: bool = False,
@@ -209,8 +209,9 @@ class Store:
 
         Its configuration is the image's, or *config*, and is what a commit starts from.
         The upper's root gets owner, mode, attributes and times of the root of the topmost layer.
-        *external_upper* are directories that serve as the upper and for its work instead. Raises `Conflict`
-        for a name or upper in use, `BadRequest` for a bad name or directory, `NotFound`.
+        *external_upper* are directories that serve as the upper and for its work instead; if the mount is not
+        *writable*, nothing is written to the upper, and no work directory is needed. Raises `Conflict` for a
+        name or upper in use, `BadRequest` for a bad name or directory, `NotFound`.
         """
         return mounts.create(
             self._db,
@@ -235,6 +236,13 @@ class Store:
     def update_container(self, mount_id: str, action: str, **values: Any) -> None:
         """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
+
+    def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:
+        """Note whether a mount is to be written to, and the work directory of an upper outside the store.
+
+        Raises `NotFound`, and `Conflict` or `BadRequest` where it cannot be.
+        """
+        mounts.set_read_only(self._db, mount_id, read_only, work)
 
     def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
         """Note where a mount is mounted, and since when (aware); raises `NotFound`."""

@@ -20,11 +20,16 @@ from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
 from layerfs.store.system import boot_id, remove_trees, sync_path, walk
+from layerfs.store.waiting import take
 
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
 LOST = ".lost"
 """Suffix of a directory that the database does not know though it has files in it: set aside for a person."""
+_MOMENT = 60.0
+"""Seconds to wait for what takes others a moment."""
+_LONG = 3600.0
+"""Seconds to wait for another process that measures, hashes or commits a layer."""
 
 _COLUMNS = "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified"
 _locks: dict[str, int] = {}
@@ -209,7 +214,7 @@ def making(db: Database, *, alone: bool = False) -> Iterator[None]:
     """Keep those who look for rubbish (*alone*) and those who begin a layer apart, for a moment."""
     fd = os.open(db.root / "layerfs.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        take(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, "looks for what crashes left behind", _MOMENT)
         yield
     finally:
         os.close(fd)
@@ -217,15 +222,21 @@ def making(db: Database, *, alone: bool = False) -> Iterator[None]:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of a layer's directory; without *wait*, yield False when another has it."""
+    """Hold the lock of a layer's directory; without *wait*, yield False when another has it.
+
+    Raises `Conflict` when another has it for more than an hour, or is stopped.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
+        if wait:
+            take(fd, fcntl.LOCK_EX, f"works on layer {path.name[:12]}", _LONG)
         else:
-            yield True
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+        yield True
     finally:
         os.close(fd)
 

@@ -26,7 +26,7 @@ def create(
     image: Image | None,
     layer_ids: Sequence[str],
     writable: bool,
-    external_upper: tuple[Path, Path] | None,
+    external_upper: tuple[Path, Path | None] | None,
     options: dict[str, Any],
     config: Mapping[str, Any] | None,
     ephemeral: bool,
@@ -36,13 +36,11 @@ def create(
     stack = tuple(layer_ids) or (image.layers if image else ())
     if not stack:
         raise BadRequest("a mount needs an image or at least one layer below")
-    if external_upper and not writable:
-        raise BadRequest("a read-only mount has no upper")
     _check_free(db, name)
     top = layers.get_all(db, stack)[-1]
     upper = None
     if external_upper:
-        external.check_upper(db, *external_upper)
+        external.check_upper(db, *external_upper, writable=writable)
         upper = layers.begin(db)
     elif writable:
         upper = layers.begin(db, "fs", "work")
@@ -177,6 +175,26 @@ def set_unmounted(db: Database, mount_id: str) -> None:
         mount = get(db, mount_id)
         db.execute("UPDATE mounts SET started = NULL WHERE id = ?", (mount_id,))
         events.record(db, "container", "unmount", mount_id, {"name": mount.name, "image": mount.image or ""})
+
+
+def set_read_only(db: Database, mount_id: str, read_only: bool, work: Path | None) -> None:
+    """Note whether a mount is to be written to, with *work* as its work directory if it has an upper outside.
+
+    Raises `NotFound`, `Conflict` for a mount that has no upper to write to, and what `check_upper` does.
+    """
+    mount = get(db, mount_id)
+    if mount.image is not None and mount.upper is None and not read_only:
+        raise Conflict(
+            f"{mount.name} was made read-only: remove it (layerfs rm {mount.name}) or use another name"
+        )
+    upper = layers.get(db, mount.upper) if mount.upper else None
+    if upper and external.is_outside(db, upper) and not read_only:
+        external.set_work(db, upper, work)
+    options = {name: value for name, value in mount.options.items() if name != "ro"}
+    if read_only:
+        options["ro"] = True
+    with db.transaction():
+        db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
 
 
 def update_container(db: Database, mount_id: str, action: str, values: Mapping[str, Any]) -> None:

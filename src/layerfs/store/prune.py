@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from layerfs import mounttable
 from layerfs.errors import Conflict, NotFound
-from layerfs.runtime import socket_path
+from layerfs.runtime import running, socket_path
 from layerfs.store import events, external, images, layers, mounts, removal
 from layerfs.store.atrest import at_rest
 from layerfs.store.database import Database
@@ -115,7 +115,7 @@ def forget_mounts(db: Database) -> list[str]:
 
 def _remove(db: Database, mount: Mount) -> None:
     if mount.started is not None and mount.mountpoint is not None:
-        mounttable.detach(mount.mountpoint, mount.name)
+        mounttable.detach(mount.mountpoint, running(mount.name)[1])
     socket_path(mount.name).unlink(missing_ok=True)
     mounts.remove(db, mount.id)
 

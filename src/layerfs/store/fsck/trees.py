@@ -107,7 +107,8 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
             subject, f"its tree {layer.path} is missing", "restore it, or remove what uses the layer"
         )
         return
-    if layer.state == "active" and not (layer.work and _is_directory(layer.work)):
+    # One that is but read has none: see `external.check_upper`.
+    if layer.state == "active" and layer.work and not _is_directory(layer.work):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
     yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
     if layer.manifest_done:

@@ -1,0 +1,94 @@
+"""System calls about mounts and descriptor tables that the standard library does not offer.
+
+All raise `OSError` with the call's errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import NamedTuple
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+# The same numbers on every architecture, as all system calls since 5.1.
+_OPEN_TREE = 428
+_CLOSE_RANGE = 436
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_MS_REMOUNT = 32
+_OPEN_TREE_CLONE = 1
+_CLOSE_RANGE_UNSHARE = 2
+_MOST = 0xFFFFFFFF
+
+_AT_FDCWD = -100
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_SIZE = 256
+_STATX_MNT_ID = 0x1000
+
+
+class Identity(NamedTuple):
+    """Which filesystem something lies on, and through which mount it was found."""
+
+    device: int
+    """The filesystem's `st_dev`."""
+    mount: int
+    """The mount's id, the first column of /proc/PID/mountinfo; -1 before Linux 5.8."""
+
+
+def identify(path: bytes, *, follow: bool = False) -> Identity:
+    """Return on which mount *path* lies; for a mountpoint that is what is mounted there.
+
+    The filesystem itself is asked nothing, so a dead or stopped daemon holds nobody up: statx(2) with an
+    empty mask.
+    """
+    flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC | (0 if follow else _AT_SYMLINK_NOFOLLOW)
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    _check(_libc.statx(_AT_FDCWD, path, flags, 0, answer), path)
+    major, minor = (int.from_bytes(answer.raw[at : at + 4], sys.byteorder) for at in (0x88, 0x8C))
+    known = int.from_bytes(answer.raw[:4], sys.byteorder) & _STATX_MNT_ID
+    mount = int.from_bytes(answer.raw[0x90:0x98], sys.byteorder) if known else -1
+    return Identity(os.makedev(major, minor), mount)
+
+
+def umount(path: bytes, *, lazy: bool, follow: bool = False) -> None:
+    """Unmount *path*: umount2(2), with MNT_DETACH if *lazy*, with UMOUNT_NOFOLLOW unless *follow*."""
+    flags = (_MNT_DETACH if lazy else 0) | (0 if follow else _UMOUNT_NOFOLLOW)
+    _check(_libc.umount2(path, flags), path)
+
+
+def remount(path: bytes, flags: int) -> None:
+    """Change the flags of the mount at *path*, and of its filesystem, to *flags*: mount(2), MS_REMOUNT."""
+    _check(_libc.mount(None, path, None, ctypes.c_ulong(_MS_REMOUNT | flags), None), path)
+
+
+def clone_tree(fd: int) -> int:
+    """Return a descriptor of a copy of the mount that *fd* is the root of: open_tree(2).
+
+    The copy is mounted nowhere: it keeps the filesystem, and not the mount. It is gone when the descriptor
+    is closed. Raises `OSError`: EPERM without CAP_SYS_ADMIN.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
+    result = int(_syscall(_OPEN_TREE, fd, b"", flags))
+    _check(min(result, 0))
+    return result
+
+
+def keep_only(fd: int) -> None:
+    """Give this thread a descriptor table of its own with *fd* and 0 to 2 alone in it: close_range(2)."""
+    _check(_syscall(_CLOSE_RANGE, fd + 1, _MOST, _CLOSE_RANGE_UNSHARE))
+    if fd > 3:
+        _check(_syscall(_CLOSE_RANGE, 3, fd - 1, 0))
+
+
+def _check(result: int, name: bytes | None = None) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name)
