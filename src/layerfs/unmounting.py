@@ -86,7 +86,7 @@ class Unmounting:
                 raise Conflict(f"{error}: {who}; end that, or unmount with --force") from None
             await self._inside.unmount(lazy=True)
             self._lazily = True
-            text = f"{self._inside.place.mountpoint} was in use: unmounted it lazily ({who})"
+            text = f"{self._inside.place.mountpoint} is in use: unmounted it lazily ({who})"
             _log.warning("%s", text)
             self._notifier.stopping(text)
 

@@ -13,7 +13,7 @@ from tests.conftest import Layerfs, wait_until
 PATIENCE = 30
 IN_USE = (
     "ends, although process .* (has a file open|has its working directory)",
-    "was in use: unmounted it lazily",
+    "is in use: unmounted it lazily",
 )
 """What a daemon logs whose mount was taken away while somebody had it."""
 

@@ -157,7 +157,7 @@ def test_what_is_written_to_an_ordinary_users_busy_mount_is_kept(user: User) -> 
         finally:
             writer.kill()
     assert set((stack.upper / "late").read_text().splitlines()) == {"line"}
-    assert "was in use: unmounted it lazily" in log_of(user, stack.name)
+    assert "is in use: unmounted it lazily" in log_of(user, stack.name)
 
 
 @needs("fusermount3", "setpriv", "nsenter")
