@@ -109,9 +109,9 @@ class Direct:
                 table = union.table
                 marked = bool(target.layer.below)
                 new = self._wire.plain_entry(target.fd(), name, table.bases, table.nodes, marked)
-                if new is not None:
-                    ino, kind, backing, entry = new
-                    node = union.enter_new(directory, name, target, ino, kind, backing)
+                if new is not None and not union.is_known_object(target.layer, new[0]):
+                    ino, kind, _, entry = new
+                    node = union.enter_new(directory, name, target, ino, kind)
                     node.references = 1
                     return node, entry
             found = union.enter(directory, name, target)

@@ -109,9 +109,12 @@ class Filesystem:
         if not (change.chowns() or mode is not None or change.size is not None):
             if change.atime is None and change.mtime is None:
                 return None
-            if isinstance(node, File) and not node.names and not self.union.in_upper(node):
+            if isinstance(node, File) and not self.union.in_upper(node) and not self._has_a_name(node):
                 return None  # the kernel's last word on a removed lower file: no reason to copy it up
         return change if mode is change.mode else change._replace(mode=mode)
+
+    def _has_a_name(self, node: File) -> bool:
+        return bool(node.names) or self.union.links(node, node.stat()) > 0
 
     def _mode_left(self, node: Node, change: Change, caller: Caller) -> int | None:
         """Return the permissions that a change leaves where it takes set-id bits; None where it does not.

@@ -47,7 +47,7 @@ async def flush(filesystem: Filesystem, inside: Inside) -> None:
 def _add_barrier(filesystem: Filesystem, name: bytes) -> File:
     """Make a file that is in no layer and no listing, and can be opened by a name that nobody guesses."""
     root = filesystem.union.root
-    barrier = File(filesystem.union.table.fresh(), stat.S_IFREG, 0, root.dirs[0], b"")
+    barrier = File(filesystem.union.table.fresh(), stat.S_IFREG, root.dirs[0], b"")
     barrier.pin = os.memfd_create("layerfs-barrier", os.MFD_CLOEXEC)
     barrier.orphan = True
     barrier.references = 1  # ours

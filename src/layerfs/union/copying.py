@@ -21,12 +21,13 @@ def copy_metadata(
     target: bytes,
     *,
     follow: bool = False,
-    inode: int | None = None,
+    record: bytes | None = None,
 ) -> None:
     """Give *target*, a path, the owner, attributes, mode and times of *source* (*st*).
 
-    A link at the end of *target* is followed if *follow*. With *inode* that number is recorded on it. Raises
-    `OSError`: EOVERFLOW for an owner whom the user namespace does not know, as overlayfs has it.
+    A link at the end of *target* is followed if *follow*. *record* says which inode number it keeps
+    (`InodeTable.record`). Raises `OSError`: EOVERFLOW for an owner whom the user namespace does not know, as
+    overlayfs has it.
     """
     try:
         if st.st_uid == _unmapped_owner():
@@ -37,9 +38,9 @@ def copy_metadata(
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW)) from None
         raise
     xattr.copy(source, target, follow=follow)
-    if inode is not None:
+    if record is not None:
         try:
-            os.setxattr(target, upper.prefix + xattr.INODE, b"%d" % inode, follow_symlinks=follow)
+            os.setxattr(target, upper.prefix + xattr.INODE, record, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
                 raise  # a number lost at the next mount is better than a file that cannot be written

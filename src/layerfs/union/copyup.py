@@ -11,13 +11,14 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from layerfs.union import xattr
 from layerfs.union.copying import copy_data, copy_metadata
 from layerfs.union.layer import LayerDir
-from layerfs.union.links import Path, other_names
+from layerfs.union.links import learn_moves, names_in, today
+from layerfs.union.moves import Path
 from layerfs.union.node import Directory, File
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -66,6 +67,7 @@ class CopyUp:
         self._st = st = node.stat()
         self.length = st.st_size if length is None else min(length, st.st_size)
         """Bytes to copy, holes among them."""
+        self._unseen = union.links(node, st) > len(node.names)
         self._links: list[Path] = []
         self.settling = 0.0
         """Seconds that the copy took to get to the disk."""
@@ -85,9 +87,9 @@ class CopyUp:
     def is_small(self, most: int) -> bool:
         """Tell whether `copy` reads at most *most* bytes, all of them in memory."""
         if not self._node.is_regular or self._metadata_only or not self.length:
-            return self._st.st_nlink == 1
-        if self._st.st_nlink > 1 or self.length > most:
-            return False  # the other names of a file are looked for in its whole layer
+            return self._st.st_nlink == 1 and not self._unseen
+        if self._st.st_nlink > 1 or self._unseen or self.length > most:
+            return False  # the other names of a file may have to be looked for in its whole layer
         try:
             return os.preadv(self._contents, [bytearray(self.length)], 0, os.RWF_NOWAIT) == self.length
         except OSError:
@@ -97,6 +99,10 @@ class CopyUp:
         """Make the copy, without a name or in the work directory. Touches no node: any thread may do it."""
         node, st, upper = self._node, self._st, self._upper
         source = b"/proc/self/fd/%d" % self._object
+        if self._unseen:
+            layer, layers = node.home.layer, self._union.layers
+            self._links = names_in(layer, st.st_ino)
+            learn_moves(layers[: layers.index(layer)])
         if stat.S_ISREG(st.st_mode):
             self._copy, self._temporary = upper.nameless_file()
             if self._metadata_only:
@@ -107,7 +113,7 @@ class CopyUp:
                 if self._durable and self.length:
                     self.settling = _make_durable(upper, self._copy)
             target = b"/proc/self/fd/%d" % self._copy
-            copy_metadata(source, st, upper, target, follow=True, inode=node.ino)
+            copy_metadata(source, st, upper, target, follow=True, record=self._record())
         else:
             name = upper.temporary()
             if stat.S_ISLNK(st.st_mode):
@@ -116,10 +122,17 @@ class CopyUp:
                 os.mknod(name, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev, dir_fd=upper.work)
             self._temporary = name
             self._copy = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
-            copy_metadata(source, st, upper, upper.work_object(name), inode=node.ino)
-        if st.st_nlink > 1 and node.names:
-            layer, layers = node.home.layer, self._union.layers
-            self._links = other_names(layer, st.st_ino, tuple(layers[: layers.index(layer)]))
+            copy_metadata(source, st, upper, upper.work_object(name), record=self._record())
+
+    def _record(self) -> bytes | None:
+        """Return what to note on the copy for it to keep the file's number.
+
+        Nothing for a file that has names outside of its layer: another layer may show it under those, and
+        it has that number then.
+        """
+        if self._unseen and len(self._links) < self._st.st_nlink:
+            return None
+        return self._union.table.record(self._node.ino, os.fstat(self._copy).st_ino)
 
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
@@ -127,30 +140,29 @@ class CopyUp:
         union.on_change(node)
         before = (node.home, node.entry)
         union.drop_data(node)
-        if not node.names:
+        names = {*node.names, *self._unseen_names()}
+        if names:
+            self._place(names)
+        else:
             pin = os.dup(self._copy)
             node.drop_pin()
             node.pin = pin
             node.orphan = True
-        else:
-            self._place()
         if not self._metadata_only:
             node.contents = None
         elif node.contents is None:
             node.contents = before
-        node.hidden = 0
-        node.synced = False
-        node.backing = os.fstat(self._copy).st_ino
+        node.removed = node.synced = False
+        union.table.identify(node, node.home.layer, os.fstat(self._copy))
         if node.is_regular and not self._metadata_only:
             union.adopt_data(node, self._copy, writable=True)
             self._copy = -1
 
-    def _place(self) -> None:
+    def _place(self, names: set[tuple[Directory, bytes]]) -> None:
         union, node = self._union, self._node
-        first = node.names[0]
         made: list[tuple[LayerDir, bytes]] = []
         try:
-            for directory, name in (first, *({*node.names, *self._unseen_names()} - {first})):
+            for directory, name in sorted(names, key=lambda place: place != node.names[0]):
                 home = copy_up_directory(union, directory)
                 with KeptTimes(home):
                     self._link(home, name)
@@ -178,12 +190,18 @@ class CopyUp:
     def _unseen_names(self) -> Iterator[tuple[Directory, bytes]]:
         """Yield the file's other names in the union, whether anybody has looked them up or not."""
         union, node = self._union, self._node
-        for path in self._links:
-            directory: object = union.root
-            for part in path[:-1]:
-                directory = union.lookup(directory, part) if isinstance(directory, Directory) else None
-            if isinstance(directory, Directory) and union.lookup(directory, path[-1]) is node:
-                yield directory, path[-1]
+        if not self._links:
+            return
+        above = union.layers[: union.layers.index(node.home.layer)]
+        for name_in_layer in self._links:
+            *parents, name = today(name_in_layer, above)
+            directory = _find_directory(union, parents)
+            if directory is not None:
+                found = union.lookup(directory, name)
+                if found is node:
+                    yield directory, name
+                else:
+                    union.release(found or directory)  # the kernel never heard of it, and will not forget it
 
     def close(self) -> None:
         """Close what the copy-up had open and remove what it leaves in the work directory."""
@@ -242,6 +260,18 @@ def _make_durable(upper: Upper, fd: int) -> float:
     start = time.perf_counter()
     upper.make_durable(fd)
     return time.perf_counter() - start
+
+
+def _find_directory(union: Union, path: Sequence[bytes]) -> Directory | None:
+    """Return the directory with that path from the root; None where there is none today."""
+    directory = union.root
+    for name in path:
+        node = union.lookup(directory, name)
+        if not isinstance(node, Directory):
+            union.release(node or directory)
+            return None
+        directory = node
+    return directory
 
 
 class KeptTimes:

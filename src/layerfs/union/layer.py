@@ -10,6 +10,7 @@ import os
 from collections import deque
 
 from layerfs.union import whiteout, xattr
+from layerfs.union.moves import Moves
 
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -19,10 +20,11 @@ class Layer:
 
     `below` are the layers under it, top-most first. A *mutable* layer is the upper: it changes, so
     nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts. `on_disk` says that all
-    of it is known to be on its disk, as it is of a layer that was sealed some time ago.
+    of it is known to be on its disk, as it is of a layer that was sealed some time ago. `moves` are its
+    renamed directories.
     """
 
-    __slots__ = ("__weakref__", "aufs", "below", "directories", "mutable", "on_disk", "path", "root")
+    __slots__ = ("__weakref__", "aufs", "below", "directories", "moves", "mutable", "on_disk", "path", "root")
 
     def __init__(
         self, path: str | bytes | os.PathLike[str], *, aufs: bool = False, mutable: bool = False
@@ -33,6 +35,7 @@ class Layer:
         self.mutable = mutable
         self.on_disk = not mutable
         self.below: tuple[Layer, ...] = ()
+        self.moves = Moves()
         self.directories = DirectoryCache()
         self.root = LayerDir(self, None, b"", os.open(self.path, _OPEN_DIRECTORY & ~os.O_NOFOLLOW))
 

@@ -1,109 +1,126 @@
 """Hard links within a lower layer: which names one file has, and where in the union those are today.
 
 A copy-up must give every name of a file the same copy, also names that nobody has looked up yet. So the
-layer is searched once, when the first file with several names is copied up from it, and the layers above
-it for directories that have been renamed since.
+layer is searched once, when the first file with names that are not known is copied up from it. The layers
+above it say by their tables of renamed directories (`moves`) where the names went; a table that is not known
+yet is made once, from a search of that layer's directories.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.moves import Move, Path
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
 
-Path = tuple[bytes, ...]
-"""A path from the root of a layer or of the union, as names."""
-
 _DESCRIPTORS = 64
-_known: WeakKeyDictionary[Layer, _Found] = WeakKeyDictionary()
+_links: WeakKeyDictionary[Layer, dict[int, list[Path]]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-class _Found(NamedTuple):
-    """What a search found: the names of each file with several, and (old, new) of renamed directories."""
+def names_in(layer: Layer, inode: int) -> list[Path]:
+    """Return the names of file *inode* (`st_ino`) in *layer*, which no longer changes.
 
-    links: dict[int, list[Path]]
-    moves: list[tuple[Path, Path]]
-
-
-def other_names(layer: Layer, inode: int, above: tuple[Layer, ...]) -> list[Path]:
-    """Return where in the union the names of file *inode* (`st_ino`) of *layer* would stand today.
-
-    *above* are the layers over *layer*, top-most first. A name may have been deleted or replaced since:
-    whoever asks looks. Reads the whole layer at the first call (0.3 s for 100,000 files), and an upper
-    that has renamed directories at each. Any thread may call it.
+    Reads the whole layer at the first call (0.3 s for 100,000 files), and again for a file that had several
+    names and has one left. Any thread may call it.
     """
     with _lock:
-        names = _search(layer).links.get(inode, [])
-        for higher in reversed(above):
-            moves = _search(higher).moves
-            names = [_moved(name, moves) for name in names]
-        return names
+        links = _links.get(layer)
+        if links is None:
+            links = _links[layer] = {}
+            for path, st in _files(layer):
+                if st.st_nlink > 1:
+                    links.setdefault(st.st_ino, []).append(path)
+    names = links.get(inode)
+    return [path for path, st in _files(layer) if st.st_ino == inode] if names is None else names
 
 
-def _moved(name: Path, moves: list[tuple[Path, Path]]) -> Path:
-    """Return where *name* stands after the innermost of the renames that concern it."""
-    concerned = [move for move in moves if name[: len(move[0])] == move[0]]
-    if not concerned:
-        return name
-    old, new = max(concerned, key=lambda move: len(move[0]))
-    return new + name[len(old) :]
+def learn_moves(layers: Sequence[Layer]) -> None:
+    """Find out which directories were renamed in those *layers* where that is not known.
+
+    Reads their directories. Any thread may call it; `today` then has nothing to wait for.
+    """
+    with _lock:
+        for layer in layers:
+            if not layer.moves.known:
+                began = layer.moves.begin()
+                layer.moves.offer(began, list(_renamed(layer)))
 
 
-def _search(layer: Layer) -> _Found:
-    found = _known.get(layer)
-    if found is not None:
-        return found
-    found = _walk(layer)
-    if not layer.mutable:
-        _known[layer] = found
-    return found
+def today(path: Path, above: Sequence[Layer]) -> Path:
+    """Return where in the union what has *path* in a layer would stand today.
+
+    *above* are the layers over it, top-most first. It may have been deleted or replaced since: whoever asks
+    looks. For the thread that owns the union.
+    """
+    for layer in reversed(above):
+        if not layer.moves.settle():  # not asked for, or a directory was renamed during the search: now, then
+            learn_moves([layer])
+            layer.moves.settle()
+        path = layer.moves.today(path)
+    return path
 
 
-def _walk(layer: Layer) -> _Found:
-    """Search *layer* through handles of its own: the union's are for the thread that owns it."""
-    found = _Found({}, [])
+def _files(layer: Layer) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield the path and the stat of everything in *layer* that is neither directory nor whiteout."""
+    for directory, path in _directories(layer):
+        for name, kind in directory.kinds().items():
+            if kind not in (DIRECTORY, WHITEOUT):
+                with suppress(OSError):
+                    yield (*path, name), os.stat(name, dir_fd=directory.fd(), follow_symlinks=False)
+
+
+def _renamed(layer: Layer) -> Iterator[Move]:
+    """Yield where each renamed directory of *layer* came from and where it is."""
+    if not layer.below:
+        return
+    origins: dict[Path, Path] = {}
+    for directory, path in _directories(layer):
+        redirect = None
+        if path:
+            with suppress(OSError):
+                redirect = directory.marks().redirect
+        if redirect is None:
+            continue
+        if redirect.startswith(b"/"):
+            old = tuple(redirect[1:].split(b"/"))
+        else:
+            old = (*_origin(path[:-1], origins), redirect)
+        origins[path] = old
+        yield old, path
+
+
+def _origin(path: Path, origins: dict[Path, Path]) -> Path:
+    """Return what the layers below call the directory *path*, by the renamed ones above it."""
+    for length in range(len(path), 0, -1):
+        if path[:length] in origins:
+            return origins[path[:length]] + path[length:]
+    return path
+
+
+def _directories(layer: Layer) -> Iterator[tuple[LayerDir, Path]]:
+    """Yield every directory of *layer* with its path, parents first.
+
+    The handles are the walk's own: the union's are for the thread that owns it. A directory that goes
+    meanwhile, or cannot be read, is left out: its names are nobody's to see.
+    """
     own = Layer(b"/proc/self/fd/%d" % layer.root.fd(), aufs=layer.aufs)
     own.below = layer.below
     try:
-        pending: list[tuple[LayerDir, Path, Path]] = [(own.root, (), ())]
+        pending: list[tuple[LayerDir, Path]] = [(own.root, ())]
         while pending:
             own.directories.trim(_DESCRIPTORS)
-            directory, path, before = pending.pop()
+            directory, path = pending.pop()
             try:
-                before = _before(directory, path, before, found)
-                pending += _look_into(directory, path, before, found)
+                kinds = directory.kinds()
             except OSError:
-                continue  # gone meanwhile, or not to be read: its names are then nobody's to see
+                continue
+            yield directory, path
+            pending += [(directory.child(name), (*path, name)) for name in kinds if kinds[name] == DIRECTORY]
     finally:
         own.close()
-    return found
-
-
-def _before(directory: LayerDir, path: Path, before: Path, found: _Found) -> Path:
-    """Return where *directory* stood in the layers below, and note it if that was elsewhere."""
-    redirect = directory.marks().redirect if directory.layer.below and path else None
-    if redirect is None:
-        return before
-    before = tuple(redirect[1:].split(b"/")) if redirect.startswith(b"/") else (*before[:-1], redirect)
-    found.moves.append((before, path))
-    return before
-
-
-def _look_into(
-    directory: LayerDir, path: Path, before: Path, found: _Found
-) -> list[tuple[LayerDir, Path, Path]]:
-    """Note the files with several names in *directory*; return its subdirectories, to be searched too."""
-    below = []
-    for name, kind in directory.kinds().items():
-        if kind == DIRECTORY:
-            below.append((directory.child(name), (*path, name), (*before, name)))
-        elif kind != WHITEOUT:
-            st = os.stat(name, dir_fd=directory.fd(), follow_symlinks=False)
-            if st.st_nlink > 1:
-                found.links.setdefault(st.st_ino, []).append((*path, name))
-    return below

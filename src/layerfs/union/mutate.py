@@ -98,7 +98,7 @@ def mkdir(
 
 
 def _enter(union: Union, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result) -> File:
-    return union.enter_file(parent, name, home, st, union.table.number(st.st_dev, st.st_ino))
+    return union.enter_file(parent, name, home, st)
 
 
 def _add(
@@ -312,7 +312,7 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     del parent.children[name]
     union.name_removed(parent, name)
     if not union.in_upper(node):
-        node.hidden += 1  # a lower object keeps its names
+        union.hide_name(node)
         union.on_change(node)
         node.drop_pin()
     elif os.fstat(node.pin).st_nlink == 0:
@@ -370,6 +370,7 @@ def remove_emptied(upper: Upper, home: LayerDir, name: bytes) -> None:
 def directory_gone(union: Union, node: Directory) -> None:
     """Note that *node*, its top part pinned, has lost its name."""
     assert node.parent is not None
+    writable_upper(union).moves.remove(node.path())
     node.parent.children.pop(node.name, None)
     union.name_removed(node.parent, node.name)
     union.drop_listing(node)

@@ -6,16 +6,29 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 
-from layerfs.union.layer import LayerDir
+import xxhash
+
+from layerfs.union.layer import Layer, LayerDir
 
 ROOT = 1
 _TAG_SHIFT = 48
+_TAGS = 256
 _DYNAMIC = 1 << 60
+_RECORD_MAX = 32
 _KINDS = {
     kind: kind
     for kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
 }
 """One object for each kind of file: an integer of its own would take 32 bytes a file."""
+
+
+Object = tuple[Layer, int, int]
+"""An object of a layer: the layer, `st_dev`, `st_ino`. It is what two names of one file have in common."""
+
+
+def object_of(layer: Layer, st: os.stat_result) -> Object:
+    """Return which object of *layer* has the stat *st*."""
+    return layer, st.st_dev, st.st_ino
 
 
 class Directory:
@@ -55,28 +68,31 @@ class Directory:
             yield directory
             directory = directory.parent
 
+    def path(self) -> tuple[bytes, ...]:
+        """Return the names that lead here from the root. Its part in the upper has the same ones."""
+        return tuple([directory.name for directory in self.ancestors()][-2::-1])
+
 
 class File:
     """Anything but a directory: a regular file, symbolic link, fifo, socket or device.
 
     Its object in the layers is `entry` in `home`, or, once that name is gone while the kernel still
-    knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. `hidden`
-    counts those names of a lower file that whiteouts took away. `contents` says where the contents are of
-    a file whose metadata alone has been copied up. `no_capability` is set once it is known that there is no
-    attribute `security.capability`, for which the kernel asks before a write. `synced` says whether the
-    object and the names that lead to it have been synced to the disk: None for one that is as people made it,
-    False for a copy, whose names are ours.
+    knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. A lower file
+    is `removed` once its only name has been taken away (`Union.hidden` counts for those with several).
+    `contents` says where the contents are of a file whose metadata alone has been copied up.
+    `no_capability` is set once it is known that there is no attribute `security.capability`, for which the
+    kernel asks before a write.
+    `synced` says whether the object and the names that lead to it have been synced to the disk: None for one
+    that is as people made it, False for a copy, whose names are ours.
     """
 
     __slots__ = (
         "_more",
         "_name",
         "_parent",
-        "backing",
         "contents",
         "entry",
         "fd",
-        "hidden",
         "home",
         "ino",
         "kind",
@@ -84,14 +100,14 @@ class File:
         "orphan",
         "pin",
         "references",
+        "removed",
         "synced",
         "writable",
     )
 
-    def __init__(self, ino: int, kind: int, backing: int, home: LayerDir, entry: bytes) -> None:
+    def __init__(self, ino: int, kind: int, home: LayerDir, entry: bytes) -> None:
         self.ino = ino
         self.kind = _KINDS[kind]
-        self.backing = ino if backing == ino else backing  # one object rather than two
         self.home = home
         self.entry = entry
         self._parent: Directory | None = None  # most files have one name, which takes no list
@@ -102,7 +118,7 @@ class File:
         self.orphan = False
         self.fd = -1
         self.writable = False
-        self.hidden = 0
+        self.removed = False
         self.no_capability = False
         self.synced: bool | None = None
         self.references = 0
@@ -171,6 +187,7 @@ class File:
         """Note that the object is now *entry* in *home*, under a name again if it had none."""
         self.home = home
         self.entry = entry
+        self.orphan = self.removed = False
         self.drop_pin()
 
     def drop_pin(self) -> None:
@@ -195,40 +212,113 @@ class InodeTable:
 
     A number is the object's own in the filesystem below, so it is the same after a remount, with the
     filesystem's place in the stack in the upper bits (as overlayfs' `xino` does). A copied-up file
-    keeps the number it had. Where two objects would collide, the later one gets a number of its own.
+    keeps the number it had. Where two objects would collide, the later one gets a number of its own,
+    which does not outlive the mount.
     """
 
     def __init__(self) -> None:
         self.nodes: dict[int, Node] = {}
-        self._devices: dict[int, int] = {}
+        self.aliases: dict[Object, File] = {}
+        """Files with several names whose number is not made from their object's own."""
         self.bases: dict[int, int] = {}
         """What a number is made of besides the object's own, by `st_dev`, as far as `number` has met them."""
+        self._devices: dict[int, int] = {}
+        self._filesystems: dict[int, int] = {}
+        self._objects: dict[File, Object] = {}
         self._next = _DYNAMIC
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def number(self, device: int, inode: int) -> int:
-        """Return the number for object *inode* (`st_ino`) of filesystem *device* (`st_dev`)."""
+    # -- numbers --------------------------------------------------------------------------------
+
+    def add_filesystem(self, fd: int) -> None:
+        """Let numbers of the filesystem that *fd* lies on be recorded. For each layer, from the bottom up."""
+        device = os.fstat(fd).st_dev
+        self._tag(device)
+        identity = os.fstatvfs(fd).f_fsid
+        if self._filesystems.setdefault(identity, device) != device:
+            self._filesystems[identity] = -1  # two say the same of themselves: neither is recorded
+
+    def _tag(self, device: int) -> int:
         tag = self._devices.get(device)
         if tag is None:
             tag = self._devices[device] = len(self._devices)
-            if not tag >> 8:
+            if tag < _TAGS:
                 self.bases[device] = tag << _TAG_SHIFT
-        if inode >> _TAG_SHIFT or tag >> 8 or (tag == 0 and inode <= ROOT):
-            return self.fresh()
+        return tag
+
+    def lasting_number(self, device: int, inode: int) -> int | None:
+        """Return the number of object *inode* (`st_ino`) of filesystem *device* (`st_dev`), if it has one."""
+        tag = self._tag(device)
+        if inode >> _TAG_SHIFT or tag >= _TAGS or (tag == 0 and inode <= ROOT):
+            return None
         return tag << _TAG_SHIFT | inode
 
+    def number(self, device: int, inode: int) -> int:
+        """Return what `lasting_number` does, or a fresh number."""
+        number = self.lasting_number(device, inode)
+        return self.fresh() if number is None else number
+
+    def object_with(self, layer: Layer, number: int) -> Object:
+        """Return the object of *layer* that has the lasting *number*."""
+        device = list(self._devices)[number >> _TAG_SHIFT]
+        return layer, device, number & ((1 << _TAG_SHIFT) - 1)
+
     def fresh(self) -> int:
-        """Return a number that no object has; it does not outlive the mount."""
+        """Return a number that no object has; it does not outlive the mount, and is never written to disk."""
         self._next += 1
         return self._next
+
+    # -- numbers on disk --------------------------------------------------------------------------
+
+    def record(self, number: int, copy: int) -> bytes | None:
+        """Return what to write on a copy, the object *copy* (`st_ino`), for it to keep *number*.
+
+        None where the number would mean nothing to another mount. The record holds the number that the
+        original has in its filesystem, and a checksum of this, the filesystem's identity (statvfs(3),
+        f_fsid) and *copy*: it is true of this one file, whose original can be seen in this one filesystem.
+        """
+        for identity, device in self._filesystems.items():
+            inode = number - self.bases.get(device, number)
+            if inode >> _TAG_SHIFT == 0 and inode:
+                return _recorded(inode, identity, copy)
+        return None
+
+    def recorded_number(self, record: bytes, copy: int) -> int | None:
+        """Return the number that *record* has the object *copy* keep; None if it cannot be believed.
+
+        That is so if the record was written by hand, or by an older layerfs, was copied from another file,
+        or speaks of a filesystem that no layer of this stack is on: its numbers may be other files' here.
+        """
+        digits, colon, _ = record.partition(b":")
+        if not colon or not digits.isdigit() or len(record) > _RECORD_MAX:
+            return None
+        inode = int(digits)
+        for identity, device in self._filesystems.items():
+            if device >= 0 and record == _recorded(inode, identity, copy):
+                return self.lasting_number(device, inode)
+        return None
+
+    # -- nodes ------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
         """Enter *node* under its number, or under a fresh one if that is taken."""
         if node.ino in self.nodes:
             node.ino = self.fresh()
         self.nodes[node.ino] = node
+
+    def identify(self, node: File, layer: Layer, st: os.stat_result) -> None:
+        """Note that *node* stands for the object *st* of *layer*, where its number does not say so."""
+        self._forget_object(node)
+        if node.ino != self.lasting_number(st.st_dev, st.st_ino) and st.st_nlink > 1:
+            self._objects[node] = thing = object_of(layer, st)
+            self.aliases[thing] = node
+
+    def _forget_object(self, node: File) -> None:
+        thing = self._objects.pop(node, None)
+        if thing is not None and self.aliases.get(thing) is node:
+            del self.aliases[thing]
 
     def forget(self, node: Node, count: int) -> None:
         """Take *count* references from *node*; without references it is dropped (FUSE's FORGET)."""
@@ -243,6 +333,8 @@ class InodeTable:
                 node.set_names(())
                 node.close_data()
                 node.drop_pin()
+                if self._objects:
+                    self._forget_object(node)
             else:
                 if node.children:
                     return
@@ -260,3 +352,8 @@ class InodeTable:
             if not parents:
                 return
             node = parents[0]
+
+
+def _recorded(inode: int, identity: int, copy: int) -> bytes:
+    checksum = xxhash.xxh32_intdigest(b"%d %d %d" % (inode, identity, copy))
+    return b"%d:%08x" % (inode, checksum)

@@ -20,6 +20,7 @@ from layerfs.union.copyup import (
     writable_upper,
 )
 from layerfs.union.layer import LayerDir
+from layerfs.union.moves import Path
 from layerfs.union.mutate import (
     directory_gone,
     existing,
@@ -54,9 +55,10 @@ def rename(
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     node = existing(union, parent, name)
     target = union.lookup(new_parent, new_name)
-    _check(union, node, new_parent, target, flags)
+    _check(union, node, parent, new_parent, target, flags)
     if target is node:
         return
+    old, new = (*parent.path(), name), (*new_parent.path(), new_name)
     home = _into_upper(union, node, parent)
     new_home = copy_up_directory(union, new_parent)
     if flags & syscalls.RENAME_EXCHANGE:
@@ -65,6 +67,7 @@ def rename(
         _prepare(union, upper, node, new_parent, new_name)
         _prepare(union, upper, target, parent, name)
         syscalls.renameat2(home.fd(), name, new_home.fd(), new_name, syscalls.RENAME_EXCHANGE)
+        upper.moves.exchange(old, new, _came_from(node), _came_from(target))
         _settle(union, node, parent, name, new_parent, new_name)
         _settle(union, target, new_parent, new_name, parent, name)
         return
@@ -79,10 +82,20 @@ def rename(
         _move(union, parent, name, home, new_home, new_name, is_directory=isinstance(node, Directory))
         if target is not None:
             name_gone(union, target, new_parent, new_name)
+    if isinstance(node, Directory):
+        upper.moves.rename(old, new, _came_from(node))
     _settle(union, node, parent, name, new_parent, new_name)
 
 
-def _check(union: Union, node: Node, new_parent: Directory, target: Node | None, flags: int) -> None:
+def _came_from(node: Node) -> Path | None:
+    """Return where the layers below have the directory *node*, if it has a redirect that says so."""
+    redirect = node.dirs[0].redirect if isinstance(node, Directory) else None
+    return tuple(redirect[1:].split(b"/")) if redirect and redirect.startswith(b"/") else None
+
+
+def _check(
+    union: Union, node: Node, parent: Directory, new_parent: Directory, target: Node | None, flags: int
+) -> None:
     """Raise the `OSError` for a rename that the rules forbid."""
     code = 0
     if isinstance(node, Directory) and node in new_parent.ancestors():
@@ -90,7 +103,7 @@ def _check(union: Union, node: Node, new_parent: Directory, target: Node | None,
     elif flags & syscalls.RENAME_EXCHANGE:
         if target is None:
             code = errno.ENOENT
-        elif isinstance(target, Directory) and target in node_parents(node):
+        elif isinstance(target, Directory) and target in parent.ancestors():
             code = errno.EINVAL
     elif target is not None and target is not node:
         if flags & syscalls.RENAME_NOREPLACE:
@@ -104,13 +117,6 @@ def _check(union: Union, node: Node, new_parent: Directory, target: Node | None,
             code = errno.ENOTDIR
     if code:
         raise OSError(code, os.strerror(code))
-
-
-def node_parents(node: Node) -> list[Directory]:
-    """Return the directories above *node*."""
-    if isinstance(node, Directory):
-        return list(node.ancestors())[1:]
-    return [directory for parent, _ in node.names for directory in parent.ancestors()]
 
 
 def _into_upper(union: Union, node: Node, parent: Directory) -> LayerDir:

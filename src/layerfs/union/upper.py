@@ -14,12 +14,14 @@ from itertools import count
 
 from layerfs.union import durability, syscalls, xattr
 from layerfs.union.layer import Layer
+from layerfs.union.moves import Moves
 from layerfs.union.whiteout import make_whiteout
 
 _log = logging.getLogger(__name__)
 
 _WORK = b"work"
 _WHITEOUT = b"whiteout"
+_MOVES = b"moves"
 
 
 class Upper(Layer):
@@ -61,7 +63,11 @@ class Upper(Layer):
             if after is not None and after.work_path == self.work_path:
                 self.work, self._serial = os.dup(after.work), after._serial
             else:
+                self._load_moves()
                 self.work, self._serial = self._open_work(), count(1)
+            with os.scandir(self.root.fd()) as entries:
+                if next(entries, None) is None:
+                    self.moves = Moves(known=True)
         except BaseException:
             super().close()
             raise
@@ -83,6 +89,28 @@ class Upper(Layer):
         if first.startswith(second) or second.startswith(first):
             raise OSError(errno.EINVAL, "upper and work directory lie in one another", self.work_path)
 
+    def _load_moves(self) -> None:
+        """Learn what the last daemon knew of renamed directories, if it ended in order.
+
+        Another overlay that was mounted meanwhile has emptied the work directory, as all of them do.
+        """
+        path = os.path.join(self.work_path, _WORK, _MOVES)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with suppress(OSError), open(os.open(path, flags), "rb") as file:
+            self.moves = Moves.load(file.read(), self._inode()) or self.moves
+
+    def _save_moves(self) -> None:
+        """Leave for the next daemon what is known of renamed directories."""
+        temporary = self.temporary()
+        with suppress(OSError):  # without it the next one searches
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(temporary, flags, 0o600, dir_fd=self.work), "wb") as file:
+                file.write(self.moves.dump(self._inode()))
+            os.rename(temporary, _MOVES, src_dir_fd=self.work, dst_dir_fd=self.work)
+
+    def _inode(self) -> int:
+        return os.fstat(self.root.fd()).st_ino
+
     def _open_work(self) -> int:
         path = os.path.join(self.work_path, _WORK)
         if os.path.lexists(path):
@@ -102,6 +130,8 @@ class Upper(Layer):
 
     def close(self) -> None:
         """Close every descriptor on the layer and give it up for others."""
+        if self.mutable and self.moves.settle():
+            self._save_moves()
         os.close(self.work)
         super().close()
 

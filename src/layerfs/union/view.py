@@ -18,7 +18,7 @@ import xxhash
 
 from layerfs.union import merge, xattr
 from layerfs.union.layer import DirectoryCache, Layer, LayerDir
-from layerfs.union.node import ROOT, Directory, File, InodeTable, Node
+from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, object_of
 from layerfs.union.upper import Upper
 
 _NAME_MAX = 255
@@ -52,9 +52,10 @@ class Union:
             layer.directories = self.directories
             layer.below = tuple(self.layers[depth + 1 :])
         self.table = InodeTable()
-        for layer in reversed(self.layers):  # the filesystems get their tags from the bottom up
-            st = os.fstat(layer.root.fd())
-            self.table.number(st.st_dev, st.st_ino)
+        for layer in reversed(self.layers):
+            self.table.add_filesystem(layer.root.fd())
+        self.hidden: dict[Object, int] = {}
+        """How many names of a lower file with several have been taken away since the union was made."""
         self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
         self.root.references = 1
         self.table.add(self.root)
@@ -159,9 +160,9 @@ class Union:
             return self._directory(parent, name, target)
         st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
         if not target.layer.below:
-            return self.enter_file(parent, name, target, st, self.table.number(st.st_dev, st.st_ino)), st
+            return self.enter_file(parent, name, target, st), st
         marks = xattr.read_file_marks(target.fd(), name)
-        ino = self.table.number(st.st_dev, st.st_ino) if marks.inode is None else marks.inode
+        ino = None if marks.inode is None else self.table.recorded_number(marks.inode, st.st_ino)
         contents = None
         if marks.metacopy and stat.S_ISREG(st.st_mode):
             below = parent.dirs[parent.dirs.index(target) + 1 :]
@@ -170,14 +171,12 @@ class Union:
         node.contents = contents
         return node, st
 
-    def enter_new(
-        self, parent: Directory, name: bytes, home: LayerDir, ino: int, kind: int, backing: int
-    ) -> File:
-        """Make a node for the file *name* of *home*, whose number *ino* no other has, without private marks.
+    def enter_new(self, parent: Directory, name: bytes, home: LayerDir, ino: int, kind: int) -> File:
+        """Make a node for the file *name* of *home*, of type *kind*, without private marks.
 
-        *kind* and *backing* are its type and `st_ino`.
+        Its lasting number *ino* is not taken, and nothing is kept of the object (`is_known_object`).
         """
-        node = File(ino, kind, backing, home, name)
+        node = File(ino, kind, home, name)
         self.table.nodes[ino] = parent.children[name] = node
         node.add_name(parent, name)
         return node
@@ -192,23 +191,45 @@ class Union:
         return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
 
     def enter_file(
-        self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int
+        self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int | None = None
     ) -> File:
-        """Return the node *ino* for the object *name* of *home*, new or known by another name."""
-        node = self.table.nodes.get(ino)
-        same = isinstance(node, File) and node.kind == stat.S_IFMT(st.st_mode) and st.st_nlink > 1
-        if not (same and isinstance(node, File) and self._is_link(node, home, st)):
-            node = File(ino, stat.S_IFMT(st.st_mode), st.st_ino, home, name)
-            self.table.add(node)
-        elif node.pin >= 0 and home.layer is node.home.layer:
-            node.place(home, name)
+        """Return the node for the object *name* of *home*, known by another name already or new.
+
+        A new one gets the number *ino*, or the object's own, or if that is taken one that no other has.
+        """
+        table = self.table
+        if ino is None:
+            ino = table.number(st.st_dev, st.st_ino)
+        found = table.nodes.get(ino)
+        if not (isinstance(found, File) and _is_object(found, home.layer, st)):
+            found = table.aliases.get(object_of(home.layer, st))
+        if found is None:
+            node = File(ino, stat.S_IFMT(st.st_mode), home, name)
+            table.add(node)
+            table.identify(node, home.layer, st)
+        else:
+            node = found
+            if node.pin >= 0:
+                node.place(home, name)
         node.add_name(parent, name)
         parent.children[name] = node
         return node
 
-    def _is_link(self, node: File, home: LayerDir, st: os.stat_result) -> bool:
-        """Tell whether the object *st* in *home* is another name of *node*."""
-        return node.backing == st.st_ino and node.home.layer is home.layer
+    def is_known_object(self, layer: Layer, number: int) -> bool:
+        """Tell whether more is known of the object of *layer* with that lasting *number* than a stat says."""
+        if not (self.hidden or self.table.aliases):
+            return False
+        thing = self.table.object_with(layer, number)
+        return thing in self.hidden or thing in self.table.aliases
+
+    def hide_name(self, node: File) -> None:
+        """Note that a name of the lower file *node* has been taken away: the object itself keeps it."""
+        st = node.stat()
+        if st.st_nlink == 1:
+            node.removed = True
+        else:
+            thing = object_of(node.home.layer, st)
+            self.hidden[thing] = self.hidden.get(thing, 0) + 1
 
     def listing(self, directory: Directory) -> list[tuple[int, bytes]]:
         """Return the names in *directory*, each with its cookie, in the order of the cookies.
@@ -284,7 +305,11 @@ class Union:
             if node.removed:
                 return 0
             return st.st_nlink if len(node.dirs) == 1 else 1
-        return max(0, st.st_nlink - node.hidden)
+        if node.removed:
+            return 0
+        if st.st_nlink > 1 and self.hidden and not self.in_upper(node):
+            return max(0, st.st_nlink - self.hidden.get(object_of(node.home.layer, st), 0))
+        return st.st_nlink
 
     def blocks(self, node: Node, st: os.stat_result) -> int:
         """Return how many blocks of 512 bytes *node*'s contents take."""
@@ -383,6 +408,17 @@ class Union:
     def statvfs(self) -> os.statvfs_result:
         """Return the figures of the filesystem that takes the writes, or of the top layer's."""
         return os.fstatvfs(self.layers[0].root.fd())
+
+
+def _is_object(node: File, layer: Layer, st: os.stat_result) -> bool:
+    """Tell whether *node* stands for the object *st* of *layer*: by looking, not by number."""
+    if node.home.layer is not layer:
+        return False
+    try:
+        own = node.stat()
+    except OSError:
+        return False
+    return (own.st_dev, own.st_ino) == (st.st_dev, st.st_ino)
 
 
 def copy_attributes(source: int, target: int) -> None:

@@ -31,7 +31,7 @@ WHITEOUT = b"whiteout"
 METACOPY = b"metacopy"
 """On a regular file: it has metadata alone, the contents are those of the file below it."""
 INODE = b"layerfs.ino"
-"""Written by layerfs alone: the inode number, in decimal, that a file had before it was copied up."""
+"""Written by layerfs alone: the number that a file had before it was copied up (`InodeTable.record`)."""
 
 
 def stored_name(shown: bytes) -> bytes:
@@ -131,7 +131,7 @@ def is_xattr_whiteout(dir_fd: int, name: bytes) -> bool:
 class FileMarks(NamedTuple):
     """What the private attributes of a file in a layer say: see `INODE`, `METACOPY` and `REDIRECT`."""
 
-    inode: int | None = None
+    inode: bytes | None = None
     metacopy: bool = False
     redirect: bytes | None = None
 
@@ -158,8 +158,7 @@ def read_file_marks(dir_fd: int, name: bytes) -> FileMarks:
         elif rest == REDIRECT:
             marks = marks._replace(redirect=os.getxattr(path, stored, follow_symlinks=False))
         elif rest == INODE:
-            value = os.getxattr(path, stored, follow_symlinks=False)
-            marks = marks._replace(inode=int(value) if value.isdigit() else None)
+            marks = marks._replace(inode=os.getxattr(path, stored, follow_symlinks=False))
     return marks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import itertools
 import os
 import signal
@@ -21,7 +22,7 @@ from layerfs.union import syscalls
 
 PATIENCE = 20.0
 """Seconds after which an operation counts as hung."""
-KERNEL_OPTIONS = "redirect_dir=on,index=off,metacopy=off,xino=off,nfs_export=off"
+KERNEL_OPTIONS = "redirect_dir=on,metacopy=off,xino=off,nfs_export=off"
 
 _MS_REMOUNT = 32
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,6 +72,18 @@ class Side:
     def path(self, name: bytes) -> bytes:
         """Return the path below the mountpoint of *name*, a path from the mount's root."""
         return os.fsencode(self.mountpoint) + b"/" + name
+
+    def is_removed(self, handle: int) -> bool:
+        """Tell whether an open file has lost the name that it was opened by."""
+        return os.readlink(f"/proc/self/fd/{self.handles[handle]}").endswith(" (deleted)")
+
+    def shows(self, handle: int) -> bool:
+        """Tell whether an open file has a name."""
+        st = os.fstat(self.handles[handle])
+        for directory, _, names in os.walk(self.mountpoint):
+            if any(os.path.samestat(st, os.lstat(os.path.join(directory, name))) for name in names):
+                return True
+        return False
 
     def close_handles(self) -> None:
         """Close every file that the test has open."""
@@ -149,15 +162,25 @@ class Side:
 
 
 class KernelSide(Side):
-    """The oracle: the kernel's overlayfs."""
+    """The oracle: the kernel's overlayfs. With an *index* it keeps hard links of lower layers."""
+
+    index = False
 
     def _mount(self) -> None:
         lowers = ":".join(str(path) for path in reversed(self.lowers))
-        data = f"lowerdir={lowers},upperdir={self.upper},workdir={self.work},{KERNEL_OPTIONS}"
+        index = "on" if self.index else "off"
+        data = f"lowerdir={lowers},upperdir={self.upper},workdir={self.work},index={index},{KERNEL_OPTIONS}"
         _mount("overlay", self.mountpoint, "overlay", data=data)
 
     def commit(self) -> None:
-        """Do what a commit means, with a new mount: the kernel has no other way."""
+        """Do what a commit means, with a new mount: the kernel has no other way.
+
+        What is open is opened anew.
+        """
+        opened = {
+            handle: (os.readlink(f"/proc/self/fd/{fd}"), fcntl.fcntl(fd, fcntl.F_GETFL))
+            for handle, fd in self.handles.items()
+        }
         self.unmount()
         lower = self.upper.with_name(f"lower{len(self.lowers)}")
         self.upper.rename(lower)
@@ -165,6 +188,8 @@ class KernelSide(Side):
         self.upper.mkdir()
         _copy_attributes(lower, self.upper)
         self.mount()
+        for handle, (path, flags) in opened.items():
+            self.handles[handle] = os.open(path, flags)
 
 
 class LayerfsSide(Side):

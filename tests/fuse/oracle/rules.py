@@ -208,6 +208,14 @@ class Oracle(TwoMounts):
     def close(self, data: st.DataObject) -> None:
         self.step(do.Close(self.handle(data)))
 
+    @rule(data=st.data(), what=USES, text=DATA, mode=st.sampled_from(FILE_MODES))
+    def use_over_commit(self, data: st.DataObject, what: str, text: bytes, mode: int) -> None:
+        """Open something, commit, and use it: what it changes then is in the new upper, and seen by all."""
+        handle = next(self.serial)
+        if self.can_commit() and self.step(do.Open(handle, self.existing(data), os.O_RDWR)):
+            self.commit()
+            self.step(do.Use(handle, self.possible(handle, what), mode, text[:1000]))
+
     @rule(chance=st.integers(0, 5))
     def start_afresh(self, chance: int) -> None:
         """Now and then have caches dropped, or mount again: that takes as long as many other steps."""
@@ -218,6 +226,14 @@ class Oracle(TwoMounts):
         elif chance == 5:
             self.swap()
         elif chance == 4 and self.can_commit():
+            self.commit()
+
+    def commit(self) -> None:
+        """Commit with everything open that the kernel, which needs a new mount, can open again."""
+        if self.sides:
+            for handle in sorted(self.sides[0].handles):
+                if self.sides[0].is_removed(handle):
+                    self.step(do.Close(handle))
             self.step(do.Commit())
 
     def can_commit(self) -> bool:
@@ -227,8 +243,8 @@ class Oracle(TwoMounts):
         rename a lower directory (EXDEV) where the redirect is longer than 256 bytes (the overlay module's
         `redirect_max`); for layerfs the longest attribute is the limit.
         """
-        links = any(item.links > 1 for item in self.tree.values())
-        return not links and all(len(path) < 256 for path in self.tree)
+        links = any(len(item.names) > 1 for item in self.tree.values())
+        return not (links or self.index) and all(len(path) < 256 for path in self.tree)
 
     def possible(self, handle: int, what: str) -> str:
         """Return what can be done on both sides with an open file instead of *what*.
@@ -237,10 +253,14 @@ class Oracle(TwoMounts):
         overlayfs, under the name that it had: it comes back. It does not on layerfs. The kernel gives
         such an object the link count of the lower one still, layerfs none.
         """
-        kernel, layerfs = (os.fstat(side.handles[handle]).st_nlink for side in self.sides)
+        kernel, layerfs = self.sides
         if what == "map" and "security.capability" in os.listxattr(self.sides[0].handles[handle]):
             return "look"  # layerfs takes capabilities away for that too: to it a write is a write
-        removed_lower = kernel > 0 and layerfs == 0
+        removed_lower = (
+            kernel.is_removed(handle)
+            and os.fstat(kernel.handles[handle]).st_nlink > 0
+            and not layerfs.shows(handle)
+        )
         return "look" if removed_lower and what in ("chmod", "chown", "setxattr") else what
 
     def handle(self, data: st.DataObject) -> int:

@@ -33,10 +33,11 @@ class Item(NamedTuple):
 Snapshot = dict[bytes, Item]
 
 
-def take(root: bytes, began: int, *, kernel: bool) -> Snapshot:
+def take(root: bytes, began: int, *, kernel: bool, upper: bytes | None = None) -> Snapshot:
     """Return everything below *root*, and the root itself as b"".
 
     Times within a day from *began* (nanoseconds) on are `NOW`. What cannot be read is noted with its errno.
+    With *upper* files count as one only if they are in there.
     """
     found: Snapshot = {}
     inodes: dict[tuple[int, int], list[bytes]] = {}
@@ -48,7 +49,7 @@ def take(root: bytes, began: int, *, kernel: bool) -> Snapshot:
             found[path] = _item(root + b"/" + path, st, began)
             if stat.S_ISDIR(st.st_mode):
                 pending += _names(root, path)
-            elif st.st_nlink > 1:
+            elif st.st_nlink > 1 and (upper is None or os.path.lexists(upper + b"/" + path)):
                 inodes.setdefault((st.st_dev, st.st_ino), []).append(path)
         except OSError as error:
             if kernel and error.errno == errno.ENOENT:
@@ -58,7 +59,7 @@ def take(root: bytes, began: int, *, kernel: bool) -> Snapshot:
             found[path] = Item(0, error=errno.errorcode.get(error.errno or 0, str(error)))
     for paths in inodes.values():
         names = tuple(sorted(paths))
-        for path in names:
+        for path in names if len(names) > 1 else ():
             found[path] = found[path]._replace(names=names)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,7 +41,10 @@ DEPTH = 3
 
 @dataclass(frozen=True)
 class Entry:
-    """One name in one layer. `payload` is the content of a file or the target of a symbolic link."""
+    """One name in one layer. `payload` is the content of a file or the target of a symbolic link.
+
+    A "link" is one more name of what has the path `payload` in lower layer number `layer`.
+    """
 
     kind: str
     mode: int = 0o644
@@ -52,6 +55,7 @@ class Entry:
     opaque: bool = False
     attributes: tuple[tuple[str, bytes], ...] = ()
     children: Mapping[bytes, Entry] = field(default_factory=dict)
+    layer: int = 0
 
 
 Tree = Mapping[bytes, Entry]
@@ -98,14 +102,54 @@ def _trees(draw: st.DrawFn, depth: int, whiteouts: bool) -> Tree:
 
 
 @st.composite
-def stacks(draw: st.DrawFn) -> list[Tree]:
-    """Draw a stack: two or three lower layers, bottom to top, and what the upper holds at the start."""
+def stacks(draw: st.DrawFn, *, within: bool) -> list[Tree]:
+    """Draw a stack: two or three lower layers, bottom to top, and what the upper holds at the start.
+
+    Some files have two names, and more, in lower layers: *within* one of them, or one name in each of two.
+    """
     lowers = [draw(_trees(1, whiteouts=depth > 0)) for depth in range(draw(st.integers(2, 3)))]
+    for _ in range(draw(st.integers(0, 4))):
+        _add_link(draw, lowers, within=within)
     upper = draw(st.one_of(st.just({}), _trees(1, whiteouts=True)))
     below: Tree = {}
     for tree in lowers:
         below = _merged(below, tree)
     return [*lowers, _written(below, upper)]
+
+
+def _add_link(draw: st.DrawFn, lowers: list[Tree], *, within: bool) -> None:
+    """Give something in a lower layer another name there, or in another one where nothing is linked to it."""
+    source = draw(st.integers(0, len(lowers) - 1))
+    target = source if within else (source + draw(st.integers(1, len(lowers) - 1))) % len(lowers)
+    linked = {
+        (entry.layer, entry.payload) for tree in lowers for _, entry in _all(tree) if entry.kind == "link"
+    }
+    files = [
+        path
+        for path, entry in _all(lowers[source])
+        if entry.kind in ("file", "symlink", "fifo") and (within or (source, path) not in linked)
+    ]
+    parents = [b"", *(path + b"/" for path, entry in _all(lowers[target]) if entry.kind == "directory")]
+    taken = {path for path, _ in _all(lowers[target])}
+    places = [parent + name for parent in parents for name in NAMES if parent + name not in taken]
+    if files and places:
+        link = Entry("link", payload=draw(st.sampled_from(files)), layer=source)
+        lowers[target] = _with(lowers[target], draw(st.sampled_from(places)).split(b"/"), link)
+
+
+def _all(tree: Tree, prefix: bytes = b"") -> Iterator[tuple[bytes, Entry]]:
+    """Yield everything in *tree* with its path."""
+    for name, entry in tree.items():
+        yield prefix + name, entry
+        yield from _all(entry.children, prefix + name + b"/")
+
+
+def _with(tree: Tree, path: Sequence[bytes], entry: Entry) -> Tree:
+    """Return *tree* with *entry* at *path*."""
+    name, *rest = path
+    if rest:
+        entry = replace(tree[name], children=_with(tree[name].children, rest, entry))
+    return {**tree, name: entry}
 
 
 def _merged(below: Tree, above: Tree) -> Tree:
@@ -143,7 +187,18 @@ def build(stack: Sequence[Tree], paths: Sequence[Path]) -> None:
     for tree, path in zip(stack, paths, strict=True):
         path.mkdir(mode=0o755)
         _fill(os.fsencode(path), tree)
+    for tree, path in zip(stack, paths, strict=True):
+        for name, entry in _all(tree):
+            if entry.kind == "link":
+                _link(os.fsencode(paths[entry.layer]) + b"/" + entry.payload, os.fsencode(path) + b"/" + name)
         os.utime(path, ns=(TIMES[0], TIMES[0]))
+
+
+def _link(source: bytes, target: bytes) -> None:
+    parent = target.rpartition(b"/")[0]
+    st = os.stat(parent)
+    os.link(source, target, follow_symlinks=False)
+    os.utime(parent, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
 def _fill(directory: bytes, tree: Tree) -> None:
@@ -153,6 +208,8 @@ def _fill(directory: bytes, tree: Tree) -> None:
             case "whiteout":
                 os.mknod(path, stat.S_IFCHR, 0)
                 continue
+            case "link":
+                continue  # when everything is there
             case "symlink":
                 os.symlink(entry.payload, path)
             case "fifo":
