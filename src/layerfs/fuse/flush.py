@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import stat
 
-from layerfs.fuse import wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.union.node import File
@@ -33,7 +32,6 @@ async def flush(filesystem: Filesystem, collector: Collector, mountpoint: str, d
         for _ in range(_ROUNDS):
             await collector.write_back(mountpoint, device, name)
             await filesystem.contents.writes_under_way()
-            wire.wait_for_writes()
     finally:
         _remove_barrier(filesystem, name, barrier)
     filesystem.late_times.settle_all()

@@ -260,7 +260,9 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fallocate(self, inode: int, mode: int, offset: int, length: int) -> None:
         """Allocate, punch or zero a part of a file."""
-        await self.contents.fallocate(self.filesystem.file(inode), mode, offset, length)
+        node = self.filesystem.file(inode)
+        self.filesystem.late_times.written(node)
+        await self.contents.fallocate(node, mode, offset, length)
 
     # -- directories ----------------------------------------------------------------------------
 

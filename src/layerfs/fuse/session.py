@@ -114,7 +114,11 @@ def stop() -> None:
 
 
 def close() -> None:
-    """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN."""
+    """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN.
+
+    Reads that a disk still keeps waiting are not waited for, nor answered.
+    """
+    wire.stop_answering()
     pyfuse3.close(unmount=False)
 
 
