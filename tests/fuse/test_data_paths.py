@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.fuse import wire
 from tests.conftest import Layerfs, Stack, errno_of, wait_until
 
 pytestmark = pytest.mark.root
@@ -213,17 +212,15 @@ def test_allocating_more_than_there_is_room_for(stack: Stack, small: Path) -> No
         fallocate(file.fileno(), 0, 0, 1 << 20)
 
 
-@pytest.mark.skipif(wire.extension is None, reason="needs the C extension")
 def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
     """`wait_for_writes` is what it waits with: it returns once the disk has let the thread go on."""
-    assert wire.extension is not None
-    library = ctypes.CDLL(wire.extension.__file__)  # type: ignore[attr-defined]
+    extension = pytest.importorskip("layerfs.fuse._wire")
+    library = ctypes.CDLL(extension.__file__)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     done = threading.Event()
 
     def wait() -> None:
-        assert wire.extension is not None
-        wire.extension.wait_for_writes()
+        extension.wait_for_writes()
         done.set()
 
     waiter = threading.Thread(target=wait)
@@ -233,7 +230,7 @@ def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
             assert library.answer_fallocate_later(
                 ours.fileno(), ctypes.c_uint64(1), file.fileno(), 0, ctypes.c_uint64(0), ctypes.c_uint64(8192)
             )
-            assert wire.extension.pending_writes() == 1
+            assert extension.pending_writes() == 1
             waiter.start()
             assert not done.wait(0.1)
         finally:
@@ -241,4 +238,4 @@ def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
         waiter.join()
         assert os.fstat(file.fileno()).st_size == 8192
         assert struct.unpack("=IiQ", theirs.recv(100)) == (16, 0, 1)
-    assert wire.extension.pending_writes() == 0
+    assert extension.pending_writes() == 0

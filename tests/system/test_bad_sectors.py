@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -134,9 +136,43 @@ def test_a_bad_sector_is_never_copied_up_as_zeros(broken: Broken) -> None:
         assert path.read_bytes() == (upper / name).read_bytes() == CONTENT[:bad]
 
 
+def test_reads_that_a_disk_holds_up_stop_no_writes(broken: Broken) -> None:
+    """There are more of them than threads to read, and fewer than the kernel's own limit, which is 12."""
+    fd = os.open(broken.mnt / "slow", os.O_RDONLY | os.O_DIRECT)
+    goes_on = threading.Event()
+
+    def read_slowly(offset: int) -> None:
+        assert read(fd, mmap.mmap(-1, PAGE), offset) == (0, PAGE)
+
+    def go_on() -> None:
+        goes_on.set()
+        broken.input.write(b"go on")
+        broken.input.flush()
+
+    relief = threading.Timer(30, go_on)  # who waits for the disk cannot be killed
+    relief.start()
+    with ThreadPoolExecutor(10) as threads:
+        reading = [threads.submit(read_slowly, number << 17) for number in range(10)]
+        for _ in range(4):
+            assert broken.output.readline() == b"reading\n"
+        for size in (1 << 20, 100):
+            with (broken.mnt / f"new-{size}").open("wb") as file:
+                file.write(b"x" * size)
+                os.fsync(file.fileno())
+        broken.stack.commit()
+        assert not goes_on.is_set(), "it was waited for the disk"
+        relief.cancel()
+        go_on()
+        for done in reading:
+            done.result(30)
+    os.close(fd)
+    assert (broken.mnt / f"new-{1 << 20}").stat().st_size == 1 << 20
+
+
 @pytest.mark.parametrize("broken", ["extension"], indirect=True)  # without, the daemon waits for the read
 def test_who_waits_for_a_disk_is_let_go_when_the_mount_ends(broken: Broken) -> None:
     """A disk may take for ever; the device is closed all the same, and the late answer goes nowhere."""
+    broken.stack.layerfs.expect_log("is in use: unmounted it lazily")
     program = "import sys; open(sys.argv[1], 'rb', buffering=0).read(100)"
     words = [sys.executable, "-c", program, str(broken.mnt / "slow")]
     with subprocess.Popen(words, stderr=subprocess.PIPE) as reader:

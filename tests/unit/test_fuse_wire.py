@@ -14,10 +14,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from layerfs.fuse import wire
 from tests.conftest import errno_of
 
-pytestmark = pytest.mark.skipif(wire.extension is None, reason="needs the C extension")
+_wire = pytest.importorskip("layerfs.fuse._wire")
 HEADER = struct.Struct("=IiQ")
 """struct fuse_out_header: length, error (negative), unique."""
 UNIQUE = 77
@@ -30,7 +29,7 @@ class Device:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ours.setblocking(False)
         self.theirs.setblocking(False)
-        self._wire = ctypes.CDLL(wire.extension.__file__)  # type: ignore[union-attr]
+        self._wire = ctypes.CDLL(_wire.__file__)
 
     def answer(self, error: int, payload: bytes = b"") -> None:
         """Answer the request `UNIQUE`."""
@@ -146,7 +145,7 @@ def test_requests_may_become_larger_than_the_first() -> None:
 
 
 def test_reading_ahead_goes_as_far_as_reading_has_gone_on() -> None:
-    library = ctypes.CDLL(wire.extension.__file__)  # type: ignore[union-attr]
+    library = ctypes.CDLL(_wire.__file__)
     library.bytes_ahead.restype = ctypes.c_uint32
 
     def ahead(inode: int, offset: int, size: int) -> int:
