@@ -17,7 +17,19 @@ def pkg_config(option: str) -> list[str]:
     return [word[2:] for word in words.stdout.split()]
 
 
-PARTS = ("wire", "loop", "direct", "known", "entry", "blocking", "occupy", "times", "unchanging")
+PARTS = (
+    "wire",
+    "loop",
+    "direct",
+    "answer",
+    "known",
+    "entry",
+    "blocking",
+    "ahead",
+    "occupy",
+    "times",
+    "unchanging",
+)
 
 setup(
     ext_modules=[

@@ -259,7 +259,9 @@ class Daemon:
                 self._mount,
                 self._union,
                 wording,
-                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
+                still=live_commit.stillness(
+                    self.mount_id, self.flush, self._filesystem.contents.unchanging, pause=pause
+                ),
                 quiesce=wire.quiesce,
             )
             if self._union.layers[1].path != path:

@@ -44,9 +44,13 @@ class Wording(NamedTuple):
 
 @asynccontextmanager
 async def stillness(
-    mount_id: str, flush: Callable[[], Awaitable[None]], *, pause: bool | None
+    mount_id: str,
+    flush: Callable[[], Awaitable[None]],
+    unchanging: Callable[[], AbstractAsyncContextManager[None]],
+    *,
+    pause: bool | None,
 ) -> AsyncIterator[None]:
-    """Collect what was written, by *flush*, and let the switch follow while the block lasts.
+    """Collect what was written, by *flush*, and let the switch follow while the block lasts, in *unchanging*.
 
     With *pause*, the processes of a container in the mount stand still from the end of their last write
     until the commit is done; most of the collecting comes before. None: if they can. Raises `LayerfsError`.
@@ -57,11 +61,13 @@ async def stillness(
     if freezer is None:
         if pause and record and record.alive():
             raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
-        yield
+        async with unchanging():
+            yield
         return
     async with _frozen(freezer):
         await flush()
-        yield
+        async with unchanging():
+            yield
 
 
 @asynccontextmanager

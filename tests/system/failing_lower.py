@@ -1,23 +1,44 @@
 """A filesystem whose objects fail with EIO, as on a broken disk: `python failing_lower.py MOUNTPOINT`.
 
-Its root holds one object for each way to fail, named after it (`OBJECTS`), and the sound file `sound`.
+Its root holds one object for each way to fail, named after it (`OBJECTS`), and the sound file `sound`. Each
+file of `SPOTS` has one bad sector. A read of `slow` writes a line to standard output, and waits for input.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import stat
+import subprocess
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import pyfuse3
 import trio
 
+sys.path[:0] = [str(Path(__file__).parents[2])]  # it is run as a program, too
+
+from tests.conftest import detach  # noqa: E402
+
 SIZE = 4 << 20
 BROKEN_FROM = 3 << 20
 """Where in the file `read` the part begins that cannot be read."""
+
+
+SECTOR = 512
+SPOTS = {
+    b"spot-at-a-page": 1 << 20,
+    b"spot-in-a-page": (1 << 20) + 5 * 4096 + 1536,
+    b"spot-in-the-middle": 1_234_567 // SECTOR * SECTOR,
+    b"spot-at-the-beginning": 0,
+    b"spot-at-the-end": SIZE - SECTOR,
+}
+"""Files by where the sector begins that cannot be read."""
 
 
 class Object(NamedTuple):
@@ -37,12 +58,15 @@ OBJECTS = {
     b"readlink": Object(LINK, "readlink"),
     b"opendir": Object(DIRECTORY, "opendir"),
     b"readdir": Object(DIRECTORY, "readdir"),
+    b"slow": Object(FILE),
+    **{name: Object(FILE) for name in SPOTS},
 }
 NAMES = list(OBJECTS)
 
 
+@cache
 def content() -> bytes:
-    """Return what is in each file."""
+    """Return what is in each file: nothing of it is zero."""
     return b"0123456789abcdef" * (SIZE // 16)
 
 
@@ -81,6 +105,13 @@ class Failing(pyfuse3.Operations):
         """Read from a file."""
         if offset + size > BROKEN_FROM:
             self._object(fh, "read")
+        name = NAMES[fh - 2]
+        if name in SPOTS and offset < SPOTS[name] + SECTOR and SPOTS[name] < offset + size:
+            raise pyfuse3.FUSEError(errno.EIO)
+        if name == b"slow":
+            os.write(1, b"reading\n")
+            while not select.select([0], [], [], 0)[0]:  # noqa: ASYNC110 - several may wait
+                await trio.sleep(0.01)
         return content()[offset : offset + size]
 
     async def readlink(self, inode: int, ctx: object) -> bytes:
@@ -113,6 +144,22 @@ class Failing(pyfuse3.Operations):
                 attributes.entry_timeout = attributes.attr_timeout = 0
                 if not pyfuse3.readdir_reply(token, NAMES[number], attributes, number + 1):
                     break
+
+
+@contextmanager
+def mounted(directory: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Serve *directory* by a process of its own while the block lasts; yield its input and output."""
+    with subprocess.Popen(
+        [sys.executable, __file__, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield process.stdin, process.stdout
+        finally:
+            detach(directory)
+            process.kill()
 
 
 def main() -> None:

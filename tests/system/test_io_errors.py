@@ -7,15 +7,14 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Stack, detach, errno_of
+from tests.conftest import Stack, errno_of
 from tests.fuse.oracle import snapshot
-from tests.system.failing_lower import BROKEN_FROM, SIZE, content
+from tests.system.failing_lower import BROKEN_FROM, SIZE, content, mounted
 
 pytestmark = pytest.mark.root
 NEVER = 1 << 62
@@ -44,17 +43,12 @@ class TestBrokenDisk:
         """A mounted stack whose lowest layer is broken."""
         lower = stack.directory / "failing"
         lower.mkdir()
-        program = Path(__file__).with_name("failing_lower.py")
-        with subprocess.Popen([sys.executable, program, lower], stdout=subprocess.PIPE) as process:
+        with mounted(lower):
+            stack.bottom = lower
             try:
-                assert process.stdout is not None
-                assert process.stdout.readline() == b"ready\n"
-                stack.bottom = lower
                 yield stack.mount()
             finally:
                 stack.layerfs.end()
-                detach(lower)
-                process.kill()
 
     def test_reading(self, mnt: Path) -> None:
         with (mnt / "read").open("rb", buffering=0) as file:

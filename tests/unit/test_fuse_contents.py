@@ -1,16 +1,20 @@
-"""Copy-ups in the event loop and in threads: which go where."""
+"""Copy-ups in the event loop and in threads: which go where, and what a commit has to do with it."""
 
 from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from layerfs.fuse.contents import Contents
+from layerfs.union import syscalls
 from layerfs.union.upper import Upper
 from tests.conftest import errno_of
 from tests.unit.union_support import Tree
@@ -109,3 +113,86 @@ def test_a_failure_leaves_everything_as_it_was(tree: Tree) -> None:
     assert os.listdir(upper.work) == []
     assert not contents.is_in_place(tree.file("small1"))
     assert contents.copies == 0
+
+
+class Held:
+    """Takes the place of a function that a thread calls, and calls it when told to."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self._function = function
+        self._begun = threading.Event()
+        self._go_on = threading.Event()
+
+    def __call__(self, *arguments: object) -> object:
+        self._begun.set()
+        assert self._go_on.wait(30)
+        return self._function(*arguments)
+
+    async def begun(self) -> None:
+        """Return once a thread makes the call."""
+        assert await trio.to_thread.run_sync(self._begun.wait, 30)
+
+    def go_on(self) -> None:
+        """Let it be made."""
+        self._go_on.set()
+
+
+@pytest.mark.parametrize("change", ["fallocate", "filling in"])
+async def test_a_commit_waits_for_what_a_thread_changes(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    tree.open()
+    contents, node, order = Contents(tree.union), tree.file("small1"), list[str]()
+    upper = tree.union.upper
+    assert isinstance(upper, Upper)
+    if change == "fallocate":
+        await contents.copy_up(node)
+        held = Held(syscalls.fallocate)
+        monkeypatch.setattr(syscalls, "fallocate", held)
+    else:
+        tree.union.metacopy = True
+        await contents.copy_up(node, metadata_only=True)
+        held = Held(upper.make_durable)
+        monkeypatch.setattr(upper, "make_durable", held)
+
+    async def make_change() -> None:
+        if change == "fallocate":
+            await contents.fallocate(node, 0, 0, 1 << 20)
+        else:
+            await contents.copy_up(node)
+        order.append("changed")
+
+    async def seal() -> None:
+        async with contents.unchanging():
+            order.append("sealed")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_change)
+            await held.begun()
+            nursery.start_soon(seal)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == []
+            held.go_on()
+    assert order == ["changed", "sealed"]
+
+
+@pytest.mark.parametrize("change", ["fallocate", "filling in"])
+async def test_what_comes_during_a_commit_changes_the_next_upper(tree: Tree, change: str) -> None:
+    tree.open()
+    contents, node, sealed = Contents(tree.union), tree.file("small1"), tree.upper / "small1"
+    tree.union.metacopy = change == "filling in"
+    await contents.copy_up(node, metadata_only=change == "filling in")
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery, contents.unchanging():
+            before = sealed.stat(), os.listxattr(sealed), sealed.read_bytes()
+            if change == "fallocate":
+                nursery.start_soon(contents.fallocate, node, 0, 0, 1 << 20)
+            else:
+                nursery.start_soon(contents.copy_up, node)
+            await trio.testing.wait_all_tasks_blocked()
+            tree.commit()
+    assert (sealed.stat().st_mtime_ns, sealed.stat().st_size) == (before[0].st_mtime_ns, before[0].st_size)
+    assert (os.listxattr(sealed), sealed.read_bytes()) == before[1:]
+    size = 1 << 20 if change == "fallocate" else 2000
+    assert (tree.upper / "small1").read_bytes() == (b"x" * 2000).ljust(size, b"\0")

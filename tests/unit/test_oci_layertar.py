@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.errors import LayerfsError
-from layerfs.oci.layertar import LayerTar
+from layerfs.oci.layertar import LayerTar, content
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 
@@ -91,3 +91,13 @@ def test_names_that_no_image_can_hold(tmp_path: Path) -> None:
     (tmp_path / ".wh.x").touch()
     with pytest.raises(LayerfsError, match=r"'\.wh\.x' cannot be in an image"):
         tar_of(tmp_path)
+
+
+@pytest.mark.parametrize("there", [0, 100, 5000])
+def test_a_file_that_became_shorter_is_an_error_and_no_hole(tmp_path: Path, there: int) -> None:
+    (tmp_path / "file").write_bytes(b"x" * there)
+    with (tmp_path / "file").open("rb") as file:
+        with pytest.raises(LayerfsError, match="became shorter"):
+            list(content(file.fileno(), b"file", 1 << 20))
+        filled = b"".join(content(file.fileno(), b"file", 1 << 20, fill=True))
+    assert filled == (b"x" * there).ljust(1 << 20, b"\0")

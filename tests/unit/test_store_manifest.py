@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import xxhash
 from layerfs.errors import Conflict, NotFound
 from layerfs.store import Store, manifest, settle
 from layerfs.store.model import Image, Mount
+from tests.conftest import errno_of
 
 XXH3_OF_NOTHING = "99aa06d3014798d86001c324468d497f"
 
@@ -50,6 +52,19 @@ def test_the_format(tree: Path, tmp_path: Path) -> None:
     assert lines[-1].startswith("end 11 ")
     assert list(manifest.read(tmp_path / "manifest")) == list(manifest.records(tree))
     assert sorted(os.listdir(tmp_path)) == ["manifest", "tree"]
+
+
+@pytest.mark.root
+def test_a_file_that_cannot_be_read_to_its_end_has_no_digest(tree: Path, tmp_path: Path) -> None:
+    """Files of /sys say 4096 bytes and have fewer: a medium that ends early looks like that."""
+    short = tree / "short"
+    short.touch()
+    subprocess.run(["mount", "--bind", "/sys/kernel/uevent_seqnum", short], check=True)
+    try:
+        assert errno_of(lambda: manifest.write(tree, tmp_path / "manifest")) == errno.EIO
+    finally:
+        subprocess.run(["umount", short], check=True)
+    assert not (tmp_path / "manifest").exists()
 
 
 def test_settling_a_commit(store: Store, mount: Mount) -> None:

@@ -2,7 +2,7 @@
  *
  * Python decides, in one call of a handler (layerfs/fuse/direct.py), and the answer is written here: no
  * turn of the event loop, no task, no object of pyfuse3's. A handler that returns None leaves the request to
- * pyfuse3. Those of READ, WRITE and FSYNC return a descriptor, and the data moves without Python.
+ * pyfuse3. Those of READ, WRITE, FALLOCATE and FSYNC return a descriptor, and the data moves without Python.
  */
 
 #define _GNU_SOURCE
@@ -17,33 +17,13 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/uio.h>
-#include <unistd.h>
 
 #define OPCODES 64
-#define LARGEST_READ (1 << 20)
-#define SMALL_ANSWER 4096
+#define SMALL_ALLOCATION (1 << 20)
 
 static PyObject *handlers[OPCODES];
 static unsigned long long counts[OPCODES];
-static char *read_buffer; /* an answer is written before the next read */
-
-int reply(int device, uint64_t unique, int error, const void *payload, size_t size)
-{
-	struct fuse_out_header header = {
-		.len = sizeof(header) + size,
-		.error = -error,
-		.unique = unique,
-	};
-	struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)payload, size}};
-	int timed = size <= SMALL_ANSWER && wants_cost();
-	uint64_t start = timed ? now() : 0;
-
-	/* ENOENT: the caller was interrupted and does not wait any more. ENODEV: unmounted. */
-	(void)!writev(device, iov, size ? 2 : 1);
-	if (timed)
-		note_cost(now() - start);
-	return 1;
-}
+static char *read_buffer; /* of the thread that reads requests: an answer is written before the next read */
 
 /* Answers with the errno of the Python exception that is set. */
 static int reply_exception(int device, uint64_t unique)
@@ -66,7 +46,7 @@ static int reply_exception(int device, uint64_t unique)
 		PyErr_Restore(type, value, trace);
 		PyErr_WriteUnraisable(NULL);
 	}
-	return reply(device, unique, error > 0 ? error : EIO, NULL, 0);
+	return reply(device, unique, error ? error : EIO, NULL, 0);
 }
 
 /* Calls the handler for an opcode; with a reference, None for "not now", or NULL with an exception. */
@@ -161,6 +141,7 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 	struct stat st;
 	ssize_t got;
 	struct iovec to;
+	uint32_t ahead;
 
 	if (file == -2)
 		return reply_exception(device, in->unique);
@@ -170,6 +151,7 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 		return 0;
 	note_size(body->size);
 	to = (struct iovec){read_buffer, body->size};
+	ahead = bytes_ahead(in->nodeid, body->offset, body->size);
 	Py_BEGIN_ALLOW_THREADS
 	got = preadv2(file, &to, 1, body->offset, RWF_NOWAIT);
 	if (got < 0 && errno == EOPNOTSUPP && lies_in_memory(file))
@@ -177,7 +159,7 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 	if (got == (ssize_t)body->size ||
 	    (got >= 0 && fstat(file, &st) == 0 && (off_t)body->offset + got >= st.st_size))
 		reply(device, in->unique, 0, read_buffer, got);
-	else if (!answer_read_later(device, in->unique, file, body->offset, body->size))
+	else if (!answer_read_later(device, in->unique, file, body->offset, body->size, ahead))
 		got = -2;
 	else
 		got = 0;
@@ -196,11 +178,22 @@ static int answer_sync(int device, const struct fuse_in_header *in, const struct
 	       answer_sync_later(device, in->unique, file, body->fsync_flags & FUSE_FSYNC_FDATASYNC);
 }
 
-static int ask_for_file(uint64_t inode, int takes_set_id)
+/* The descriptor of the file that *in* is to change, which counts as written to from now on; as descriptor().
+ *
+ * Sets *shown*, where that is known, to the modification time that the kernel shows. */
+static int file_to_change(const struct fuse_in_header *in, int takes_set_id, struct timespec *shown)
 {
-	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(inode), PyBool_FromLong(takes_set_id)};
+	int file = takes_set_id ? -1 : known_file_to_write(in->nodeid, shown);
 
-	return descriptor(call(FUSE_WRITE, arguments, 2));
+	if (file < 0) {
+		PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid), PyBool_FromLong(takes_set_id)};
+
+		drop_known(in->nodeid);
+		file = descriptor(call(in->opcode, arguments, 2));
+		if (file >= 0)
+			known_file_to_write(in->nodeid, shown); /* if it has been vouched for now */
+	}
+	return file;
 }
 
 /* Large writes are handed over, with the buffer that they came in: then *request is set to NULL. */
@@ -217,13 +210,7 @@ static int answer_write(int device, char **request, size_t size)
 
 	if (size < sizeof(*body) || size - sizeof(*body) < body->size)
 		return 0;
-	file = takes_set_id ? -1 : known_file_to_write(in->nodeid, &shown);
-	if (file < 0) {
-		drop_known(in->nodeid);
-		file = ask_for_file(in->nodeid, takes_set_id);
-		if (file >= 0)
-			known_file_to_write(in->nodeid, &shown); /* if it has been vouched for now */
-	}
+	file = file_to_change(in, takes_set_id, &shown);
 	if (file == -2)
 		return reply_exception(device, in->unique);
 	if (file < 0)
@@ -245,6 +232,33 @@ static int answer_write(int device, char **request, size_t size)
 	if (is_set)
 		known_time_is_set(in->nodeid);
 	return 1;
+}
+
+/* A small allocation takes microseconds. Anything else may write out pages or free many blocks first. */
+static int answer_fallocate(int device, const struct fuse_in_header *in, const struct fuse_fallocate_in *body)
+{
+	const struct timespec later = {.tv_nsec = UTIME_OMIT}; /* the kernel tells the time of this after it */
+	struct timespec shown;
+	struct write_time *time;
+	int error, file = file_to_change(in, 0, &shown);
+
+	if (file == -2)
+		return reply_exception(device, in->unique);
+	if (file < 0)
+		return 0;
+	time = begin_write(in->nodeid, later);
+	if (body->mode & ~FALLOC_FL_KEEP_SIZE || body->length > SMALL_ALLOCATION) {
+		if (answer_fallocate_later(device, in->unique, file, body->mode, body->offset, body->length, time))
+			return 1;
+		end_write(time, file);
+		drop_known(in->nodeid); /* Python minds the file's time now */
+		return 0;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	error = allocate(file, body->mode, body->offset, body->length);
+	end_write(time, file);
+	Py_END_ALLOW_THREADS
+	return reply(device, in->unique, error, NULL, 0);
 }
 
 int answer_directly(int device, char **buffer, size_t size)
@@ -271,6 +285,9 @@ int answer_directly(int device, char **buffer, size_t size)
 		break;
 	case FUSE_WRITE:
 		answered = answer_write(device, buffer, rest);
+		break;
+	case FUSE_FALLOCATE:
+		answered = answer_fallocate(device, in, body);
 		break;
 	case FUSE_FSYNC:
 	case FUSE_FSYNCDIR:

@@ -159,7 +159,6 @@ int answer_known(int device, const struct fuse_in_header *in, const void *body, 
 		return 0;
 	case FUSE_SETXATTR:
 	case FUSE_REMOVEXATTR:
-	case FUSE_FALLOCATE:
 		drop(known);
 	}
 	return 0;

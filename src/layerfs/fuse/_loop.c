@@ -10,11 +10,15 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MOST_CREDIT 8
+#define MOST_SPARE 4 /* buffers to keep for the next request */
 /* Nanoseconds: */
 #define OTHERS 200000 /* that a poll takes only if another process got the processor meanwhile */
 #define REST 5000000  /* to leave the processors to those who want them then */
@@ -33,12 +37,67 @@ static uint64_t loop_deadline; /* when it has something to do anyway */
 static int idle;               /* no request has come for a while */
 static enum wait wait;         /* for the last request */
 
+/* What a request is read into. A write is done from it, by whoever takes it over (_blocking.c). */
+struct buffer {
+	struct buffer *next;
+	size_t room;
+	_Alignas(16) char bytes[];
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct buffer *spare;
+static int spares;
+
 uint64_t now(void)
 {
 	struct timespec time;
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static struct buffer *buffer_of(char *bytes)
+{
+	return (struct buffer *)(bytes - offsetof(struct buffer, bytes));
+}
+
+void release_buffer(char *bytes)
+{
+	struct buffer *buffer = buffer_of(bytes);
+
+	pthread_mutex_lock(&lock);
+	if (spares < MOST_SPARE) {
+		buffer->next = spare;
+		spare = buffer;
+		spares++;
+		buffer = NULL;
+	}
+	pthread_mutex_unlock(&lock);
+	free(buffer);
+}
+
+/* A buffer for *size* bytes, which is *bytes* if that has the room; NULL where there is no memory. */
+static char *request_buffer(char *bytes, size_t size)
+{
+	struct buffer *buffer = bytes ? buffer_of(bytes) : NULL;
+
+	while (!buffer || buffer->room < size) {
+		free(buffer);
+		pthread_mutex_lock(&lock);
+		buffer = spare;
+		if (buffer) {
+			spare = buffer->next;
+			spares--;
+		}
+		pthread_mutex_unlock(&lock);
+		if (buffer)
+			continue;
+		buffer = malloc(sizeof(*buffer) + size);
+		if (!buffer)
+			return NULL;
+		buffer->room = size;
+	}
+	return buffer->bytes;
 }
 
 /* Whether the event loop has tasks to run that have not had their turn. */
@@ -134,7 +193,8 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 		ssize_t got;
 		int refused;
 
-		if (!request && !(request = request_buffer(size))) {
+		request = request_buffer(request, size);
+		if (!request) {
 			errno = ENOMEM;
 			return -1;
 		}

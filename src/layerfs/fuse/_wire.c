@@ -11,6 +11,9 @@
  * - no OPEN, CREATE, OPENDIR, FLUSH and their RELEASEs: answered ENOSYS, the kernel stops sending them;
  * - CACHE_SYMLINKS; no ATOMIC_O_TRUNC (without OPEN a cut comes as SETATTR); no AUTO_INVAL_DATA (nobody
  *   else changes the files); no splicing of small requests;
+ * - no ASYNC_DIO: the kernel drops cached pages when an O_DIRECT write begins, and once more when it ends, but the
+ *   latter only if it waits for it itself (generic_file_direct_write). What was read into the cache in between
+ *   would stay there, old;
  * - FALLOCATE, for which pyfuse3 has no handler;
  * - most requests are answered here, see _direct.c, and the rest goes on to libfuse.
  *
@@ -28,7 +31,6 @@
 #include <linux/fuse.h>
 #include <stddef.h>
 #include <string.h>
-#include <sys/uio.h>
 
 #define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
@@ -65,7 +67,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 	original.init(userdata, conn);
 	conn->want |= wanted & conn->capable;
 	conn->want &= ~(FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_AUTO_INVAL_DATA |
-			FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE);
+			FUSE_CAP_SPLICE_READ | FUSE_CAP_SPLICE_WRITE | FUSE_CAP_SPLICE_MOVE |
+			FUSE_CAP_ASYNC_DIO);
 	conn->max_background = MAX_BACKGROUND;
 	conn->congestion_threshold = MAX_BACKGROUND * 3 / 4;
 	if (conn->max_readahead > MAX_READAHEAD)
@@ -190,7 +193,7 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 			killpriv_v2 = 1;
 		}
 	}
-	return writev(fd, iov, count);
+	return send_answer(fd, iov, count);
 }
 
 int fuse_session_mount(struct fuse_session *se, const char *mountpoint)
@@ -273,6 +276,7 @@ PyMODINIT_FUNC PyInit__wire(void)
 	PyObject *module = PyModule_Create(&definition);
 
 	if (module && (PyModule_AddFunctions(module, direct_methods) ||
+		       PyModule_AddFunctions(module, answer_methods) ||
 		       PyModule_AddFunctions(module, blocking_methods) ||
 		       PyModule_AddFunctions(module, entry_methods) ||
 		       PyModule_AddFunctions(module, known_methods) ||

@@ -8,8 +8,10 @@
 
 #include <linux/fuse.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 
 #define LARGE (1 << 16) /* bytes to read or write at once */
+#define LARGEST_READ (1 << 20)
 #define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
 
 /* _wire.c: the agreement with the kernel. */
@@ -20,6 +22,19 @@ int refusal(const struct fuse_in_header *header);
 /* Notes what pyfuse3 would lose of a request that goes to it, and gives it the handle that it needs. */
 void look_at_request(const struct fuse_in_header *header, void *body, size_t size);
 
+/* _answer.c: writing answers. Any thread may, but for `reply`. */
+
+/* Writes an answer: an errno, or 0 and a payload. What the device refuses is answered EIO. */
+void answer(int device, uint64_t unique, int error, const void *payload, size_t size);
+
+/* The same in the thread that reads requests, where its cost is noted. Returns 1. */
+int reply(int device, uint64_t unique, int error, const void *payload, size_t size);
+
+/* The same for a whole message, a notification too, as writev(2) does it. */
+ssize_t send_answer(int device, struct iovec *iov, int count);
+
+extern PyMethodDef answer_methods[];
+
 /* _loop.c: reading requests, and waiting for them. */
 
 /* The time that only goes on, in nanoseconds. */
@@ -27,6 +42,9 @@ uint64_t now(void);
 
 /* Reads requests until one comes that pyfuse3 is to answer, which it returns as read(2) does. */
 ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
+
+/* Gives back a buffer that a request was read into. Any thread may. */
+void release_buffer(char *bytes);
 
 extern PyMethodDef loop_methods[];
 
@@ -59,9 +77,6 @@ extern PyMethodDef occupy_methods[];
  * Where the answer takes longer the buffer is kept, and *buffer set to NULL. */
 int answer_directly(int device, char **buffer, size_t size);
 
-/* Writes an answer: an errno, or 0 and a payload. Returns 1. */
-int reply(int device, uint64_t unique, int error, const void *payload, size_t size);
-
 extern PyMethodDef direct_methods[];
 
 /* _entry.c: what the kernel is told of an inode. */
@@ -91,12 +106,18 @@ extern PyMethodDef times_methods[];
 
 /* _blocking.c: reads that have to wait for a disk, and writes that may, in threads. */
 
-/* Reads *size* bytes at *offset* of *file* and answers request *unique* with them; 0 where it cannot. */
-int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size);
+/* Reads *size* bytes at *offset* of *file* and answers request *unique* with them; 0 where it cannot.
+ *
+ * The disk is asked for *ahead* bytes more. */
+int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, uint32_t ahead);
 
 /* The same for a write of *data* in the buffer *request*, which it keeps; it ends the write *time*. */
 int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
-		       char *data, struct write_time *time);
+		       const char *data, struct write_time *time);
+
+/* The same for fallocate(2), which counts as a write. */
+int answer_fallocate_later(int device, uint64_t unique, int file, int mode, uint64_t offset, uint64_t length,
+			   struct write_time *time);
 
 /* The same for fsync(2) of *file*, or fdatasync(2). */
 int answer_sync_later(int device, uint64_t unique, int file, int data_only);
@@ -104,13 +125,18 @@ int answer_sync_later(int device, uint64_t unique, int file, int data_only);
 /* Writes all of *data*; returns 0 or an errno. */
 int write_all(int file, const char *data, uint32_t size, uint64_t offset);
 
-/* A buffer for requests, all of which have the same size; from malloc, or NULL. */
-char *request_buffer(size_t size);
+/* fallocate(2); returns 0 or an errno. */
+int allocate(int file, int mode, uint64_t offset, uint64_t length);
 
 /* How many of those writes are not done yet. */
 int writes_under_way(void);
 
 extern PyMethodDef blocking_methods[];
+
+/* _ahead.c: reading ahead. */
+
+/* How much after this read is likely to be wanted next. To be told of every read, in their order. */
+uint32_t bytes_ahead(uint64_t inode, uint64_t offset, uint32_t size);
 
 /* _known.c: what Python has vouched for. */
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import trio
 
+from layerfs.fuse import wire
+from layerfs.fuse.gate import Gate
 from layerfs.union import syscalls
 from layerfs.union.copyup import CopyUp, FillIn
 from layerfs.union.node import Directory, File, Node
+from layerfs.union.reading import read_at
 from layerfs.union.view import Union
 
 _BUFFER = 1 << 20
@@ -36,6 +40,7 @@ class Contents:
         self._durable = durable
         self._copying: dict[File, trio.Event] = {}
         self._writing: set[trio.Event] = set()
+        self._gate = Gate()
         self._settling = 0.0  # seconds that small copies have taken lately to get to the disk
         self._memory = memoryview(
             mmap.mmap(-1, _BUFFER)
@@ -95,14 +100,22 @@ class Contents:
             if under_way is not None:
                 await under_way.wait()
                 continue
+            if self._union.in_upper(node) and not self._gate.is_open:
+                await self._gate.opened()
+                continue
             job = self._job(node, length, metadata_only)
             done = self._copying[node] = trio.Event()
             try:
-                if self._is_quick(job):
-                    job.copy()
+                if isinstance(job, FillIn):
+                    with self._gate.change():
+                        await trio.to_thread.run_sync(job.copy)
+                        job.finish()
                 else:
-                    await trio.to_thread.run_sync(job.copy)
-                job.finish()
+                    if self._is_quick(job):
+                        job.copy()
+                    else:
+                        await trio.to_thread.run_sync(job.copy)
+                    job.finish()
                 self._count(job)
             finally:
                 job.close()
@@ -110,7 +123,7 @@ class Contents:
                 done.set()
 
     async def read(self, node: File, offset: int, size: int) -> bytes | memoryview:
-        """Return up to *size* bytes at *offset*; fewer only at the end of the file."""
+        """Return *size* bytes at *offset*, fewer only at the end of the file. Raises `OSError`."""
         fd = self._union.data(node)
         buffer = self._memory[:size]
         try:
@@ -123,7 +136,7 @@ class Contents:
             count = -1
         if count == size or (count >= 0 and offset + count >= os.fstat(fd).st_size):
             return buffer[:count]
-        return await self._in_thread(fd, lambda own: os.pread(own, size, offset))
+        return await self._in_thread(fd, lambda own: read_at(own, size, offset))
 
     async def write(self, node: File, offset: int, data: bytes) -> None:
         """Write all of *data* at *offset*."""
@@ -140,15 +153,31 @@ class Contents:
             done.set()
 
     async def writes_under_way(self) -> None:
-        """Return when the writes that wait for a copy-up at this moment have been done."""
+        """Return when the writes that threads do now, or that wait for a copy-up, have been done."""
         for done in list(self._writing):
             await done.wait()
+        await _extension_writes()
+
+    @asynccontextmanager
+    async def unchanging(self) -> AsyncIterator[None]:
+        """Have no thread change the upper while the block lasts, but for writes that the extension has taken.
+
+        Requests that need such a change wait until after it, and so may writes: nothing in the block may wait
+        for them.
+        """
+        async with self._gate.closed():
+            await _extension_writes()
+            yield
 
     async def fallocate(self, node: File, mode: int, offset: int, length: int) -> None:
         """Allocate space for a file, or punch or zero a part of it, as fallocate(2) with *mode*."""
         await self.copy_up(node)
-        fd = self._union.data(node, write=True)
-        await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
+        while not self._gate.is_open:
+            await self._gate.opened()
+            await self.copy_up(node)  # a commit has been there
+        with self._gate.change():
+            fd = self._union.data(node, write=True)
+            await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))
 
     async def _in_thread(self, fd: int, work: Callable[[int], _T]) -> _T:
         own = os.dup(fd)  # the other may be closed meanwhile
@@ -156,3 +185,8 @@ class Contents:
             return await trio.to_thread.run_sync(work, own)
         finally:
             os.close(own)
+
+
+async def _extension_writes() -> None:
+    if wire.extension is not None and wire.extension.pending_writes():
+        await trio.to_thread.run_sync(wire.extension.wait_for_writes)

@@ -62,13 +62,14 @@ _OPCODES = {
     22: "getxattr",
     23: "listxattr",
     30: "fsyncdir",
+    43: "fallocate",
     44: "readdirplus",
     45: "rename2",
 }
 """Requests with a handler: enum fuse_opcode.
 
 A handler is called with the inode, what follows the header, and the caller's uid, gid and pid; `read`,
-`write`, `fsync`, `fsyncdir` and `forget` are called with less.
+`write`, `fallocate`, `fsync`, `fsyncdir` and `forget` are called with less.
 """
 
 
@@ -281,6 +282,10 @@ class Direct:
         if not self._filesystem.late_times.vouch(node):
             self._filesystem.late_times.written(node)
         return fd
+
+    def fallocate(self, inode: int, takes_set_id: bool) -> int | None:
+        """FALLOCATE: return the descriptor to change, as `write`."""
+        return self.write(inode, takes_set_id)
 
     def fsync(self, inode: int) -> int | None:
         """FSYNC: return the descriptor to sync, where that is all there is to it (see `Syncing`)."""

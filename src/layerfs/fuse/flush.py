@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import stat
 
-from layerfs.fuse import wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.inside import Inside
 from layerfs.union.node import File
@@ -38,7 +37,6 @@ async def flush(filesystem: Filesystem, inside: Inside) -> None:
             if not await inside.write_back(name):
                 await inside.wait_for(_known_files(filesystem))
             await filesystem.contents.writes_under_way()
-            wire.wait_for_writes()
     finally:
         _remove_barrier(filesystem, name, barrier)
     filesystem.late_times.settle_before(written_since)  # of those, the kernel may know a time to tell yet

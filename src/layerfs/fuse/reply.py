@@ -11,6 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import pyfuse3
 
 _log = logging.getLogger(__name__)
+_LARGEST_ERRNO = 511
+"""The kernel takes no others, and would let the caller wait for ever."""
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -40,7 +42,8 @@ def operation(
         try:
             return await function(self, *args, **kwargs)
         except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+            code = error.errno or errno.EIO
+            raise pyfuse3.FUSEError(code if 0 < code <= _LARGEST_ERRNO else errno.EIO) from None
         except (pyfuse3.FUSEError, MemoryError):
             raise
         except Exception:

@@ -149,5 +149,9 @@ async def stop(filesystem: Filesystem) -> None:
 
 
 def close() -> None:
-    """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN."""
+    """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN.
+
+    Reads that a disk still keeps waiting are not waited for, nor answered.
+    """
+    wire.stop_answering()
     pyfuse3.close(unmount=False)

@@ -102,7 +102,10 @@ class Wire(Protocol):
         """Return how many writes threads are doing now."""
 
     def wait_for_writes(self) -> None:
-        """Return when threads are doing no writes; to be called where none can be begun meanwhile."""
+        """Return when the writes that threads are doing now are done, fallocate(2) among them."""
+
+    def stop_answering(self) -> None:
+        """Write nothing to the device from now on: it is about to be closed, and threads may be at work."""
 
     def counts(self) -> dict[int, int]:
         """Return how many requests were answered directly, by opcode."""
@@ -139,17 +142,17 @@ def is_active() -> bool:
     return extension is not None and extension.is_active()
 
 
-def wait_for_writes() -> None:
-    """Return when every write that the extension has taken is done. For the event loop's own thread."""
-    if extension is not None:
-        extension.wait_for_writes()
-
-
 def quiesce() -> None:
     """Have the extension write nothing more to the upper that it has been told of so far."""
     if extension is not None:
         extension.wait_for_writes()
         extension.revoke_all()
+
+
+def stop_answering() -> None:
+    """Have the extension's threads answer nothing any more: the session is about to be closed."""
+    if extension is not None:
+        extension.stop_answering()
 
 
 def status() -> str:

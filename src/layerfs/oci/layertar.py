@@ -225,16 +225,22 @@ def content(fd: int, path: bytes, size: int, *, fill: bool = False) -> Iterator[
     at = 0
     while at < size:
         if sparse and (hole := min(_next_data(fd, at, size) - at, PIECE)):
+            if not fill and os.fstat(fd).st_size < size:  # what is behind the end looks like a hole, too
+                raise _shorter(path)
             yield _ZEROS[:hole]
             at += hole
             continue
         data = os.pread(fd, min(size - at, PIECE), at)
         if not data and not fill:
-            raise LayerfsError(f"{os.fsdecode(path)!r} became shorter while it was being read: try again")
+            raise _shorter(path)
         data = data or _ZEROS[: min(size - at, PIECE)]
         yield data
         at += len(data)
     yield tarformat.padding(size)
+
+
+def _shorter(path: bytes) -> LayerfsError:
+    return LayerfsError(f"{os.fsdecode(path)!r} became shorter while it was being read: try again")
 
 
 def _next_data(fd: int, at: int, size: int) -> int:

@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.store.streams import PIECE, Feed, Read, decompressed
 from layerfs.store.tar import Reader
+from layerfs.union.reading import read_at
 
 _MEMBERS = 1 << 16
 """The most files that an image archive may hold: an image of 125 layers has some 400."""
@@ -144,7 +145,7 @@ class _Position(Feed):
 
     def exactly(self, size: int) -> bytes:
         """Return *size* bytes, or fewer at the end."""
-        data = os.pread(self._fd, size, self.at)
+        data = read_at(self._fd, size, self.at)
         self.at += len(data)
         return data
 

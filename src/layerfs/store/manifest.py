@@ -13,6 +13,7 @@ name and version; the last is `end COUNT DIGEST`, the XXH3-128 of all the lines 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -82,7 +83,7 @@ def _record(root: int, path: bytes, status: os.stat_result, digests: dict[int, s
     if kind == "f":
         size = str(status.st_size)
         found = digests.get(status.st_ino)
-        detail = found or _digest(root, path)
+        detail = found or _digest(root, path, status.st_size)
         if status.st_nlink > 1:
             digests[status.st_ino] = detail
     elif kind == "l":
@@ -99,13 +100,20 @@ def _record(root: int, path: bytes, status: os.stat_result, digests: dict[int, s
     return Record(path, kind, mode, *owner, str(status.st_mtime_ns), size, detail, xattrs)
 
 
-def _digest(root: int, path: bytes) -> str:
-    """Return the XXH3-128 of a file's content; the interpreter's lock is free while it is computed."""
+def _digest(root: int, path: bytes, size: int) -> str:
+    """Return the XXH3-128 of a file's content, *size* bytes; the interpreter's lock is free meanwhile.
+
+    Raises `OSError`, EIO where the file turns out to have another size: a layer does not change.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
     try:
         digest = xxhash.xxh3_128()
+        done = 0
         while chunk := os.read(fd, _CHUNK):
             digest.update(chunk)
+            done += len(chunk)
+        if done != size:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
         return digest.hexdigest()
     finally:
         os.close(fd)

@@ -8,6 +8,7 @@ import stat
 from functools import cache
 
 from layerfs.union import syscalls, xattr
+from layerfs.union.reading import read_at
 from layerfs.union.upper import Upper
 
 _SMALL = 4096
@@ -73,24 +74,29 @@ def _check_owner(source: bytes, st: os.stat_result) -> None:
 
 
 def copy_data(source: int, target: int, length: int) -> None:
-    """Copy the first *length* bytes of file *source* to the empty file *target*, holes as holes."""
+    """Copy the first *length* bytes of file *source* to the empty file *target*, holes as holes.
+
+    Raises `OSError`; EIO where the source turns out to be shorter: a layer's file does not change, and part
+    of it must not pass for the whole.
+    """
     if length <= _SMALL:
-        data = os.pread(source, length, 0)
+        data = read_at(source, length, 0)
         if os.pwrite(target, data, 0) != len(data):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return
-    if not syscalls.clone_file(source, target):
+    elif not syscalls.clone_file(source, target):
         offset = 0
         while offset < length:
             try:
                 offset = os.lseek(source, offset, os.SEEK_DATA)
+                end = min(os.lseek(source, offset, os.SEEK_HOLE), length)
             except OSError as error:
                 if error.errno != errno.ENXIO:
                     raise
                 break  # a hole up to the end
-            end = min(os.lseek(source, offset, os.SEEK_HOLE), length)
             _copy_range(source, target, offset, end)
             offset = end
+    if os.fstat(source).st_size < length:
+        raise _shorter()
     os.ftruncate(target, length)
 
 
@@ -101,8 +107,14 @@ def _copy_range(source: int, target: int, offset: int, end: int) -> None:
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
-            data = os.pread(source, min(end - offset, 1 << 20), offset)
-            copied = os.pwrite(target, data, offset) if data else 0
-        if copied == 0:
-            return  # the file has been cut meanwhile
+            copied = 0
+        if not copied:  # some filesystems cannot, and say so with 0
+            data = read_at(source, min(end - offset, 1 << 20), offset)
+            if not data:
+                raise _shorter()
+            copied = os.pwrite(target, data, offset)
         offset += copied
+
+
+def _shorter() -> OSError:
+    return OSError(errno.EIO, os.strerror(errno.EIO))
