@@ -83,7 +83,7 @@ def start(request: MountRequest) -> str:
         wanted = _Wanted(request.root, mount.id, mountpoint, request.source or name, read_only)
         try:
             if request.foreground:
-                _run(wanted, lock, -1)
+                _run(wanted, lock, _Report(-1))
             else:
                 _start_daemon(wanted, lock)
         except LayerfsError:
@@ -244,7 +244,7 @@ def _start_daemon(wanted: _Wanted, lock: runtime.RunLock) -> None:
     pid = os.fork()
     if pid == 0:
         os.close(answer)
-        _be_daemon(wanted, lock, report, output)
+        _be_daemon(wanted, lock, _Report(report), output)
     os.close(report)
     os.close(output)
     with os.fdopen(answer, "rb") as pipe:
@@ -282,7 +282,7 @@ def _name_of(lock: runtime.RunLock) -> str:
     return lock.path.stem
 
 
-def _be_daemon(wanted: _Wanted, lock: runtime.RunLock, report: int, log: int) -> NoReturn:
+def _be_daemon(wanted: _Wanted, lock: runtime.RunLock, report: _Report, log: int) -> NoReturn:
     """Run as the daemon, in a session of its own with *log* as its output, and end the process."""
     status = 1
     try:
@@ -290,12 +290,12 @@ def _be_daemon(wanted: _Wanted, lock: runtime.RunLock, report: int, log: int) ->
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
-        _close_all_but({lock.fd, report})
+        _close_all_but({lock.fd, report.pipe})
         os.chdir("/")
         _run(wanted, lock, report)
         status = 0
     except LayerfsError as error:
-        _report(report, json.dumps([type(error).__name__, str(error)]).encode())
+        report.give(json.dumps([type(error).__name__, str(error)]).encode())
         _log.error("%s", error)
     except BaseException:
         traceback.print_exc()
@@ -326,7 +326,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _run(wanted: _Wanted, lock: runtime.RunLock, report: int) -> None:
+def _run(wanted: _Wanted, lock: runtime.RunLock, report: _Report) -> None:
     from layerfs.daemon import Daemon
 
     _log_to_stderr()
@@ -334,7 +334,7 @@ def _run(wanted: _Wanted, lock: runtime.RunLock, report: int) -> None:
     lock.set_pid(os.getpid())
     try:
         daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source, wanted.read_only)
-        daemon.run(lock.set_device, lambda: _report(report, b"ok"))
+        daemon.run(lock.set_device, lambda: report.give(b"ok"))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None
@@ -343,11 +343,16 @@ def _run(wanted: _Wanted, lock: runtime.RunLock, report: int) -> None:
         lock.forget()
 
 
-def _report(pipe: int, text: bytes) -> None:
-    """Tell the process that waits, if there is one that still does."""
-    if pipe >= 0:
-        try:
-            os.write(pipe, text)
+class _Report:
+    """The one word of a daemon to the process that waits for its mount, on *pipe*; without one (-1) none."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def give(self, text: bytes) -> None:
+        """Say *text*, if nothing has been said: after that the descriptor's number is somebody else's."""
+        pipe, self.pipe = self.pipe, -1
+        if pipe >= 0:
+            with suppress(OSError):  # nobody waits any more
+                os.write(pipe, text)
             os.close(pipe)
-        except OSError:
-            pass

@@ -30,23 +30,28 @@ class _Cursor(sqlite3.Cursor):
 
     explained: Callable[[sqlite3.Error], LayerfsError]
 
+    def _end(self, error: sqlite3.Error) -> LayerfsError:
+        """Explain an error; a statement that lives on with its traceback would keep the database open."""
+        self.close()
+        return self.explained(error)
+
     def __next__(self) -> Any:
         try:
             return super().__next__()
         except sqlite3.Error as error:
-            raise self.explained(error) from error
+            raise self._end(error) from error
 
     def fetchone(self) -> Any:
         try:
             return super().fetchone()
         except sqlite3.Error as error:
-            raise self.explained(error) from error
+            raise self._end(error) from error
 
     def fetchall(self) -> list[Any]:
         try:
             return super().fetchall()
         except sqlite3.Error as error:
-            raise self.explained(error) from error
+            raise self._end(error) from error
 
 
 class Database:
@@ -101,6 +106,7 @@ class Database:
         try:
             return cursor.execute(sql, values)
         except sqlite3.Error as error:
+            cursor.close()
             raise self._explained(error) from error
 
     @contextmanager
