@@ -107,6 +107,21 @@ def test_fsync_of_what_was_written_after_a_commit(layerfs: Layerfs, disk: Disk, 
         assert len(store.images()) == 6
 
 
+def test_the_modification_time_of_what_was_synced(layerfs: Layerfs, disk: Disk, mounted: Path) -> None:
+    times = {}
+    for number in range(20):
+        name = f"directory/{number}"
+        for size in (200, 140_000):  # closed and opened again: the kernel tells a time now and then
+            with (mounted / name).open("ab") as file:
+                file.write(bytes(size))
+        with (mounted / name).open("rb") as file:
+            times[name] = os.fstat(file.fileno()).st_mtime_ns
+            os.fsync(file.fileno())
+    disk.lose_power(layerfs)
+    mnt = mount_again(layerfs)
+    assert {name: (mnt / name).stat().st_mtime_ns for name in times} == times
+
+
 def test_fdatasync_of_a_copied_up_file(layerfs: Layerfs, disk: Disk, mounted: Path) -> None:
     fd = os.open(mounted / "directory/old", os.O_RDWR)
     write(fd)

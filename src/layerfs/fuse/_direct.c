@@ -169,13 +169,17 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 
 static int answer_sync(int device, const struct fuse_in_header *in, const struct fuse_fsync_in *body)
 {
+	int data_only = !!(body->fsync_flags & FUSE_FSYNC_FDATASYNC);
 	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid)};
-	int file = descriptor(call(in->opcode, arguments, 1));
+	int file;
 
+	if (in->opcode == FUSE_FSYNC && !data_only)
+		drop_known(in->nodeid); /* which brings the modification time that the kernel has told to the file */
+	file = descriptor(call(in->opcode, arguments, 1));
 	if (file == -2)
 		return reply_exception(device, in->unique);
 	return file >= 0 &&
-	       answer_sync_later(device, in->unique, file, body->fsync_flags & FUSE_FSYNC_FDATASYNC);
+	       answer_sync_later(device, in->unique, file, data_only);
 }
 
 /* The descriptor of the file that *in* is to change, which counts as written to from now on; as descriptor().

@@ -289,7 +289,7 @@ class Direct:
 
     def fsync(self, inode: int) -> int | None:
         """FSYNC: return the descriptor to sync, where that is all there is to it (see `Syncing`)."""
-        return self._filesystem.syncing.descriptor(self._filesystem.file(inode))
+        return self._filesystem.syncing.descriptor(self._filesystem.file_to_sync(inode))
 
     def fsyncdir(self, inode: int) -> int | None:
         """FSYNCDIR: return the descriptor to sync, as `fsync`."""

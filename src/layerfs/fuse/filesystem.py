@@ -217,6 +217,16 @@ class Filesystem:
 
     # -- contents ---------------------------------------------------------------------------------
 
+    def file_to_sync(self, inode: int) -> File:
+        """Return the node of an FSYNC, with the modification time on it that is to be on disk as well.
+
+        The kernel sends the data and tells the time before it asks for an FSYNC; a write that the daemon did
+        after it was told has moved the time on disk.
+        """
+        node = self.file(inode)
+        self.late_times.settle(node)
+        return node
+
     def drop_set_id(self, node: File, caller: Caller | None = None) -> None:
         """Clear the set-id bits that a change of contents takes, and have the kernel ask for the mode again.
 

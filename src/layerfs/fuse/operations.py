@@ -240,7 +240,7 @@ class Operations(pyfuse3.Operations):
     @operation
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Write a file to disk."""
-        await self.filesystem.syncing.sync(self.filesystem.file(fh), data_only=datasync)
+        await self.filesystem.syncing.sync(self.filesystem.file_to_sync(fh), data_only=datasync)
 
     def _on_fallocate(self, request: wire.Request, inode: int, mode: int, offset: int, length: int) -> None:
         trio.lowlevel.spawn_system_task(self._fallocate, request, inode, mode, offset, length)
