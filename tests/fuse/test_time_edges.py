@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE, Stack, detach, wait_until
+from tests.conftest import PATIENCE, Layerfs, detach, wait_until
 
 pytestmark = pytest.mark.root
 _NS = 10**9
@@ -38,8 +37,8 @@ Shown = dict[str, tuple[int, int] | str]
 
 
 @pytest.fixture(params=["ext4", "xfs", "tmpfs"])
-def filesystem(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of its own for the layers."""
+def filesystem(request: pytest.FixtureRequest, layerfs: Layerfs, tmp_path: Path) -> Path:
+    """A filesystem of its own for the layers; `layerfs` takes it away with everything else."""
     path = tmp_path / "layers"
     path.mkdir()
     if request.param == "tmpfs":
@@ -50,10 +49,7 @@ def filesystem(request: pytest.FixtureRequest, stack: Stack, tmp_path: Path) -> 
             file.truncate(320 << 20)
         subprocess.run([*_MAKE[request.param], image], check=True, timeout=PATIENCE)
         subprocess.run(["mount", "-o", "loop", image, path], check=True, timeout=PATIENCE)
-    try:
-        yield path
-    finally:
-        detach(path)
+    return path
 
 
 class Side:
@@ -117,8 +113,7 @@ def _as_the_kernel_does(directory: Path) -> tuple[Shown, Shown]:
 
 
 @pytest.mark.parametrize("extension", ["1", "0"])
-def test_times_are_those_that_overlayfs_shows(stack: Stack, filesystem: Path, extension: str) -> None:
-    layerfs = stack.layerfs
+def test_times_are_those_that_overlayfs_shows(layerfs: Layerfs, filesystem: Path, extension: str) -> None:
     layerfs.environment["LAYERFS_EXTENSION"] = extension
     before, after = _as_the_kernel_does(filesystem / "kernel")
     side = Side(filesystem / "layerfs")
