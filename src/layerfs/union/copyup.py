@@ -65,6 +65,8 @@ class CopyUp:
         self._temporary = b""
         self._copy = -1
         self._st = st = node.stat()
+        if stat.S_IFMT(st.st_mode) != node.kind:  # somebody has changed the layer
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.length = st.st_size if length is None else min(length, st.st_size)
         """Bytes to copy, holes among them."""
         self._unseen = union.links(node, st) > len(node.names)
