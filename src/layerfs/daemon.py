@@ -37,10 +37,13 @@ from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.fuse.syncing import StoreSync
 from layerfs.notify import Notifier
-from layerfs.store import Store, settle
+from layerfs.store import Store, marks, settle
 from layerfs.store.journal import Journal
 from layerfs.union.changes import Change, changes
+from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
+from layerfs.union.marking import Marking, Trust
+from layerfs.union.stack import close_all
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 from layerfs.unmounting import Unmounting
@@ -54,6 +57,9 @@ _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
 _ANSWER_FIRST = 0.05
 """Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
+_DESCRIPTORS = 128
+"""Directories, and as many files, that are kept open: to open one again takes a tenth of a request."""
+_FEWEST_DESCRIPTORS = 16
 
 
 class Daemon:
@@ -96,6 +102,7 @@ class Daemon:
         ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
         descriptors = _raise_descriptor_limit()
+        self._shelf = Shelf(self._store.database.layers)
         self._collector = Collector()
         place = mounttable.Place(self.mountpoint)
         self._serves = serves
@@ -126,33 +133,42 @@ class Daemon:
             place.close()
             self._collector.close()
             self._journal.close()
+            self._shelf.close()
             self._store.close()
 
     def _open_union(self, descriptors: int) -> Union:
-        lowers: list[Layer] = []
+        whole = self._store.stack_of(self._mount, upper=True)
+        depth = len(self._mount.layers)
+        directories = DirectoryCache(descriptors)
+        lowers = whole.up_to(depth).open(self._shelf, directories)
         try:
-            for row in self._store.layers_of(self._mount):
-                layer = Layer(row.path, aufs=row.state == "external")
-                lowers.append(layer)
+            for row, layer in zip(self._store.layers_of(self._mount), lowers, strict=True):
                 if row.state == "sealed" and not row.manifest_done:
                     layer.on_disk = False
                     self._settling[row.id] = layer
             upper = None
             if self._mount.upper is not None:
-                active = self._store.layer(self._mount.upper)
+                active, trust = self._store.layer(self._mount.upper), whole.trees[depth].trust
                 if self._read_only:
-                    lowers.append(_upper_to_read(active.path))
+                    lowers.append(_upper_to_read(active.path, whole.marking, trust))
                 elif active.work is None:
                     raise BadRequest(
                         f"the upper {active.path} has no work directory: give one, or mount read-only"
                     )
                 else:
-                    upper = Upper(active.path, active.work)
+                    marks.check_options(trust, whole.marking, self._mount.options)
+                    upper = Upper(
+                        active.path,
+                        active.work,
+                        marking=whole.marking,
+                        trust=trust,
+                        shelf=self._shelf,
+                        directories=directories,
+                    )
             metacopy = bool(self._mount.options.get("metacopy"))
-            return Union(lowers, upper, descriptors=descriptors, metacopy=metacopy)
-        except (OSError, BadRequest):
-            for layer in lowers:
-                layer.close()
+            return Union(lowers, upper, descriptors=descriptors, directories=directories, metacopy=metacopy)
+        except BaseException:
+            close_all(lowers)
             raise
 
     def _fuse_options(self) -> frozenset[str]:
@@ -269,6 +285,7 @@ class Daemon:
             self._settling[sealed] = self._union.layers[1]
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
+            trio.lowlevel.spawn_system_task(_drop_lapsed)
         self._to_settle.set()
         return image
 
@@ -283,9 +300,8 @@ class Daemon:
         if mount.upper is None:
             return []
         await self.flush()
-        upper = self._store.layer(mount.upper).path
-        lowers = [layer.path for layer in self._store.layers_of(mount)]
-        return await trio.to_thread.run_sync(lambda: list(changes(upper, lowers)))
+        stack = self._store.stack_of(mount, upper=True)
+        return await trio.to_thread.run_sync(lambda: list(changes(stack)))
 
     async def flush(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
@@ -373,9 +389,9 @@ class Daemon:
                 await trio.sleep(_ANSWER_FIRST)
 
 
-def _upper_to_read(path: Path) -> Layer:
+def _upper_to_read(path: Path, marking: Marking, trust: Trust) -> Layer:
     """Open an upper that is not to be written to, held so that nobody writes to it. Raises `OSError`."""
-    layer = Layer(path)
+    layer = Layer(path, marking=marking, trust=trust)  # on no shelf: the lock goes with the descriptor
     try:
         fcntl.flock(layer.root.fd(), fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -384,8 +400,15 @@ def _upper_to_read(path: Path) -> Layer:
     return layer
 
 
+async def _drop_lapsed() -> None:
+    """Close the descriptors that a commit has left open so as to take no longer."""
+    await trio.sleep(_ANSWER_FIRST)
+    while not wire.drop_lapsed():
+        await trio.lowlevel.checkpoint()
+
+
 def _raise_descriptor_limit() -> int:
-    """Allow as many descriptors as the system does; return how many a cache may take."""
+    """Allow as many descriptors as the system does; return how many each cache may take."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return max(64, min(most, 65536) // 3)
+    return max(_FEWEST_DESCRIPTORS, min(most // 8, _DESCRIPTORS))

@@ -208,5 +208,7 @@ async def commit(
         trio.lowlevel.spawn_system_task(next_upper.close)
     assert old is not None
     if old.path != os.fsencode(store.root / "layers" / str(mount.upper) / "fs"):
-        old.path, upper.path = upper.path, old.path  # the trees of an upper outside the store change places
+        here, there = old.path, upper.path  # the trees of an upper outside the store change places
+        old.moved(there)
+        upper.moved(here)
     return image, prepared.id

@@ -200,3 +200,20 @@ def test_an_overlay_of_the_kernel_on_top_is_refused_or_works(stack: Stack) -> No
         assert (merged / "f").exists()
     finally:
         detach(merged)
+
+
+@pytest.mark.parametrize("extension", ["1", "0"])
+def test_a_fifo_in_the_place_of_a_lower_file_holds_nobody_up(stack: Stack, extension: str) -> None:
+    """Who owns a lower directory may put one there; the daemon must not wait for somebody to write to it."""
+    stack.layerfs.environment["LAYERFS_EXTENSION"] = extension
+    for name in ("read", "written", "other"):
+        (stack.bottom / name).write_text(name)
+    mnt = stack.mount()
+    for name in ("read", "written"):
+        assert (mnt / name).stat().st_size > 0
+        (stack.bottom / name).unlink()
+        os.mkfifo(stack.bottom / name)
+    assert errno_of(lambda: (mnt / "read").read_bytes()) != 0
+    assert errno_of(lambda: (mnt / "written").write_bytes(b"x")) == errno.EIO
+    assert os.listdir(stack.upper) == []
+    assert (mnt / "other").read_text() == "other"

@@ -114,6 +114,32 @@ def test_what_is_written(user: User, stack: Stack) -> None:
     works(user, mnt, look)
 
 
+def test_redirects_of_others_are_not_followed(user: User, stack: Stack) -> None:
+    """A user's mount has his rights, and leads nobody with them where somebody else has pointed."""
+    for name in ("closed", "also closed"):
+        (stack.bottom / name).mkdir()
+        (stack.bottom / name / "inside").write_text("inside")
+    (stack.bottom / "secret").write_text("secret")
+    for name in ("mine", "theirs"):
+        (stack.top / name).mkdir()
+        os.setxattr(stack.top / name, "user.overlay.redirect", b"/closed")
+    (stack.top / "copy").write_bytes(bytes(6))
+    for name, value in (("metacopy", b""), ("redirect", b"/secret"), ("layerfs.ino", b"77")):
+        os.setxattr(stack.top / "copy", f"user.overlay.{name}", value)
+    give(stack.directory, user.uid)
+    for name in ("theirs", "copy"):
+        os.chown(stack.top / name, STRANGER, STRANGER)
+    mnt = stack.mount()
+
+    def look() -> None:
+        assert os.listdir("mine") == ["inside"]
+        assert errno_of(lambda: os.listdir("theirs")) == errno.EPERM
+        assert errno_of(lambda: Path("copy").read_bytes()) == errno.EPERM
+        assert {"copy", "mine", "theirs"} <= set(os.listdir())
+
+    works(user, mnt, look)
+
+
 def test_what_is_write_protected(user: User, stack: Stack) -> None:
     """Owners may change what they may not write to: mode, times, names."""
     for name in ("dir/inner", "other"):

@@ -105,6 +105,50 @@ def test_other_users_of_the_namespace(many: User) -> None:
     assert (stack.upper / "dir/file").stat().st_uid == FIRST + 5
 
 
+def test_redirects_in_directories_that_others_may_write_to_are_not_followed(many: User) -> None:
+    """The root of a namespace has the rights of all users in it, so what one of them wrote is not obeyed."""
+    stack = Stack(many)
+    for path in (stack.bottom / "closed", stack.bottom / "old", stack.top / "way"):
+        path.mkdir()
+        (path / "inside").write_text("inside")
+    os.setxattr(stack.top / "way", "user.overlay.redirect", b"/closed")
+    (stack.bottom / "closed").chmod(0o700)
+    give(stack.directory, FIRST)
+    os.chown(stack.top / "way", FIRST + 5, FIRST + 5)
+    mnt = stack.mount()
+
+    def look() -> None:
+        assert errno_of(lambda: os.listdir("way")) == errno.EPERM
+        assert errno_of(lambda: os.rename("old", "new")) == errno.EXDEV  # as the kernel's overlayfs there
+
+    works(many, mnt, look)
+
+
+def test_what_only_layerfs_writes_to_is_followed(many: User) -> None:
+    """Renamed directories of an image are there again after a commit and a remount."""
+    tree, mnt = many.directory / "tree", many.directory / "mnt"
+    (tree / "old").mkdir(parents=True)
+    (tree / "old/inside").write_text("inside")
+    mnt.mkdir()
+    give(tree, FIRST)
+    os.chown(mnt, FIRST, FIRST)
+    many.ok("import", tree, "base")
+    many.ok("mount", "--image", "base", "--name", NAME, mnt)
+
+    def look() -> None:
+        assert os.listdir() == ["new"]
+        assert Path("new/inside").read_text() == "inside"
+
+    works(many, mnt, lambda: os.rename("old", "new"), lambda: os.chown("new", 5, 5), look)
+    many.ok("umount", NAME)
+    many.ok("mount", "--name", NAME, mnt)
+    works(many, mnt, look)
+    many.ok("commit", NAME, "changed")
+    many.ok("rm", "-f", NAME)
+    many.ok("mount", "--image", "changed", "--name", NAME, mnt)
+    works(many, mnt, look)
+
+
 def append(path: str) -> None:
     """Write to the end of a file, and wait until that has happened."""
     with open(path, "ab", buffering=0) as file:

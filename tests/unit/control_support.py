@@ -62,8 +62,7 @@ class DirectoryMount:
 
     async def changes(self) -> list[Change]:
         with Store(self.root) as store:
-            lowers = [layer.path for layer in store.layers_of(store.mount(self.mount_id))]
-        return list(changes(self.upper(), lowers))
+            return list(changes(store.stack_of(store.mount(self.mount_id), upper=True)))
 
     async def flush(self) -> None:
         pass  # what is written to a directory is there at once

@@ -59,7 +59,6 @@ def test_options_for_others_are_accepted() -> None:
         ("ro=1", "'ro=1'"),
         ("suid=yes", "'suid=yes'"),
         ("index=on", "'index=on'"),
-        ("userxattr", "'userxattr'"),
         ("defaults2", "'defaults2'"),
     ],
 )

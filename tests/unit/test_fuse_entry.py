@@ -24,12 +24,12 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 def plain_entry(
-    directory: int, name: str, *, taken: dict[int, object] | None = None, marked: bool = True
+    directory: int, name: str, *, taken: dict[int, object] | None = None, prefix: bytes = b"user.overlay."
 ) -> tuple[int, int, int, bytes] | None:
     """Ask the extension, which the tests need, about a name on a device whose numbers begin at `BASE`."""
     assert wire.extension is not None, wire.status()
     bases = {os.fstat(directory).st_dev: BASE}
-    return wire.extension.plain_entry(directory, os.fsencode(name), bases, taken or {}, marked)
+    return wire.extension.plain_entry(directory, os.fsencode(name), bases, taken or {}, prefix)
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "fifo", "socket"])
@@ -60,23 +60,24 @@ def test_what_python_has_to_look_at(tmp_path: Path, directory: int, why: str) ->
     path.mkdir() if why == "directory" else path.touch()
     if why == "device not known":
         assert wire.extension is not None
-        assert wire.extension.plain_entry(directory, b"name", {}, {}, True) is None
+        assert wire.extension.plain_entry(directory, b"name", {}, {}, b"user.overlay.") is None
     else:
         taken: dict[int, object] = {BASE | path.stat().st_ino: None} if why == "taken" else {}
         assert plain_entry(directory, "name", taken=taken) is None
 
 
+@pytest.mark.root
 def test_private_attributes(tmp_path: Path, directory: int) -> None:
     path = tmp_path / "name"
     path.touch()
     with pytest.raises(OSError, match="No such file"):
         plain_entry(directory, "missing")
-    for name in ("user.a", "user.overlays", "user.b.c"):
+    for name in ("user.a", "user.overlays", "user.b.overlay.c", "trusted.overlay.metacopy"):
         os.setxattr(path, name, b"x")
         assert plain_entry(directory, "name") is not None, name
     os.setxattr(path, "user.overlay.metacopy", b"")
     assert plain_entry(directory, "name") is None
-    assert plain_entry(directory, "name", marked=False) is not None
+    assert plain_entry(directory, "name", prefix=b"") is not None
     os.removexattr(path, "user.overlay.metacopy")
     for number in range(30):  # more names than it looks through
         os.setxattr(path, f"user.{number:040}", b"")

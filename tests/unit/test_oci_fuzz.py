@@ -29,6 +29,7 @@ from layerfs.oci.unpacking import Job, do
 from layerfs.store import Store, manifest
 from layerfs.store.limits import Limits
 from tests.unit.oci_support import INDEX, Layout, archive, config_of, digest, files, named
+from tests.unit.union_support import plain_stack
 
 SECONDS = float(os.environ.get("LAYERFS_FUZZ_SECONDS", "3"))
 LIMITS = Limits(size=8 << 20, files=300)
@@ -178,7 +179,7 @@ def check_layer(layer: Path, blob: Path, data: bytes) -> None:
     assert done.size == sum(int(record.size) for record in expected if record.type == "f") or any(
         path.lstat().st_nlink > 1 for path in tree.rglob("*")
     )
-    again = b"".join(LayerTar([(tree, False)]).pieces())
+    again = b"".join(LayerTar(plain_stack(tree)).pieces())
     second = layer / "second"
     (second / "fs").mkdir(parents=True)
     blob.write_bytes(again)

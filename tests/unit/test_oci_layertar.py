@@ -13,13 +13,14 @@ import pytest
 
 from layerfs.errors import LayerfsError
 from layerfs.oci.layertar import LayerTar, content
+from tests.unit.union_support import plain_stack
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 
 
 def tar_of(*trees: Path) -> dict[str, tarfile.TarInfo]:
     """Return the members of the archive of the last of these trees, which lie on each other."""
-    data = b"".join(LayerTar([(tree, False) for tree in trees]).pieces())
+    data = b"".join(LayerTar(plain_stack(*trees)).pieces())
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         members = tar.getmembers()
     names = [member.name for member in members]
@@ -67,7 +68,7 @@ def test_what_a_layer_says_of_those_below(tmp_path: Path) -> None:
     ]
     assert (members["new/in/link"].type, members["new/in/link"].linkname) == (tarfile.LNKTYPE, "new/a")
     assert members["kept"].pax_headers["SCHILY.xattr.trusted.overlay.x"] == "1"
-    data = b"".join(LayerTar([(below, False), (above, False)]).pieces())
+    data = b"".join(LayerTar(plain_stack(below, above)).pieces())
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         contents = {name: tar.extractfile(name).read() for name in ("meta", "new/a", "new/in/b")}  # type: ignore[union-attr]
     assert contents == {"meta": b"meta", "new/a": b"old/a", "new/in/b": b"old/in/b"}

@@ -293,7 +293,7 @@ def chain(store: Store, base: Image, length: int) -> str:
             layer = os.urandom(32).hex()
             (db.layers / layer / "fs").mkdir(parents=True)
             (db.layers / layer / "fs/file").write_bytes(b"x")
-            layers.insert(db, layer, "sealed", size=1)
+            layers.insert(db, layer, "sealed", None, size=1)
             entry = HistoryEntry(to_datetime(now()), f"commit {number}", "", "", False, layer)
             step = stacks.add(db, step, entry)
             image = images.insert(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from layerfs.union.changes import changes
-from tests.unit.union_support import Tree
+from tests.unit.union_support import Tree, plain_stack
 
 pytestmark = pytest.mark.root
 
 
 def diff(tree: Tree) -> list[tuple[str, bytes]]:
-    return [(change.kind, change.path) for change in changes(tree.upper, tree.lowers)]
+    return [(change.kind, change.path) for change in changes(plain_stack(*tree.lowers, tree.upper))]
 
 
 def make(top: Path) -> Tree:

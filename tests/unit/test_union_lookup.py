@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.union.marking import TRUSTED, USER, Marking
 from tests.unit.union_support import Tree
 
 pytestmark = pytest.mark.root
@@ -77,14 +78,16 @@ def test_directory_above_a_whiteout_does_not_merge_with_what_is_below_it(tree: T
     assert tree.open().names("d") == [b"new"]
 
 
+@pytest.mark.parametrize("marking", [TRUSTED, USER])
 @pytest.mark.parametrize(
     "attribute", ["trusted.overlay.opaque", "user.overlay.opaque", "user.fuseoverlayfs.opaque"]
 )
-def test_opaque_attribute(tree: Tree, attribute: str) -> None:
+def test_opaque_attribute(tree: Tree, attribute: str, marking: Marking) -> None:
     put(tree.lowers[0] / "d", old="1")
     put(tree.lowers[1] / "d", new="2")
     os.setxattr(tree.lowers[1] / "d", attribute, b"y")
-    assert tree.open().names("d") == [b"new"]
+    own = attribute.encode().startswith(marking.private)
+    assert tree.open(marking=marking).names("d") == ([b"new"] if own else [b"new", b"old"])
 
 
 def test_xattr_whiteouts_count_only_in_marked_directories(tree: Tree) -> None:

@@ -6,15 +6,22 @@ import os
 import stat
 from pathlib import Path
 
-from layerfs.union import attributes, mutate
+from layerfs.union import attributes, mutate, stack
 from layerfs.union.layer import Layer
+from layerfs.union.marking import Marking, of_this_process
 from layerfs.union.mutate import Owner
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.rename import rename
+from layerfs.union.stack import Stack
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
 ME = Owner(os.geteuid(), os.getegid())
+
+
+def plain_stack(*trees: Path) -> Stack:
+    """Return these directories, bottom first, as a stack."""
+    return Stack(tuple(stack.Tree(tree) for tree in trees), of_this_process())
 
 
 class Tree:
@@ -29,11 +36,12 @@ class Tree:
             path.mkdir(exist_ok=True)
         self.union: Union = None  # type: ignore[assignment]  # set by `open`
 
-    def open(self, *, aufs: bool = False) -> Tree:
+    def open(self, *, aufs: bool = False, marking: Marking | None = None) -> Tree:
         """Open the union over what the directories hold now."""
         if self.union is not None:
             self.union.close()
-        self.union = Union([Layer(path, aufs=aufs) for path in self.lowers], Upper(self.upper, self.work))
+        lowers = [Layer(path, aufs=aufs, marking=marking) for path in self.lowers]
+        self.union = Union(lowers, Upper(self.upper, self.work, marking=marking))
         return self
 
     def commit(self) -> None:

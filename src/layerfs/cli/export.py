@@ -37,10 +37,10 @@ def export_command(root: Path, name: str, output: str | None) -> None:
         mount_id = store.mount(name).id
         Client.local(root).request("POST", "/layerfs/flush", name=mount_id)
         mount = store.mount(mount_id)
-        stack = [*store.layers_of(mount), *([store.layer(mount.upper)] if mount.upper else [])]
+        stack = store.stack_of(mount, upper=True)
         try:
             with _opened(output) as file:
-                for piece in merged_tar([(layer.path, layer.state == "external") for layer in stack]):
+                for piece in merged_tar(stack):
                     file.write(piece)
                 file.flush()
                 _check_still_there(store, mount_id)

@@ -30,7 +30,11 @@ from layerfs.errors import UsageError
     "--config", metavar="FILE", type=click.Path(), help="Read what is not given here from a TOML file."
 )
 @click.option(
-    "-o", "options", metavar="OPTS", multiple=True, help="Mount options: ro, nosuid, nodev, allow_other, ..."
+    "-o",
+    "options",
+    metavar="OPTS",
+    multiple=True,
+    help="Mount options: ro, nosuid, nodev, allow_other, userxattr, ...",
 )
 @click.argument("mountpoint", required=False)
 @click.pass_obj

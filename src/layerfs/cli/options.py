@@ -18,6 +18,7 @@ SWITCHES = {
     "allow_other": "noallow_other",
     "default_permissions": "nodefault_permissions",
     "metacopy=on": "metacopy=off",
+    "userxattr": "nouserxattr",
     "volatile": "novolatile",
 }
 """Options of the mount that are on or off; the last one given counts."""

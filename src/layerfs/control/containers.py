@@ -223,8 +223,7 @@ def changes(call: Call) -> Response:
 
     if mount.upper is None:
         return changed(())
-    lowers = [layer.path for layer in call.store.layers_of(mount)]
-    return changed(compare(call.store.layer(mount.upper).path, lowers))
+    return changed(compare(call.store.stack_of(mount, upper=True)))
 
 
 def changed(items: Iterable[Change]) -> Response:

@@ -134,16 +134,18 @@ static PyObject *attr_out(PyObject *self, PyObject *const *arguments, Py_ssize_t
 }
 
 /* Whether the name has attributes that say more of it than its stat: listxattrat(2), since Linux 6.13. */
-static int may_be_marked(int directory, const char *name)
+static int may_be_marked(int directory, const char *name, const char *prefix, size_t length)
 {
 	static const long listxattrat = 465; /* on every architecture */
-	static const char mark[] = ".overlay.";
 	char names[512];
 	long size = syscall(listxattrat, directory, name, AT_SYMLINK_NOFOLLOW, names, sizeof(names));
 
 	if (size < 0)
 		return errno != EOPNOTSUPP;
-	return memmem(names, size, mark, sizeof(mark) - 1) != NULL;
+	for (long at = 0; at < size; at += strlen(names + at) + 1) /* each ends with a zero byte */
+		if (!strncmp(names + at, prefix, length))
+			return 1;
+	return 0;
 }
 
 /* All of the lookup of a file that no node stands for yet, where its stat says everything. */
@@ -151,17 +153,19 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 {
 	struct fuse_entry_out out = {.entry_valid = FOREVER, .attr_valid = FOREVER};
 	PyObject *name, *bases, *taken, *device, *base, *inode = NULL, *entry = NULL;
-	int directory, marks_matter, found;
+	const char *prefix;
+	Py_ssize_t length;
+	int directory, found;
 	struct stat st;
 
-	if (!PyArg_ParseTuple(args, "iSO!O!p", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
-			      &marks_matter))
+	if (!PyArg_ParseTuple(args, "iSO!O!y#", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
+			      &prefix, &length))
 		return NULL;
 	if (fstatat(directory, PyBytes_AS_STRING(name), &st, AT_SYMLINK_NOFOLLOW))
 		return PyErr_SetFromErrno(PyExc_OSError);
 	if (S_ISDIR(st.st_mode) || st.st_ino >> INODE_BITS || st.st_ino <= ROOT)
 		Py_RETURN_NONE;
-	if (marks_matter && may_be_marked(directory, PyBytes_AS_STRING(name)))
+	if (length && may_be_marked(directory, PyBytes_AS_STRING(name), prefix, length))
 		Py_RETURN_NONE;
 	device = PyLong_FromUnsignedLongLong(st.st_dev);
 	base = device ? PyDict_GetItemWithError(bases, device) : NULL;

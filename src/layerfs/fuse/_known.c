@@ -247,6 +247,20 @@ static PyObject *revoke_all(PyObject *self, PyObject *nothing)
 	Py_RETURN_NONE;
 }
 
+/* Closes what does not hold any more, a few at a time; tells whether there is nothing left of it. */
+static PyObject *drop_lapsed(PyObject *self, PyObject *nothing)
+{
+	static const int most = 64; /* some 50 us */
+	int dropped = 0;
+
+	for (size_t i = 0; i < room && dropped < most; i++)
+		if (table[i].inode && table[i].epoch != epoch) {
+			drop(&table[i]);
+			dropped++;
+		}
+	return PyBool_FromLong(dropped < most);
+}
+
 static PyObject *set_late(PyObject *self, PyObject *args)
 {
 	unsigned long long inode;
@@ -306,6 +320,8 @@ PyMethodDef known_methods[] = {
 	{"vouch", vouch, METH_VARARGS,
 	 "Vouch for an inode: (inode, descriptor, links or 0, is a file, has no capability); tell if it is known now."},
 	{"revoke_all", revoke_all, METH_NOARGS, "Vouch for nothing any more: the upper is about to be sealed."},
+	{"drop_lapsed", drop_lapsed, METH_NOARGS,
+	 "Close some descriptors of what was vouched for before; tell whether those were the last."},
 	{"set_take_late", set_take_late, METH_O,
 	 "Set what is called with (inode, seconds, nanoseconds) for a late file that is not vouched for any more."},
 	{"set_late", set_late, METH_VARARGS,

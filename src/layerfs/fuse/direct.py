@@ -38,6 +38,8 @@ _INODE = struct.Struct("=Q")
 
 _NO_ENTRY = struct.pack("=QQQ", 0, 0, int(FOREVER)).ljust(_ENTRY_SIZE, b"\0")
 _EMPTY_ENTRY = bytes(_ENTRY_SIZE)
+_UNKNOWN_INODE = 0xFFFFFFFF
+"""Stands in a listing for a number that is not known, as libfuse has it."""
 
 _MODE, _UID, _GID, _SIZE_SET, _ATIME, _MTIME = (1 << bit for bit in range(6))
 _CHANGES = (1 << 6) - 1
@@ -108,8 +110,8 @@ class Direct:
                 return None
             if isinstance(target, LayerDir):
                 table = union.table
-                marked = bool(target.layer.below)
-                new = self._wire.plain_entry(target.fd(), name, table.bases, table.nodes, marked)
+                prefix = union.marking.prefix if target.layer.below else b""
+                new = self._wire.plain_entry(target.fd(), name, table.bases, table.nodes, prefix)
                 if new is not None and not union.is_known_object(target.layer, new[0]):
                     ino, kind, _, entry = new
                     node = union.enter_new(directory, name, target, ino, kind)
@@ -256,10 +258,12 @@ class Direct:
             size -= (_ENTRY_SIZE + _DIRENT_SIZE + len(name) + 7) & ~7
             if size < 0:
                 break
+            union.trim()
             try:
                 found = self._find(directory, name)
-            except OSError:
-                continue  # a lookup of this one name will say what is wrong with it
+            except OSError:  # it is listed all the same: whoever looks it up hears what is wrong with it
+                answer += (_EMPTY_ENTRY, dirent(_UNKNOWN_INODE, cookie, 0, name))
+                continue
             if found is not None:
                 node, record = found
                 kind = stat.S_IFDIR if isinstance(node, Directory) else node.kind

@@ -59,6 +59,8 @@ class Filesystem:
         self.contents = Contents(union, durable=durable)
         self.syncing = Syncing(union, store or StoreSync())
         self.late_times = LateTimes(union)
+        self.barrier: bytes | None = None
+        """The name of the file for `layerfs.fuse.flush`, once there is one."""
 
     # -- nodes ----------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Under the writeback cache a write returns before the daemon hears of it. A commi
 written before it is in the layer, so the kernel is asked first. syncfs(2) has it send everything; but since
 Linux 6.18 it does not wait for a FUSE filesystem's data to arrive, and which files had any we do not
 know: opening a file costs no request. The kernel sends writes in the order in which it queued them,
-though, so one more of our own, to a file that exists for this alone, comes after all of them.
+though, so one more of our own, to a file that exists for this alone, comes after all of them. It is one file
+for the life of the mount: the kernel keeps what it knows of a file until it needs the memory.
 
 A filesystem that was remounted read-only takes none of our own. It cannot be written to either, so what
 remains is little: each file that the kernel knows is waited for.
@@ -29,34 +30,28 @@ async def flush(filesystem: Filesystem, inside: Inside) -> None:
     Raises `Conflict` when the mount is not to be found any more, or when something that was written could
     not be stored.
     """
-    name = b".layerfs-barrier-" + os.urandom(16).hex().encode()
-    barrier = _add_barrier(filesystem, name)
-    try:
-        for _ in range(_ROUNDS):
-            written_since = filesystem.late_times.begin_round()
-            if not await inside.write_back(name):
-                await inside.wait_for(_known_files(filesystem))
-            await filesystem.contents.writes_under_way()
-    finally:
-        _remove_barrier(filesystem, name, barrier)
+    if filesystem.barrier is None:
+        filesystem.barrier = _add_barrier(filesystem)
+    for _ in range(_ROUNDS):
+        written_since = filesystem.late_times.begin_round()
+        if not await inside.write_back(filesystem.barrier):
+            await inside.wait_for(_known_files(filesystem))
+        await filesystem.contents.writes_under_way()
     filesystem.late_times.settle_before(written_since)  # of those, the kernel may know a time to tell yet
 
 
-def _add_barrier(filesystem: Filesystem, name: bytes) -> File:
-    """Make a file that is in no layer and no listing, and can be opened by a name that nobody guesses."""
+def _add_barrier(filesystem: Filesystem) -> bytes:
+    """Make a file that is in no layer and no listing; return its name, which nobody guesses."""
+    name = b".layerfs-barrier-" + os.urandom(16).hex().encode()
     root = filesystem.union.root
     barrier = File(filesystem.union.table.fresh(), stat.S_IFREG, root.dirs[0], b"")
     barrier.pin = os.memfd_create("layerfs-barrier", os.MFD_CLOEXEC)
+    os.fchmod(barrier.pin, 0o600)
     barrier.orphan = True
     barrier.references = 1  # ours
     filesystem.union.table.add(barrier)
     root.children[name] = barrier
-    return barrier
-
-
-def _remove_barrier(filesystem: Filesystem, name: bytes, barrier: File) -> None:
-    del filesystem.union.root.children[name]
-    filesystem.union.forget(barrier, 1)
+    return name
 
 
 def _known_files(filesystem: Filesystem) -> list[bytes]:

@@ -285,17 +285,22 @@ class Operations(pyfuse3.Operations):
         listing = union.listing(directory)
         for position in range(bisect.bisect_left(listing, (start_id + 1, b"")), len(listing)):
             cookie, name = listing[position]
+            union.trim()
             try:
                 found = union.find(directory, name)
                 if found is None:
                     continue
                 attributes = entry(union, *found)
-            except OSError:
-                continue  # a lookup of this one name will say what is wrong with it
-            if not pyfuse3.readdir_reply(token, name, attributes, cookie):
+            except OSError:  # listed all the same: whoever looks it up hears what is wrong with it
+                found = None
+                attributes = dot_entry(union.table.fresh(), 0)  # no type: of such the kernel keeps nothing
+            there_was_room = pyfuse3.readdir_reply(token, name, attributes, cookie)
+            if found is not None and there_was_room:
+                found[0].references += 1
+            elif found is not None:
                 union.release(found[0])
+            if not there_was_room:
                 return
-            found[0].references += 1
 
     @operation
     async def releasedir(self, fh: FileHandleT) -> None:

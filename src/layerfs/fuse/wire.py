@@ -55,6 +55,9 @@ class Wire(Protocol):
     def revoke_all(self) -> None:
         """Vouch for nothing any more."""
 
+    def drop_lapsed(self) -> bool:
+        """Close some of the descriptors of what is vouched for no more; tell whether none is left."""
+
     def keep_attributes(self, inode: int, answer: bytes) -> None:
         """Have the extension answer GETATTR for an inode with this until it is dropped or forgotten."""
 
@@ -83,13 +86,13 @@ class Wire(Protocol):
         """Return what the kernel is told of a name: struct fuse_entry_out."""
 
     def plain_entry(
-        self, dir_fd: int, name: bytes, bases: Mapping[int, int], taken: Mapping[int, Any], marked: bool
+        self, dir_fd: int, name: bytes, bases: Mapping[int, int], taken: Mapping[int, Any], prefix: bytes
     ) -> tuple[int, int, int, bytes] | None:
         """Return what the kernel is told of a name that no node is known for, None where that takes more.
 
-        That is where it is a directory, on a device that is not in *bases*, its number is *taken*, or, if
-        it may be *marked*, where it has private attributes. The result: inode number, type and `st_ino` of
-        the file, struct fuse_entry_out. Raises `OSError`.
+        That is where it is a directory, on a device that is not in *bases*, its number is *taken*, or where
+        it has private attributes, whose names begin with *prefix*; b"" if they do not matter. The result:
+        inode number, type and `st_ino` of the file, struct fuse_entry_out. Raises `OSError`.
         """
 
     def dirent(self, inode: int, cookie: int, mode: int, name: bytes) -> bytes:
@@ -153,6 +156,11 @@ def stop_answering() -> None:
     """Have the extension's threads answer nothing any more: the session is about to be closed."""
     if extension is not None:
         extension.stop_answering()
+
+
+def drop_lapsed() -> bool:
+    """Close some descriptors that `quiesce` has left open; tell whether none is left."""
+    return extension is None or extension.drop_lapsed()
 
 
 def status() -> str:

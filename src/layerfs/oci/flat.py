@@ -9,38 +9,42 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from layerfs.oci import layertar, tarformat
 from layerfs.store.tar import Member
-from layerfs.union import merge, xattr
+from layerfs.union import merge
 from layerfs.union.layer import LayerDir
+from layerfs.union.marking import Marking
+from layerfs.union.stack import Stack
 
-_DESCRIPTORS = 128
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-def merged_tar(trees: Sequence[tuple[Path, bool]]) -> Iterator[bytes]:
-    """Yield the archive of *trees*, which lie on each other bottom first, in pieces.
+def merged_tar(stack: Stack) -> Iterator[bytes]:
+    """Yield the archive of what the trees of *stack* show together, in pieces.
 
-    Each is a directory, and whether `.wh.` files in it are whiteouts. The same tree gives the same bytes:
+    The same tree gives the same bytes:
     a directory, the files in it sorted by name, then the directories in it. Raises `OSError`.
     """
-    files = _Files()
-    with layertar.stacked(trees) as top:
+    files = _Files(stack.marking)
+    with stack.opened(layertar.DESCRIPTORS) as layers:
+        top = layers[-1]
         pending = [(b"", [top.root, *(layer.root for layer in top.below)])]
         while pending:
-            top.directories.trim(_DESCRIPTORS)
+            top.directories.trim()
             path, dirs = pending.pop()
             try:
                 fd = dirs[0].fd()
-                yield tarformat.header(layertar.member_at(path or b".", "directory", os.fstat(fd), fd))
+                yield tarformat.header(
+                    layertar.member_at(path or b".", "directory", os.fstat(fd), fd, stack.marking)
+                )
                 names = sorted(merge.names(dirs))
             except FileNotFoundError:
                 continue
             below = []
             for name in names:
                 inside = b"%b/%b" % (path, name) if path else name
+                top.directories.trim()
                 try:
                     found = merge.resolve(dirs, name)
                     entry = files.open(inside, dirs, found, name) if isinstance(found, LayerDir) else None
@@ -74,7 +78,8 @@ class _Entry:
 class _Files:
     """Looks at files, and knows which of them are further names of one that was there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, marking: Marking) -> None:
+        self._marking = marking
         self._links: dict[tuple[int, int], bytes] = {}
 
     def open(self, path: bytes, dirs: Sequence[LayerDir], home: LayerDir, name: bytes) -> _Entry | None:
@@ -87,23 +92,23 @@ class _Files:
         if status.st_nlink > 1 and identity in self._links:
             kind = "link"
         place = b"/proc/self/fd/%d/%b" % (home.fd(), name)
-        member = layertar.member_at(path, kind, status, place)
+        member = layertar.member_at(path, kind, status, place, self._marking)
         fd = None
         if kind == "link":
             member.target = self._links[identity]
         elif kind == "symlink":
             member.target = os.readlink(name, dir_fd=home.fd())
         elif kind == "file":
-            fd = _open_contents(dirs, home, name)
+            fd = _open_contents(dirs, home, name, status)
         if status.st_nlink > 1:
             self._links.setdefault(identity, path)
         return _Entry(member, fd)
 
 
-def _open_contents(dirs: Sequence[LayerDir], home: LayerDir, name: bytes) -> int:
+def _open_contents(dirs: Sequence[LayerDir], home: LayerDir, name: bytes, status: os.stat_result) -> int:
     """Open what a file holds, which lies below where its metadata alone has been copied up."""
     if home.layer.below:
-        marks = xattr.read_file_marks(home.fd(), name)
+        marks = home.file_marks(name, status)
         if marks.metacopy:
             below = dirs[list(dirs).index(home) + 1 :]
             home, name = merge.contents(below, home.layer, name, marks.redirect)

@@ -15,35 +15,33 @@ from pathlib import Path
 from layerfs.oci.unpacking import INHERITING
 from layerfs.store import manifest
 from layerfs.store.directories import Directories, Parts, is_real_root
-from layerfs.union import merge, xattr
-from layerfs.union.layer import Layer, LayerDir
+from layerfs.union import merge
+from layerfs.union.layer import LayerDir
+from layerfs.union.marking import Marking
+from layerfs.union.stack import Stack
+
+_DESCRIPTORS = 64
 
 
-def inherit(layer: Path, below: Sequence[Path]) -> None:
-    """Give directories of the unpacked *layer* the attributes that the trees *below* (bottom first) have.
+def inherit(layer: Path, below: Stack) -> None:
+    """Give directories of the unpacked *layer* the attributes that the trees *below* have.
 
     Raises `OSError`.
     """
     note = layer / INHERITING
     paths = note.read_bytes().split(b"\0")[:-1]
-    opened: list[Layer] = []
     own = Directories(layer / "fs")
     try:
-        for tree in below:
-            opened.append(Layer(tree))
-            opened[-1].below = tuple(reversed(opened[:-1]))
-        roots = [lower.root for lower in reversed(opened)]
-        for path in paths:
-            parts = tuple(path.split(b"/")) if path != b"." else ()
-            if found := _find(roots, parts):
-                _copy(found[0].fd(), own.open(parts, create=False))
-            for lower in opened:
-                lower.directories.trim(8)
+        with below.opened(_DESCRIPTORS) as opened:
+            roots = [lower.root for lower in reversed(opened)]
+            for path in paths:
+                parts = tuple(path.split(b"/")) if path != b"." else ()
+                if found := _find(roots, parts):
+                    _copy(found[0].fd(), own.open(parts, create=False), below.marking)
+                    found[0].layer.directories.trim()
     finally:
         own.close()
-        for lower in opened:
-            lower.close()
-    if below:
+    if below.trees:
         manifest.renew(layer / "fs", layer / "manifest", set(paths))
     note.unlink()
 
@@ -58,7 +56,7 @@ def _find(roots: Sequence[LayerDir], parts: Parts) -> Sequence[LayerDir]:
     return found
 
 
-def _copy(source: int, target: int) -> None:
+def _copy(source: int, target: int, marking: Marking) -> None:
     """Give the directory *target* the owner, mode, attributes and times of the directory *source*."""
     status = os.fstat(source)
     try:
@@ -67,5 +65,5 @@ def _copy(source: int, target: int) -> None:
         if is_real_root() or error.errno not in (errno.EPERM, errno.EINVAL):
             raise
     os.fchmod(target, stat.S_IMODE(status.st_mode))
-    xattr.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
+    marking.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

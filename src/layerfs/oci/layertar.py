@@ -10,18 +10,18 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from layerfs.errors import LayerfsError
 from layerfs.oci import tarformat
 from layerfs.store.streams import PIECE
 from layerfs.store.tar import Kind, Member
-from layerfs.union import merge, whiteout, xattr
-from layerfs.union.layer import DirectoryCache, Layer, LayerDir
+from layerfs.union import merge, whiteout
+from layerfs.union.layer import LayerDir
+from layerfs.union.marking import Marking
+from layerfs.union.stack import Stack
 
-_DESCRIPTORS = 128
+DESCRIPTORS = 64
 _ZEROS = bytes(PIECE)
 KINDS: dict[int, Kind] = {
     stat.S_IFREG: "file",
@@ -65,24 +65,25 @@ class _Place:
 
 
 class LayerTar:
-    """The archive of the topmost of *trees*, which lie on each other, bottom first.
+    """The archive of the topmost tree of *stack*.
 
-    Each is a directory, and whether `.wh.` files in it are whiteouts. Iterate over `pieces`; afterwards
-    `alone` tells whether they are what the topmost tree says, whatever lies below it.
+    Iterate over `pieces`; afterwards `alone` tells whether they are what the topmost tree says, whatever lies
+    below it.
     """
 
-    def __init__(self, trees: Sequence[tuple[Path, bool]]) -> None:
-        self._trees = trees
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
         self._links: dict[tuple[int, int], bytes] = {}
         self.alone = True
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the archive. Raises `LayerfsError` for what it cannot hold, and `OSError`."""
-        with stacked(self._trees) as layer:
+        with self._stack.opened(DESCRIPTORS) as layers:
+            layer = layers[-1]
             pending = [_Place(layer.root, b"", None)]
             while pending:
                 place = pending.pop()
-                layer.directories.trim(_DESCRIPTORS)
+                layer.directories.trim()
                 below: list[_Place] = []
                 yield from self._directory(place, below)
                 pending += reversed(below)
@@ -92,7 +93,7 @@ class LayerTar:
         """Yield a directory and all in it but other directories, which are added to *pending*."""
         own, path = place.own, place.path
         fd = own.fd()
-        yield tarformat.header(member_at(path or b".", "directory", os.fstat(fd), fd))
+        yield tarformat.header(member_at(path or b".", "directory", os.fstat(fd), fd, self._stack.marking))
         marks = own.marks()
         if place.merged is None:
             moved = marks.redirect is not None and place.parent is not None and bool(own.layer.below)
@@ -104,6 +105,7 @@ class LayerTar:
         kinds = own.kinds()
         for name in sorted(kinds if place.merged is None else merge.names(place.merged)):
             inside = b"%b/%b" % (path, name) if path else name
+            own.layer.directories.trim()
             if name.startswith(whiteout.AUFS_PREFIX):
                 raise LayerfsError(
                     f"{os.fsdecode(inside)!r} cannot be in an image: a name that begins with .wh."
@@ -135,7 +137,8 @@ class LayerTar:
         if status.st_nlink > 1 and identity in self._links:
             kind = "link"
         place = b"/proc/self/fd/%d/%b" % (home.fd(), name)
-        member = member_at(path, kind, status, place)  # a link's is given to the file again by some tools
+        # A link has the attributes of its file, which some tools give to the file again.
+        member = member_at(path, kind, status, place, self._stack.marking)
         if kind == "link":
             member.target = self._links[identity]
             yield tarformat.header(member)
@@ -146,9 +149,8 @@ class LayerTar:
         if status.st_nlink > 1:
             self._links[identity] = path
         if kind == "file" and status.st_size:
-            if home.layer.below and xattr.METACOPY in _private_names(place):
+            if home.layer.below and (marks := home.file_marks(name, status)).metacopy:
                 self.alone = False
-                marks = xattr.read_file_marks(home.fd(), name)
                 home, name = merge.contents(below(), home.layer, name, marks.redirect)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             fd = os.open(name, flags, dir_fd=home.fd())
@@ -158,29 +160,14 @@ class LayerTar:
                 os.close(fd)
 
 
-@contextmanager
-def stacked(trees: Sequence[tuple[Path, bool]]) -> Iterator[Layer]:
-    """Open the trees, and have the topmost know the others."""
-    opened: list[Layer] = []
-    cache = DirectoryCache()
-    try:
-        for path, aufs in trees:
-            layer = Layer(path, aufs=aufs)
-            layer.below = tuple(reversed(opened))
-            layer.directories = cache
-            opened.append(layer)
-        yield opened[-1]
-    finally:
-        for layer in opened:
-            layer.close()
-
-
-def member_at(path: bytes, kind: Kind, status: os.stat_result, place: int | bytes) -> Member:
-    """Return the member for what is at *place*, a descriptor or a path."""
+def member_at(
+    path: bytes, kind: Kind, status: os.stat_result, place: int | bytes, marking: Marking
+) -> Member:
+    """Return the member for what is at *place*, a descriptor or a path; private attributes are left out."""
     attributes = {
         shown: os.getxattr(place, stored, follow_symlinks=isinstance(place, int))
         for stored in _xattrs(place)
-        if (shown := xattr.shown_name(stored)) is not None and shown not in _OF_THIS_MACHINE
+        if (shown := marking.shown_name(stored)) is not None and shown not in _OF_THIS_MACHINE
     }
     member = Member(
         path,
@@ -205,10 +192,6 @@ def _xattrs(place: int | bytes) -> list[bytes]:
         if error.errno == errno.EOPNOTSUPP:
             return []
         raise
-
-
-def _private_names(place: bytes) -> list[bytes]:
-    return [name.rpartition(b".overlay.")[2] for name in _xattrs(place) if xattr.shown_name(name) is None]
 
 
 def _marker(path: bytes, name: bytes) -> bytes:

@@ -23,6 +23,8 @@ from layerfs.store.limits import Limits
 from layerfs.store.model import Image, to_nanoseconds
 from layerfs.store.references import normalize
 from layerfs.store.system import sync_filesystem
+from layerfs.union.marking import of_this_process
+from layerfs.union.stack import Stack, Tree
 
 Report = Callable[[int, int], None]
 """Called now and then with the bytes read so far, and those to read in all (0 while not known)."""
@@ -163,11 +165,12 @@ def _unpack_missing(
 def _inherit(db: Database, stack: Sequence[str], new: Sequence[NewLayer]) -> None:
     """Complete those *new* layers of a *stack* whose archives left it to the layers below."""
     waiting = {layer.id for layer in new if not layer.alone}
-    trees = [layers.directory(db, layer_id) / "fs" for layer_id in stack]
+    trees = tuple(Tree(layers.directory(db, layer_id) / "fs") for layer_id in stack)
+    whole = Stack(trees, of_this_process(), db.layers)
     try:
         for depth, layer_id in enumerate(stack):
             if layer_id in waiting:
-                inherit(layers.directory(db, layer_id), trees[:depth])
+                inherit(layers.directory(db, layer_id), whole.up_to(depth))
     except OSError as error:
         raise from_os_error(error, "complete a layer") from None
 

@@ -12,7 +12,7 @@ from layerfs.errors import BadRequest, LayerfsError, from_os_error
 from layerfs.oci import compress, config, media, recipe
 from layerfs.oci.layertar import LayerTar
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
-from layerfs.store import Store, elsewhere, images, layers
+from layerfs.store import Store, elsewhere, images, layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer
 from layerfs.store.references import normalize
@@ -142,7 +142,7 @@ class _Saver:
             pieces: Iterator[bytes] = recipe.replay(notes, layer.path)
         else:
             known = None
-            tree = LayerTar([(below.path, below.state == "external") for below in stack])
+            tree = LayerTar(marks.stack(self._db, stack))
             pieces = tree.pieces()
         with self._output.blob() as (sink, name):
             written = compress.write(pieces, self._compression, sink, known)

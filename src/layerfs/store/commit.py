@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from layerfs.errors import Conflict, NotFound, from_os_error
-from layerfs.store import dockerfile, events, external, images, layers, stacks
+from layerfs.store import dockerfile, events, external, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime
 from layerfs.store.references import normalize
@@ -39,7 +39,7 @@ def prepare(db: Database, mount: Mount) -> Layer:
             layers.hold(db, upper.id)
             external.prepare(db, upper)
         else:
-            copy_attributes(upper.path, own / "fs")
+            copy_attributes(upper.path, own / "fs", marks.of_layer(upper))
         layers.bring_to_disk(db, new)
     except BaseException as error:
         layers.discard(db, new)
@@ -91,7 +91,7 @@ def commit(
                 external.seal(db, upper, new_upper.id)
             else:
                 layers.seal(db, upper.id)
-                layers.insert(db, new_upper.id, "active")
+                layers.insert(db, new_upper.id, "active", upper.prefix)
             db.execute("UPDATE mounts SET upper = ? WHERE id = ?", (new_upper.id, mount.id))
             attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
             if name:

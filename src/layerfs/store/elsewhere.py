@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from layerfs.store import events, images, layers, stacks
+from layerfs.store import events, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image
 from layerfs.store.stacks import canonical_json
+from layerfs.union.marking import of_this_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,14 @@ def chain_ids(diff_ids: Sequence[str]) -> list[str]:
 
 
 def shared_layers(db: Database, diff_ids: Sequence[str]) -> dict[str, str]:
-    """Return the layers that the store has of a stack of archives, by chain ID."""
+    """Return the layers that the store has of a stack of archives, by chain ID, marked as others are here."""
     found = {}
+    prefix = marks.name_of(of_this_process())
     for diff_id, chain_id in zip(diff_ids, chain_ids(diff_ids), strict=True):
         layer = db.scalar(
-            "SELECT id FROM layers WHERE chain_id = ?1 OR (diff_id = ?2 AND alone)"
-            " ORDER BY chain_id = ?1 DESC, created LIMIT 1",
-            (chain_id, diff_id),
+            "SELECT id FROM layers WHERE (chain_id = ?1 OR (diff_id = ?2 AND alone))"
+            " AND ifnull(prefix, ?3) = ?3 ORDER BY chain_id = ?1 DESC, created LIMIT 1",
+            (chain_id, diff_id, prefix),
         )
         if layer is not None:
             found[chain_id] = str(layer)
@@ -91,7 +93,7 @@ def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image
     present = shared_layers(db, new.diff_ids)
     used = [layer for layer in made if layer.chain_id in chain and layer.chain_id not in present]
     for layer in used:
-        layers.insert(db, layer.id, "sealed", size=layer.size)
+        layers.insert(db, layer.id, "sealed", marks.name_of(of_this_process()), size=layer.size)
         note_diff_id(db, layer.id, layer.diff_id, layer.chain_id, alone=layer.alone)
         present[layer.chain_id] = layer.id
     if any(chain_id not in present for chain_id in chain):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, from_os_error
-from layerfs.store import layers
+from layerfs.store import layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, Mount, now
 from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_path
@@ -69,12 +69,17 @@ def _check_unused(db: Database, upper: Path, work: Path | None) -> None:
         raise Conflict(f"{upper} is in use as a layer below another mount or image: use another upper")
 
 
-def insert_upper(db: Database, layer_id: str, upper: Path, work: Path | None) -> None:
-    """Write the row of an upper outside the store; part of a transaction. Raises `Conflict`."""
+def insert_upper(db: Database, layer_id: str, upper: Path, work: Path | None, prefix: str) -> None:
+    """Write the row of an upper outside the store, marked with *prefix*; part of a transaction.
+
+    Raises `Conflict`.
+    """
     _check_unused(db, upper, work)
+    beside = os.fsencode(work.absolute()) if work else None
     db.execute(
-        "INSERT INTO layers (id, state, path, work, created) VALUES (?, 'active', ?, ?, ?)",
-        (layer_id, os.fsencode(upper.absolute()), os.fsencode(work.absolute()) if work else None, now()),
+        "INSERT INTO layers (id, state, path, work, created, prefix, outside)"
+        " VALUES (?, 'active', ?, ?, ?, ?, 1)",
+        (layer_id, os.fsencode(upper.absolute()), beside, now(), prefix),
     )
 
 
@@ -128,7 +133,7 @@ def prepare(db: Database, upper: Layer) -> None:
     own = layers.directory(db, upper.id)
     recover(db, upper)
     (own / "fs").mkdir(mode=0o755)
-    copy_attributes(upper.path, own / "fs")
+    copy_attributes(upper.path, own / "fs", marks.of_layer(upper))
     note = own / "exchange.tmp"
     fresh, old = (path.stat().st_ino for path in (own / "fs", upper.path))
     note.write_bytes(b"%d\n%d\n%s" % (fresh, old, os.fsencode(upper.path)))
@@ -166,8 +171,16 @@ def seal(db: Database, upper: Layer, new_id: str) -> None:
     """Write what a commit makes of an upper outside and of the one that follows it there."""
     layers.seal(db, upper.id)
     db.execute(
-        "INSERT INTO layers (id, state, path, work, created) VALUES (?, 'active', ?, ?, ?)",
-        (new_id, os.fsencode(upper.path), os.fsencode(upper.work or b""), now()),
+        "INSERT INTO layers (id, state, path, work, created, prefix, outside)"
+        " VALUES (?, 'active', ?, ?, ?, ?, ?)",
+        (
+            new_id,
+            os.fsencode(upper.path),
+            os.fsencode(upper.work or b""),
+            now(),
+            upper.prefix,
+            upper.outside,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from layerfs.store import commit, events, external, images, layers, mounts, removal
+from layerfs.store import commit, events, external, images, layers, marks, mounts, removal
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
 from layerfs.store.references import normalize
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from layerfs.store.images import ImageRow
     from layerfs.store.scratch import Scratch
     from layerfs.store.usage import Usage
+    from layerfs.union.stack import Stack
 
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
 
@@ -66,6 +67,19 @@ class Store:
     def layers_of(self, owner: Image | Mount) -> list[Layer]:
         """Return the layers of an image or a mount (without its upper), bottom first."""
         return layers.get_all(self._db, owner.layers)
+
+    def stack_of(self, owner: Image | Mount, *, upper: bool = False) -> Stack:
+        """Return the layers of an image or a mount as trees to be read; with *upper*, a mount's too, if any.
+
+        Raises `Conflict` where they cannot be read together, or not by this process.
+        """
+        rows = self.layers_of(owner)
+        userxattr = False
+        if isinstance(owner, Mount):
+            userxattr = bool(owner.options.get("userxattr"))
+            if upper and owner.upper is not None:
+                rows.append(self.layer(owner.upper))
+        return marks.stack(self._db, rows, userxattr=userxattr)
 
     def external_layer(self, path: Path) -> Layer:
         """Return the layer for a plain directory, registering it when it is new.

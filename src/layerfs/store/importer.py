@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NoSpace, from_os_error
-from layerfs.store import dockerfile, events, images, layers, settle, stacks
+from layerfs.store import dockerfile, events, images, layers, marks, settle, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from layerfs.store.references import normalize
 from layerfs.store.streams import Ahead, Feed, Read, decompressed
 from layerfs.store.tar import Reader
 from layerfs.store.unpack import Unpacker
+from layerfs.union.marking import of_this_process
 
 Progress = Callable[[int], None]
 """Called now and then with the number of bytes done so far."""
@@ -46,7 +47,7 @@ def import_image(
         size = layers.measure(own / "fs")
         settle.bring_to_rest(own / "fs", own, digests)
         with db.transaction():
-            layers.insert(db, layer_id, "sealed", size=size)
+            layers.insert(db, layer_id, "sealed", marks.name_of(of_this_process()), size=size)
             entry = HistoryEntry(to_datetime(now()), f"Imported from {called}", "", message, False, layer_id)
             image = images.insert(
                 db,

@@ -31,7 +31,10 @@ _MOMENT = 60.0
 _LONG = 3600.0
 """Seconds to wait for another process that measures, hashes or commits a layer."""
 
-_COLUMNS = "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified"
+_COLUMNS = (
+    "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified, prefix, outside"
+)
+_AT_A_TIME = 500
 _locks: dict[str, int] = {}
 """Descriptors that hold the locks of the layers that this process is making."""
 
@@ -51,7 +54,12 @@ def get(db: Database, layer_id: str) -> Layer:
 
 def get_all(db: Database, layer_ids: Sequence[str]) -> list[Layer]:
     """Return these layers, in this order; raises `NotFound`."""
-    return [get(db, layer_id) for layer_id in layer_ids]
+    found: dict[str, Layer] = {}
+    for start in range(0, len(layer_ids), _AT_A_TIME):
+        some = layer_ids[start : start + _AT_A_TIME]
+        query = f"SELECT {_COLUMNS} FROM layers WHERE id IN ({', '.join('?' * len(some))})"
+        found.update((row[0], _from_row(db, row)) for row in db.execute(query, some))
+    return [found.get(layer_id) or get(db, layer_id) for layer_id in layer_ids]
 
 
 def every(db: Database) -> list[Layer]:
@@ -64,11 +72,13 @@ def known_sizes(db: Database) -> dict[str, int | None]:
     return dict(db.execute("SELECT id, size FROM layers WHERE path IS NULL").fetchall())
 
 
-def insert(db: Database, layer_id: str, state: LayerState, *, size: int | None = None) -> None:
-    """Write the row of a layer whose tree is in the store; part of a transaction."""
+def insert(
+    db: Database, layer_id: str, state: LayerState, prefix: str | None, *, size: int | None = None
+) -> None:
+    """Write the row of a layer whose tree is in the store, marked with *prefix*; part of a transaction."""
     db.execute(
-        "INSERT INTO layers (id, state, created, size, manifest_done) VALUES (?, ?, ?, ?, ?)",
-        (layer_id, state, now(), size, size is not None),
+        "INSERT INTO layers (id, state, created, size, manifest_done, prefix) VALUES (?, ?, ?, ?, ?, ?)",
+        (layer_id, state, now(), size, size is not None, prefix),
     )
 
 
@@ -292,7 +302,20 @@ def measure_once(db: Database, layer: Layer) -> int:
 
 
 def _from_row(db: Database, row: sqlite3.Row) -> Layer:
-    layer_id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified = row
+    (
+        layer_id,
+        state,
+        path,
+        work,
+        created,
+        size,
+        manifest_done,
+        diff_id,
+        sealed_in,
+        unverified,
+        prefix,
+        outside,
+    ) = row
     own = directory(db, layer_id)
     if path is not None:
         tree, workdir = Path(os.fsdecode(path)), Path(os.fsdecode(work)) if work else None
@@ -300,5 +323,15 @@ def _from_row(db: Database, row: sqlite3.Row) -> Layer:
         tree, workdir = own / "fs", own / "work" if state == "active" else None
     doubtful = bool(unverified) or (state == "sealed" and not manifest_done and sealed_in != boot_id())
     return Layer(
-        layer_id, state, tree, workdir, to_datetime(created), size, bool(manifest_done), diff_id, doubtful
+        layer_id,
+        state,
+        tree,
+        workdir,
+        to_datetime(created),
+        size,
+        bool(manifest_done),
+        diff_id,
+        doubtful,
+        prefix,
+        bool(outside),
     )

@@ -54,6 +54,10 @@ class Layer:
     """The digest of its tar archive (`sha256:...`), once it has come in or gone out as one."""
     unverified: bool = False
     """Whether the machine stopped before the layer was known to be on disk: nobody knows if it is whole."""
+    prefix: str | None = None
+    """Whether its tree is marked with `trusted` or `user` attributes; None where that was not noted."""
+    outside: bool = False
+    """Whether its tree is or was an upper outside the store, which others may have written to."""
 
 
 @dataclass(frozen=True, slots=True)

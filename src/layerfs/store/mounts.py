@@ -11,10 +11,11 @@ from typing import Any
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.runtime import check_name
-from layerfs.store import events, external, layers, stacks
+from layerfs.store import events, external, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
 from layerfs.store.system import copy_attributes, remove_trees
+from layerfs.union.marking import Trust, trust_in_others
 
 _COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral"
 
@@ -37,7 +38,10 @@ def create(
     if not stack:
         raise BadRequest("a mount needs an image or at least one layer below")
     _check_free(db, name)
-    top = layers.get_all(db, stack)[-1]
+    rows = layers.get_all(db, stack)
+    marking = marks.of_stack(rows, userxattr=bool(options.get("userxattr")))
+    prefix = marks.name_of(marking)
+    marks.check_options(trust_in_others() if external_upper else Trust.ALL, marking, options)
     upper = None
     if external_upper:
         external.check_upper(db, *external_upper, writable=writable)
@@ -46,15 +50,15 @@ def create(
         upper = layers.begin(db, "fs", "work")
     try:
         if upper and not external_upper:
-            copy_attributes(top.path, layers.directory(db, upper) / "fs")
+            copy_attributes(rows[-1].path, layers.directory(db, upper) / "fs", marking)
         if upper:
             layers.bring_to_disk(db, upper)
         with db.transaction():
             _check_free(db, name)
             if upper and external_upper:
-                external.insert_upper(db, upper, *external_upper)
+                external.insert_upper(db, upper, *external_upper, prefix)
             elif upper:
-                layers.insert(db, upper, "active")
+                layers.insert(db, upper, "active", prefix)
             mount_id = _insert(db, name, image, stack, upper, options, config, ephemeral)
     except BaseException as error:
         if upper:

@@ -114,4 +114,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         END
         """,
     ),
+    (  # which attributes are an overlay's own: see `layerfs.store.marks`
+        "ALTER TABLE layers ADD COLUMN prefix TEXT CHECK (prefix IN ('trusted', 'user'))",  # NULL: not noted
+        "ALTER TABLE layers ADD COLUMN outside INTEGER NOT NULL DEFAULT 0",  # 1: it was an upper outside
+    ),
 )

@@ -12,14 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import LayerfsError
+from layerfs.union.marking import Marking
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-
-PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.")
-"""Attributes in which overlay filesystems keep what a directory is to them."""
 
 
 def sync_filesystem(fd: int) -> None:
@@ -73,10 +71,10 @@ def list_xattrs(path: Path | bytes) -> list[str]:
         raise
 
 
-def copy_attributes(source: Path, target: Path) -> None:
+def copy_attributes(source: Path, target: Path, marking: Marking) -> None:
     """Give *target* the owner, mode, extended attributes and times of the directory *source*.
 
-    The private attributes of overlay filesystems stay behind. What only root may set is left out for
+    The private attributes of the overlay stay behind. What only root may set is left out for
     others. Raises `OSError`.
     """
     status = source.stat()
@@ -88,7 +86,7 @@ def copy_attributes(source: Path, target: Path) -> None:
             raise
     target.chmod(status.st_mode & 0o7777)
     for name in list_xattrs(source):
-        if name.startswith(PRIVATE_XATTRS):
+        if marking.shown_name(os.fsencode(name)) is None:
             continue
         try:
             os.setxattr(target, name, os.getxattr(source, name))

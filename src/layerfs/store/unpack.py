@@ -22,7 +22,8 @@ from layerfs.store.holes import parts_with_data
 from layerfs.store.limits import Limits
 from layerfs.store.system import remove_trees
 from layerfs.store.tar import Member
-from layerfs.union import whiteout, xattr
+from layerfs.union import whiteout
+from layerfs.union.marking import of_this_process
 
 _TYPES = {"character": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}
 _CHUNK = 1 << 20
@@ -58,7 +59,7 @@ class Unpacker:
         self._limits = limits
         self._is_root = is_real_root()
         self._user = os.geteuid(), os.getegid()
-        self._prefix = xattr.writable_prefix(self._directories.root)
+        self._marking = of_this_process()
         self.size = 0
         self.files = 0
         self.digests: dict[int, str] = {}
@@ -115,7 +116,7 @@ class Unpacker:
         """Give the directories their attributes, which writing into them would have changed."""
         self._limits.check(self.size, self.files + len(self._directories.made))
         for parts in self._opaque:
-            whiteout.set_opaque(self._directories.open(parts, create=False), self._prefix)
+            whiteout.set_opaque(self._directories.open(parts, create=False), self._marking)
         for parts in sorted({*self._members, *self._unsaid()}, reverse=True):
             fd = self._directories.open(parts, create=False)
             self._set_attributes(fd, self._members.get(parts, _UNSAID))
@@ -313,7 +314,7 @@ class Unpacker:
     def _set_xattr(self, file: int | bytes, name: bytes, value: bytes) -> None:
         """Set an attribute; what a directory is to an overlay is not for an archive to say."""
         follow = isinstance(file, int)
-        stored = xattr.stored_name(name)
+        stored = self._marking.stored_name(name)
         try:
             os.setxattr(file, stored, value, follow_symlinks=follow)
         except PermissionError:

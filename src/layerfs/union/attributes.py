@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from layerfs.union import syscalls, xattr
+from layerfs.union import syscalls
 from layerfs.union.copyup import copy_up, copy_up_directory, copy_up_removed
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
@@ -76,14 +76,14 @@ def setxattr(union: Union, node: Node, name: bytes, value: bytes) -> None:
     """Set the extended attribute that people call *name*."""
     _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
-    os.setxattr(path, xattr.stored_name(name), value, follow_symlinks=follow)
+    os.setxattr(path, union.marking.stored_name(name), value, follow_symlinks=follow)
 
 
 def removexattr(union: Union, node: Node, name: bytes) -> None:
     """Remove the extended attribute that people call *name*; ENODATA where there is none."""
     _forget_attributes(node)
     path, follow = union.path_for_xattr(node)
-    os.removexattr(path, xattr.stored_name(name), follow_symlinks=follow)
+    os.removexattr(path, union.marking.stored_name(name), follow_symlinks=follow)
 
 
 def _forget_attributes(node: Node) -> None:

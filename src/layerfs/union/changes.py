@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from layerfs.union import merge
-from layerfs.union.layer import DirectoryCache, Layer, LayerDir
+from layerfs.union.layer import LayerDir
+from layerfs.union.stack import Stack
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
 
 ADDED = "A"
 CHANGED = "C"
 DELETED = "D"
-_DESCRIPTORS = 256
+_DESCRIPTORS = 64
 
 
 class Change(NamedTuple):
@@ -25,30 +24,21 @@ class Change(NamedTuple):
     path: bytes
 
 
-def changes(upper: Path, lowers: Sequence[Path]) -> Iterator[Change]:
-    """Yield what the tree *upper* changes in the stack *lowers* (bottom to top), parents before children.
+def changes(stack: Stack) -> Iterator[Change]:
+    """Yield what the topmost tree of *stack*, the upper, changes in those below, parents before children.
 
     Names come in the order of their bytes. A directory that was there before is changed if something
     in it is, or its own mode, owner or time. Contents are not compared: what has been copied up counts
     as changed, as in Docker. Raises `OSError` when a tree cannot be read; names that vanish while it
     reads are left out.
     """
-    layers: list[Layer] = []
-    cache = DirectoryCache()
-    try:
-        layers.append(Layer(upper))
-        layers += [Layer(path) for path in reversed(lowers)]
-        for depth, layer in enumerate(layers):
-            layer.below = tuple(layers[depth + 1 :])
-            layer.directories = cache
-        yield from _in_directory(layers[0].root, [layer.root for layer in layers[1:]], b"")
-    finally:
-        for layer in layers:
-            layer.close()
+    with stack.opened(_DESCRIPTORS) as layers:
+        *lowers, upper = layers
+        yield from _in_directory(upper.root, [layer.root for layer in reversed(lowers)], b"")
 
 
 def _in_directory(directory: LayerDir, below: Sequence[LayerDir], path: bytes) -> Iterator[Change]:
-    directory.layer.directories.trim(_DESCRIPTORS)
+    directory.layer.directories.trim()
     try:
         kinds = sorted(directory.kinds().items())
     except FileNotFoundError:
@@ -103,7 +93,7 @@ def _directory(
 
 def _all_of(dirs: Sequence[LayerDir], path: bytes) -> Iterator[Change]:
     """Yield everything in the merged directory *dirs* as added."""
-    dirs[0].layer.directories.trim(_DESCRIPTORS)
+    dirs[0].layer.directories.trim()
     for name in sorted(merge.names(dirs)):
         here = b"%s/%s" % (path, name)
         yield Change(ADDED, here)
@@ -117,12 +107,12 @@ def _same_place(parts: Sequence[LayerDir], before: Sequence[LayerDir]) -> bool:
 
 
 def _identity(part: LayerDir) -> tuple[int, int]:
-    st = os.fstat(part.fd())
+    st = part.status()
     return st.st_dev, st.st_ino
 
 
 def _differs(upper: LayerDir, lower: LayerDir) -> bool:
-    one, two = os.fstat(upper.fd()), os.fstat(lower.fd())
+    one, two = upper.status(), lower.status()
     return stat.S_IMODE(one.st_mode) != stat.S_IMODE(two.st_mode) or (
         one.st_uid,
         one.st_gid,

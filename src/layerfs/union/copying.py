@@ -7,7 +7,8 @@ import os
 import stat
 from functools import cache
 
-from layerfs.union import syscalls, xattr
+from layerfs.union import syscalls
+from layerfs.union.marking import INODE
 from layerfs.union.reading import read_at
 from layerfs.union.upper import Upper
 
@@ -38,10 +39,10 @@ def copy_metadata(
         if error.errno == errno.EINVAL:
             raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW)) from None
         raise
-    xattr.copy(source, target, follow=follow)
+    upper.marking.copy(source, target, follow=follow)
     if record is not None:
         try:
-            os.setxattr(target, upper.prefix + xattr.INODE, record, follow_symlinks=follow)
+            os.setxattr(target, upper.marking.prefix + INODE, record, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.ENOSPC):
                 raise  # a number lost at the next mount is better than a file that cannot be written

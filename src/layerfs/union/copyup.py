@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from layerfs.union import xattr
 from layerfs.union.copying import copy_data, copy_metadata
 from layerfs.union.layer import LayerDir
 from layerfs.union.links import learn_moves, names_in, today
+from layerfs.union.marking import METACOPY, REDIRECT
 from layerfs.union.moves import Path
 from layerfs.union.node import Directory, File
 from layerfs.union.upper import Upper
@@ -65,6 +65,8 @@ class CopyUp:
         self._temporary = b""
         self._copy = -1
         self._st = st = node.stat()
+        if stat.S_IFMT(st.st_mode) != node.kind:  # somebody has changed the layer
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
         self.length = st.st_size if length is None else min(length, st.st_size)
         """Bytes to copy, holes among them."""
         self._unseen = union.links(node, st) > len(node.names)
@@ -83,6 +85,7 @@ class CopyUp:
         except OSError:
             os.close(self._object)
             raise
+        self._upper.begin_copy()
 
     def is_small(self, most: int) -> bool:
         """Tell whether `copy` reads at most *most* bytes, all of them in memory."""
@@ -107,7 +110,7 @@ class CopyUp:
             self._copy, self._temporary = upper.nameless_file()
             if self._metadata_only:
                 os.ftruncate(self._copy, st.st_size)
-                os.setxattr(self._copy, upper.prefix + xattr.METACOPY, b"")
+                os.setxattr(self._copy, upper.marking.prefix + METACOPY, b"")
             else:
                 copy_data(self._contents, self._copy, self.length)
                 if self._durable and self.length:
@@ -210,6 +213,7 @@ class CopyUp:
                 os.close(fd)
         if self._temporary:
             self._upper.discard(self._temporary)
+        self._upper.end_copy()
 
 
 class FillIn:
@@ -241,10 +245,10 @@ class FillIn:
     def finish(self) -> None:
         """Make the file whole."""
         os.utime(self._target, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
-        prefix = writable_upper(self._union).prefix
-        os.removexattr(self._target, prefix + xattr.METACOPY)
+        prefix = self._union.marking.prefix
+        os.removexattr(self._target, prefix + METACOPY)
         with suppress(OSError):  # it has one only if it has been renamed
-            os.removexattr(self._target, prefix + xattr.REDIRECT)
+            os.removexattr(self._target, prefix + REDIRECT)
         self._node.contents = None
         self._node.synced = False
         self._union.drop_data(self._node)

@@ -6,76 +6,136 @@ in a layer, however hostile, leads outside it: no path of a layer is ever resolv
 
 from __future__ import annotations
 
+import errno
 import os
-from collections import deque
 
-from layerfs.union import whiteout, xattr
+from layerfs.union import whiteout
+from layerfs.union.descriptors import OPEN_DIRECTORY, DirectoryCache, Shelf
+from layerfs.union.marking import FileMarks, Marking, Marks, Trust, of_this_process
 from layerfs.union.moves import Moves
-
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layer:
     """One tree of the stack.
 
     `below` are the layers under it, top-most first. A *mutable* layer is the upper: it changes, so
-    nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts. `on_disk` says that all
-    of it is known to be on its disk, as it is of a layer that was sealed some time ago. `moves` are its
-    renamed directories.
+    nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts, `marking` which
+    attributes are the overlay's own, and `trust` whose redirects are followed in it. `identity` are the
+    root's `st_dev` and `st_ino`. `on_disk` says that all of it is known to be on its disk, as it is of a
+    layer that was sealed some time ago. `moves` are its renamed directories.
+
+    Where the tree lies on a *shelf*, its root is closed while it is not used. Other roots stay open: the
+    path of a directory that somebody has named may be covered by the very mount that it is a layer of, and
+    looking for it there would be waiting for ourselves.
     """
 
-    __slots__ = ("__weakref__", "aufs", "below", "directories", "moves", "mutable", "on_disk", "path", "root")
+    __slots__ = (
+        "__weakref__",
+        "_place",
+        "aufs",
+        "below",
+        "directories",
+        "identity",
+        "marking",
+        "moves",
+        "mutable",
+        "on_disk",
+        "path",
+        "root",
+        "shelf",
+        "trust",
+    )
 
     def __init__(
-        self, path: str | bytes | os.PathLike[str], *, aufs: bool = False, mutable: bool = False
+        self,
+        path: str | bytes | os.PathLike[str],
+        *,
+        aufs: bool = False,
+        mutable: bool = False,
+        marking: Marking | None = None,
+        trust: Trust = Trust.ALL,
+        shelf: Shelf | None = None,
+        directories: DirectoryCache | None = None,
     ) -> None:
-        """Open the tree at *path*. Raises `OSError` when it is no directory or cannot be read."""
+        """Open the tree at *path*, as one of the layers that share *directories*.
+
+        Raises `OSError` when it is no directory or cannot be read.
+        """
         self.path = os.fsencode(path)
         self.aufs = aufs
         self.mutable = mutable
+        self.marking = marking if marking is not None else of_this_process()
+        self.trust = trust
         self.on_disk = not mutable
         self.below: tuple[Layer, ...] = ()
         self.moves = Moves()
-        self.directories = DirectoryCache()
-        self.root = LayerDir(self, None, b"", os.open(self.path, _OPEN_DIRECTORY & ~os.O_NOFOLLOW))
+        self.directories = directories if directories is not None else DirectoryCache()
+        self.shelf = shelf
+        self._place = shelf.place_of(self.path) if shelf is not None else None
+        fd = os.open(self.path, OPEN_DIRECTORY & ~os.O_NOFOLLOW)
+        st = os.fstat(fd)
+        self.identity = st.st_dev, st.st_ino
+        self.root = LayerDir(self, None, b"", fd)
+        self.root.pinned = True
+        if not mutable:
+            before = len(self.directories)
+            self.let_go()
+            self.directories.settle(before)
+
+    def share(self, directories: DirectoryCache) -> None:
+        """Count the open directories of this layer among *directories* from here on."""
+        if self.directories is not directories:
+            self.directories.trim(0)
+            self.directories = directories
+
+    def let_go(self) -> None:
+        """Let the root's descriptor be closed when others are needed more, if it can be opened again."""
+        if self._place is not None and self.root.pinned:
+            self.root.unpin()
+
+    def moved(self, path: str | bytes | os.PathLike[str]) -> None:
+        """Note that the tree lies at *path* now."""
+        self.path = os.fsencode(path)
+        self._place = self.shelf.place_of(self.path) if self.shelf is not None else None
+        if self._place is None:
+            self.root.pin()
+        elif not self.mutable:
+            self.let_go()
+
+    def open_root(self) -> int:
+        """Return a new descriptor on the root, which is the caller's. Any thread may call it.
+
+        Raises `OSError`, EIO where the tree is not where it was: no name may count as missing then.
+        """
+        if self.shelf is None or self._place is None:
+            return os.open(b".", OPEN_DIRECTORY, dir_fd=self.root.fd())
+        try:
+            fd = self.shelf.open(self._place)
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._misplaced() from None
+        st = os.fstat(fd)
+        if (st.st_dev, st.st_ino) != self.identity:
+            os.close(fd)
+            raise self._misplaced()
+        return fd
+
+    def _misplaced(self) -> OSError:
+        return OSError(errno.EIO, "a layer's tree is not there any more", self.path)
+
+    def apart(self) -> Layer:
+        """Return the same layer with handles of its own, for another thread; the caller closes it."""
+        fd = self.open_root()
+        try:
+            own = Layer(b"/proc/self/fd/%d" % fd, aufs=self.aufs, marking=self.marking, trust=self.trust)
+        finally:
+            os.close(fd)
+        own.below = self.below
+        return own
 
     def close(self) -> None:
         """Close every descriptor on this layer."""
         self.directories.trim(0)
         self.root.close()
-
-
-class DirectoryCache:
-    """Bounds the open directory descriptors of a stack; least recently used ones go first.
-
-    `trim` is called only between two operations, so that no descriptor goes while one uses it.
-    """
-
-    __slots__ = ("_open",)
-
-    def __init__(self) -> None:
-        self._open: deque[LayerDir] = deque()
-
-    def __len__(self) -> int:
-        return len(self._open)
-
-    def add(self, directory: LayerDir) -> None:
-        """Count *directory*, which has just been opened."""
-        self._open.append(directory)
-
-    def trim(self, most: int) -> None:
-        """Close descriptors until at most *most* are open (second chance for those used lately)."""
-        spared = 0
-        while len(self._open) > most:
-            directory = self._open.popleft()
-            if directory.pinned:
-                continue  # removed: its node closes it
-            if directory.used and spared < most:
-                directory.used = False
-                spared += 1
-                self._open.append(directory)
-            else:
-                directory.close()
 
 
 class LayerDir:
@@ -107,26 +167,45 @@ class LayerDir:
         self.redirect: bytes | None = None
         self._fd = fd
         self._kinds: dict[bytes, int] | None = None
-        self._marks: xattr.Marks | None = None
+        self._marks: Marks | None = None
         self._xattr_whiteouts: bool | None = None
 
     def fd(self) -> int:
         """Return a descriptor on the directory, good until the next `DirectoryCache.trim`."""
         self.used = True
+        return self._momentary()
+
+    def _momentary(self) -> int:
+        """Return a descriptor on the directory, good until the next `DirectoryCache.settle`."""
         if self._fd < 0:
             self._open()
         return self._fd
 
     def _open(self) -> None:
         closed = []
-        directory = self
-        while directory._fd < 0 and directory.parent is not None:
+        directory: LayerDir | None = self
+        while directory is not None and directory._fd < 0:
             closed.append(directory)
             directory = directory.parent
-        fd = directory._fd
+        fd = directory._fd if directory is not None else -1
+        directories = self.layer.directories
         for directory in reversed(closed):  # a loop, not a recursion: trees are deep
-            fd = directory._fd = os.open(directory.name, _OPEN_DIRECTORY, dir_fd=fd)
-            self.layer.directories.add(directory)
+            if directory.parent is not None:
+                directory._fd = os.open(directory.name, OPEN_DIRECTORY, dir_fd=fd)
+            else:
+                directory._fd = self.layer.open_root()
+            if directory is not closed[-1] and directories.is_full:
+                directories.take_back()  # the directory above, which was closed until now
+            fd = directory._fd
+            directories.add(directory)
+
+    def status(self) -> os.stat_result:
+        """Return the directory's stat; of many in a row, only as many stay open as there is room for."""
+        before = len(self.layer.directories)
+        try:
+            return os.fstat(self._momentary())
+        finally:
+            self.layer.directories.settle(before)
 
     def pin(self) -> None:
         """Keep the descriptor open: the directory is about to lose its name."""
@@ -153,34 +232,71 @@ class LayerDir:
         self.parent = parent
         self.name = name
 
-    def marks(self) -> xattr.Marks:
-        """Return the directory's opaque and redirect marks, in whichever form."""
+    def marks(self) -> Marks:
+        """Return the directory's opaque and redirect marks, in whichever form.
+
+        Raises `OSError`, EPERM for a redirect of somebody whom the layer's `trust` does not cover.
+        """
+        marks = self._read_marks()
+        if marks.redirect is not None and not self.layer.trust.covers(self.status().st_uid):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), self.name)
+        return marks
+
+    def _read_marks(self) -> Marks:
         if self._marks is not None:
             return self._marks
-        marks = xattr.read_marks(self.fd())
-        if self.layer.aufs and not marks.opaque and whiteout.has_aufs_opaque(self.fd()):
-            marks = marks._replace(opaque=True)
-        if not self.layer.mutable:
-            self._marks = marks
+        layer = self.layer
+        if layer.mutable:
+            return layer.marking.read(self.fd())
+        before = len(layer.directories)
+        try:
+            marks = layer.marking.read(self._momentary())
+            if layer.aufs and not marks.opaque and whiteout.has_aufs_opaque(self._momentary()):
+                marks = marks._replace(opaque=True)
+        finally:
+            layer.directories.settle(before)
+        self._marks = marks
         return marks
+
+    def file_marks(self, name: bytes, st: os.stat_result) -> FileMarks:
+        """Return the marks of *name*, anything but a directory, whose stat is *st*.
+
+        Raises `OSError`, EPERM for a file of metadata alone that the layer's `trust` does not cover: whose
+        inode number counts as not written.
+        """
+        marks = self.layer.marking.read_file(self.fd(), name)
+        if self.layer.trust.covers(st.st_uid):
+            return marks
+        if marks.metacopy:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM), name)
+        return FileMarks()
 
     def kind(self, name: bytes) -> int | None:
         """Return what *name* is here (see `whiteout`), or None where the directory has no such name."""
         if not self.layer.mutable:
             return self.kinds().get(name)
-        return whiteout.kind_of(self.fd(), name, self._has_xattr_whiteouts())
+        return whiteout.kind_of(self.fd(), name, self._whiteout_marking())
 
-    def _has_xattr_whiteouts(self) -> bool:
-        """Tell whether files here may be whiteouts: remembered, because layerfs never writes that form."""
+    def _whiteout_marking(self) -> Marking | None:
+        """Return the marking of files that may be whiteouts here; None where none may be.
+
+        Remembered, because layerfs never writes that form.
+        """
         if self._xattr_whiteouts is None:
-            self._xattr_whiteouts = self.marks().xattr_whiteouts
-        return self._xattr_whiteouts
+            self._xattr_whiteouts = self._read_marks().xattr_whiteouts
+        return self.layer.marking if self._xattr_whiteouts else None
 
     def kinds(self) -> dict[bytes, int]:
         """Return every name here and what it is. Remembered where the layer does not change."""
         if self._kinds is not None:
             return self._kinds
-        kinds = whiteout.scan(self.fd(), aufs=self.layer.aufs, xattr_whiteouts=self._has_xattr_whiteouts())
-        if not self.layer.mutable:
-            self._kinds = kinds
+        layer = self.layer
+        if layer.mutable:
+            return whiteout.scan(self.fd(), aufs=layer.aufs, whiteouts=self._whiteout_marking())
+        whiteouts = self._whiteout_marking()
+        before = len(layer.directories)
+        try:
+            kinds = self._kinds = whiteout.scan(self._momentary(), aufs=layer.aufs, whiteouts=whiteouts)
+        finally:
+            layer.directories.settle(before)
         return kinds

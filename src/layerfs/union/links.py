@@ -109,8 +109,7 @@ def _directories(layer: Layer) -> Iterator[tuple[LayerDir, Path]]:
     The handles are the walk's own: the union's are for the thread that owns it. A directory that goes
     meanwhile, or cannot be read, is left out: its names are nobody's to see.
     """
-    own = Layer(b"/proc/self/fd/%d" % layer.root.fd(), aufs=layer.aufs)
-    own.below = layer.below
+    own = layer.apart()
     try:
         pending: list[tuple[LayerDir, Path]] = [(own.root, ())]
         while pending:

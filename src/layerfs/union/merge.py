@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Sequence
 
-from layerfs.union import xattr
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
 
@@ -24,7 +23,8 @@ def resolve(dirs: Sequence[LayerDir], name: bytes) -> list[LayerDir] | LayerDir 
 
     Returns the list of directories that merge under the name; or, for anything but a directory, the
     one layer directory that holds it; or None where the name does not exist or is deleted.
-    Raises `OSError` when a layer cannot be read, EINVAL for a redirect that makes no sense.
+    Raises `OSError` when a layer cannot be read, EINVAL for a redirect that makes no sense, EPERM for one
+    that is not to be followed.
     """
     found: list[LayerDir] = []
     for depth, directory in enumerate(dirs):
@@ -83,10 +83,11 @@ def contents(below: Sequence[LayerDir], layer: Layer, name: bytes, redirect: byt
     home = resolve(below, name)
     if not isinstance(home, LayerDir):
         raise OSError(errno.EIO, os.strerror(errno.EIO), name)
-    if not stat.S_ISREG(os.stat(name, dir_fd=home.fd(), follow_symlinks=False).st_mode):
+    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    if not stat.S_ISREG(st.st_mode):
         raise OSError(errno.EIO, os.strerror(errno.EIO), name)
     if home.layer.below:
-        marks = xattr.read_file_marks(home.fd(), name)
+        marks = home.file_marks(name, st)
         if marks.metacopy:
             rest = below[list(below).index(home) + 1 :]
             return contents(rest, home.layer, name, marks.redirect)

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from layerfs.union import merge, syscalls, xattr
 from layerfs.union.copyup import copy_up, copy_up_directory, writable_upper
 from layerfs.union.layer import LayerDir
+from layerfs.union.marking import REDIRECT
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -223,7 +224,7 @@ def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
     """Mark the directory *entry* in the directory *place* opaque."""
     fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
     try:
-        set_opaque(fd, upper.prefix)
+        set_opaque(fd, upper.marking)
     finally:
         os.close(fd)
 
@@ -268,10 +269,10 @@ def mark_contents(union: Union, upper: Upper, node: File) -> None:
     target, follow = node.path()
     noted = None
     with suppress(OSError):
-        noted = os.getxattr(target, upper.prefix + xattr.REDIRECT, follow_symlinks=follow)
+        noted = os.getxattr(target, upper.marking.prefix + REDIRECT, follow_symlinks=follow)
     if noted is None or not noted.startswith(b"/"):
         path = lower_path(union, parent).rstrip(b"/") + b"/" + (noted or name)
-        os.setxattr(target, upper.prefix + xattr.REDIRECT, path, follow_symlinks=follow)
+        os.setxattr(target, upper.marking.prefix + REDIRECT, path, follow_symlinks=follow)
 
 
 def lower_path(union: Union, node: Directory) -> bytes:

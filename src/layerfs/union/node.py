@@ -15,6 +15,8 @@ _TAG_SHIFT = 48
 _TAGS = 256
 _DYNAMIC = 1 << 60
 _RECORD_MAX = 32
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""How to open what was a regular file a moment ago: who owns the layer may have put a fifo in its place."""
 _KINDS = {
     kind: kind
     for kind in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK)
@@ -169,14 +171,14 @@ class File:
         """Open the object (a regular file) and return the descriptor. Raises `OSError`."""
         if self.pin >= 0:
             return os.open(b"/proc/self/fd/%d" % self.pin, flags | os.O_CLOEXEC)
-        return os.open(self.entry, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.home.fd())
+        return os.open(self.entry, flags | _SAFELY, dir_fd=self.home.fd())
 
     def open_contents(self, flags: int) -> int:
         """Open what a regular file holds, wherever that is, to read it."""
         if self.contents is None:
             return self.open(flags)
         home, entry = self.contents
-        return os.open(entry, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=home.fd())
+        return os.open(entry, flags | _SAFELY, dir_fd=home.fd())
 
     def pin_object(self) -> None:
         """Keep hold of the object: its name in the layer is about to go."""

@@ -20,6 +20,7 @@ from layerfs.union.copyup import (
     writable_upper,
 )
 from layerfs.union.layer import LayerDir
+from layerfs.union.marking import REDIRECT, Trust
 from layerfs.union.moves import Path
 from layerfs.union.mutate import (
     directory_gone,
@@ -137,9 +138,11 @@ def _prepare(union: Union, upper: Upper, node: Node, parent: Directory, name: by
     part = node.dirs[0]
     if len(node.dirs) > 1:
         if part.redirect is None or not part.redirect.startswith(b"/"):
+            if upper.trust is Trust.NONE:  # what is not followed is not written either, as in the kernel
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
             redirect = lower_path(union, node)
             try:
-                xattr.set_mark(part.fd(), upper.prefix + xattr.REDIRECT, redirect)
+                xattr.set_mark(part.fd(), upper.marking.prefix + REDIRECT, redirect)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.E2BIG, errno.ERANGE):  # longer than an attribute
                     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV)) from error

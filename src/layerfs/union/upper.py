@@ -12,8 +12,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
-from layerfs.union import durability, syscalls, xattr
+from layerfs.union import durability, syscalls
+from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
+from layerfs.union.marking import TRUSTED, USER, Marking, Trust
 from layerfs.union.moves import Moves
 from layerfs.union.whiteout import make_whiteout
 
@@ -31,10 +33,10 @@ class Upper(Layer):
     whole or not at all. As in overlayfs only `WORK/work` is used, and emptied at the start.
     """
 
-    __slots__ = ("_serial", "make_durable", "prefix", "work", "work_path")
+    __slots__ = ("_copies", "_serial", "make_durable", "work", "work_path")
 
     work: int
-    """A descriptor on the directory for objects in the making; open as long as the layer."""
+    """A descriptor on the directory for objects in the making; open until the layer is sealed."""
     _serial: count[int]
 
     def __init__(
@@ -43,16 +45,26 @@ class Upper(Layer):
         work: str | bytes | os.PathLike[str],
         *,
         after: Upper | None = None,
+        marking: Marking | None = None,
+        trust: Trust = Trust.ALL,
+        shelf: Shelf | None = None,
+        directories: DirectoryCache | None = None,
     ) -> None:
         """Open the tree at *path* with work directory *work*.
 
         *after* is the upper that this one is to follow in the same union; the two may share a work
-        directory.
+        directory. What else there is to say of this one is then as it is of that one.
 
         Raises `OSError`: EBUSY when another mount uses the upper, EXDEV when the two are not on one
-        filesystem, EINVAL when one lies in the other.
+        filesystem, EINVAL when one lies in the other, EOPNOTSUPP when the filesystem takes `USER` marks
+        but not those of *marking*.
         """
-        super().__init__(path, mutable=True)
+        if after is not None:
+            marking, trust, shelf, directories = after.marking, after.trust, after.shelf, after.directories
+        super().__init__(
+            path, mutable=True, marking=marking, trust=trust, shelf=shelf, directories=directories
+        )
+        self._copies = 0
         try:
             self.work_path = os.fsencode(work)
             self._check_work()
@@ -69,15 +81,21 @@ class Upper(Layer):
                 if next(entries, None) is None:
                     self.moves = Moves(known=True)
         except BaseException:
-            super().close()
+            self.root.close()
             raise
-        self.prefix: bytes
         self.make_durable: Callable[[int], None]
         if after is not None and os.fstat(after.work).st_dev == os.fstat(self.work).st_dev:
-            self.prefix, self.make_durable = after.prefix, after.make_durable  # a commit is in a hurry
+            self.make_durable = after.make_durable  # a commit is in a hurry
         else:
-            self.prefix = xattr.writable_prefix(self.work)
             self.make_durable = durability.settler(self.work)
+            if (
+                self.marking is TRUSTED
+                and not TRUSTED.can_be_written(self.work)
+                and USER.can_be_written(self.work)
+            ):
+                self.close()
+                code = errno.EOPNOTSUPP
+                raise OSError(code, "its filesystem has no trusted. attributes: use -o userxattr", self.path)
 
     def _check_work(self) -> None:
         upper, work = os.stat(self.path), os.stat(self.work_path)
@@ -121,18 +139,36 @@ class Upper(Layer):
     def seal(self) -> None:
         """Make this an immutable layer: from now on it is a lower, and nobody's upper.
 
-        The descriptor on the work directory stays open: a copy-up on its way still has a file there.
+        The descriptor on the work directory stays open while a copy-up on its way has a file there.
         """
-        self.mutable = False
         with suppress(OSError):
             os.unlink(_WHITEOUT, dir_fd=self.work)
         fcntl.flock(self.root.fd(), fcntl.LOCK_UN)
+        self.mutable = False
+        self.let_go()
+        self._close_work()
+
+    def begin_copy(self) -> None:
+        """Have the work directory stay open until `end_copy`, also when the layer is sealed before that."""
+        self._copies += 1
+
+    def end_copy(self) -> None:
+        """Take back what one `begin_copy` has asked for."""
+        self._copies -= 1
+        if not self.mutable:
+            self._close_work()
+
+    def _close_work(self) -> None:
+        if self.work >= 0 and not self._copies:
+            os.close(self.work)
+            self.work = -1
 
     def close(self) -> None:
         """Close every descriptor on the layer and give it up for others."""
         if self.mutable and self.moves.settle():
             self._save_moves()
-        os.close(self.work)
+        self._copies = 0
+        self._close_work()
         super().close()
 
     def nameless_file(self) -> tuple[int, bytes]:

@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 import xxhash
 
 from layerfs.union import merge, xattr
-from layerfs.union.layer import DirectoryCache, Layer, LayerDir
+from layerfs.union.descriptors import DirectoryCache
+from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.marking import Marking
 from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, object_of
 from layerfs.union.upper import Upper
 
@@ -34,12 +36,14 @@ class Union:
         lowers: Sequence[Layer],
         upper: Upper | None = None,
         *,
-        descriptors: int = 4096,
+        descriptors: int = 128,
+        directories: DirectoryCache | None = None,
         metacopy: bool = False,
     ) -> None:
         """Merge *lowers* (bottom to top) under *upper*; without an upper the union is read-only.
 
-        At most about *descriptors* file descriptors are kept open. With *metacopy* a change of a file's
+        At most about *descriptors* descriptors on files are kept open, and as many on directories, unless the
+        layers bring along *directories* that they share. With *metacopy* a change of a file's
         metadata copies nothing but metadata up; such trees are for readers that know that form. The union
         owns the layers: `close` closes them.
         """
@@ -47,13 +51,18 @@ class Union:
             raise ValueError("a union needs a layer")
         self.upper = upper
         self.layers: list[Layer] = [*([upper] if upper else []), *reversed(lowers)]
-        self.directories = DirectoryCache()
+        self.marking = self.layers[0].marking
+        """Which attributes are the overlay's own: in all layers the same."""
+        if any(layer.marking != self.marking for layer in self.layers):
+            raise ValueError("the layers of a union are marked in one way")
+        self.directories = directories if directories is not None else DirectoryCache(descriptors)
         for depth, layer in enumerate(self.layers):
-            layer.directories = self.directories
+            layer.share(self.directories)
             layer.below = tuple(self.layers[depth + 1 :])
         self.table = InodeTable()
-        for layer in reversed(self.layers):
-            self.table.add_filesystem(layer.root.fd())
+        for layer in reversed(self.layers):  # the filesystems get their tags from the bottom up
+            if layer.identity[0] not in self.table.bases:
+                self.table.add_filesystem(layer.root.fd())
         self.hidden: dict[Object, int] = {}
         """How many names of a lower file with several have been taken away since the union was made."""
         self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
@@ -84,7 +93,7 @@ class Union:
         """
         if self.upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        copy_attributes(self.upper.root.fd(), new.root.fd())
+        copy_attributes(self.upper.root.fd(), new.root.fd(), self.marking)
 
     def switch_upper(self, new: Upper) -> None:
         """Seal the upper where it stands and take the writes in *new* (empty) from here on.
@@ -94,7 +103,7 @@ class Union:
         """
         assert self.upper is not None
         self.upper.seal()
-        new.directories = self.directories
+        new.share(self.directories)
         new.below = tuple(self.layers)
         self.layers.insert(0, new)
         self.root.dirs.insert(0, new.root)
@@ -121,7 +130,7 @@ class Union:
 
     def trim(self) -> None:
         """Close descriptors beyond the bound. For moments when no operation is under way."""
-        self.directories.trim(self._descriptors)
+        self.directories.trim()
         while len(self._open_files) > self._descriptors:
             file, _ = self._open_files.popitem(last=False)
             file.close_data()
@@ -161,7 +170,7 @@ class Union:
         st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
         if not target.layer.below:
             return self.enter_file(parent, name, target, st), st
-        marks = xattr.read_file_marks(target.fd(), name)
+        marks = target.file_marks(name, st)
         ino = None if marks.inode is None else self.table.recorded_number(marks.inode, st.st_ino)
         contents = None
         if marks.metacopy and stat.S_ISREG(st.st_mode):
@@ -381,7 +390,7 @@ class Union:
         """Return the value of the attribute that people call *name*. Raises `OSError` (ENODATA, ...)."""
         path, follow = self.path_for_xattr(node)
         try:
-            return os.getxattr(path, xattr.stored_name(name), follow_symlinks=follow)
+            return os.getxattr(path, self.marking.stored_name(name), follow_symlinks=follow)
         except OSError as error:
             if error.errno == errno.ENODATA and name == xattr.CAPABILITY and isinstance(node, File):
                 node.no_capability = True
@@ -391,7 +400,8 @@ class Union:
         """Return the names of the attributes that people may see."""
         path, follow = self.path_for_xattr(node)
         stored = os.listxattr(path, follow_symlinks=follow)
-        return [shown for text in stored if (shown := xattr.shown_name(os.fsencode(text))) is not None]
+        shown = (self.marking.shown_name(os.fsencode(text)) for text in stored)
+        return [name for name in shown if name is not None]
 
     def path_for_xattr(self, node: Node) -> tuple[bytes, bool]:
         """Return a path of *node* for a call that has no form with a directory descriptor."""
@@ -421,12 +431,12 @@ def _is_object(node: File, layer: Layer, st: os.stat_result) -> bool:
     return (own.st_dev, own.st_ino) == (st.st_dev, st.st_ino)
 
 
-def copy_attributes(source: int, target: int) -> None:
-    """Give the directory *target* the owner, mode, attributes and times of the directory *source*."""
+def copy_attributes(source: int, target: int, marking: Marking) -> None:
+    """Give directory *target* owner, mode, attributes (not private ones) and times of directory *source*."""
     st = os.fstat(source)
     os.chown(target, st.st_uid, st.st_gid)
     os.chmod(target, stat.S_IMODE(st.st_mode))
-    xattr.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
+    marking.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 

@@ -16,6 +16,7 @@ import os
 import stat
 
 from layerfs.union import xattr
+from layerfs.union.marking import OPAQUE, Marking
 
 FILE = 0
 """Anything that is not a directory and not a whiteout."""
@@ -36,13 +37,16 @@ def make_whiteout(dir_fd: int, name: bytes) -> None:
     os.mknod(name, stat.S_IFCHR | 0o000, 0, dir_fd=dir_fd)
 
 
-def set_opaque(fd: int, prefix: bytes = xattr.TRUSTED) -> None:
-    """Mark the layer directory *fd* opaque, with a private attribute of the given *prefix*."""
-    xattr.set_mark(fd, prefix + xattr.OPAQUE, b"y")
+def set_opaque(fd: int, marking: Marking) -> None:
+    """Mark the layer directory *fd* opaque, with a private attribute of the stack's *marking*."""
+    xattr.set_mark(fd, marking.prefix + OPAQUE, b"y")
 
 
-def kind_of(dir_fd: int, name: bytes, xattr_whiteouts: bool = False) -> int | None:
-    """Return what *name* in one layer's directory is: FILE, DIRECTORY, WHITEOUT, or None if absent."""
+def kind_of(dir_fd: int, name: bytes, whiteouts: Marking | None = None) -> int | None:
+    """Return what *name* in one layer's directory is: FILE, DIRECTORY, WHITEOUT, or None if absent.
+
+    *whiteouts* is the marking of those in xattr form, None where the directory has none.
+    """
     try:
         st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -52,20 +56,21 @@ def kind_of(dir_fd: int, name: bytes, xattr_whiteouts: bool = False) -> int | No
     if is_device_whiteout(st):
         return WHITEOUT
     if (
-        xattr_whiteouts
+        whiteouts is not None
         and st.st_size == 0
         and stat.S_ISREG(st.st_mode)
-        and xattr.is_xattr_whiteout(dir_fd, name)
+        and whiteouts.is_whiteout(dir_fd, name)
     ):
         return WHITEOUT
     return FILE
 
 
-def scan(fd: int, *, aufs: bool, xattr_whiteouts: bool) -> dict[bytes, int]:
+def scan(fd: int, *, aufs: bool, whiteouts: Marking | None) -> dict[bytes, int]:
     """Return every name in the layer directory *fd* and what it is: FILE, DIRECTORY or WHITEOUT.
 
     With *aufs* the `.wh.` forms are understood: `.wh.NAME` appears as the whiteout NAME (unless the
     same layer has a NAME too, which then counts), and the marker files themselves do not appear.
+    *whiteouts*: see `kind_of`.
     """
     kinds: dict[bytes, int] = {}
     deleted: list[bytes] = []
@@ -77,10 +82,10 @@ def scan(fd: int, *, aufs: bool, xattr_whiteouts: bool) -> dict[bytes, int]:
                     deleted.append(name[len(AUFS_PREFIX) :])
             elif entry.is_dir(follow_symlinks=False):
                 kinds[name] = DIRECTORY
-            elif entry.is_symlink() or (entry.is_file(follow_symlinks=False) and not xattr_whiteouts):
+            elif entry.is_symlink() or (entry.is_file(follow_symlinks=False) and whiteouts is None):
                 kinds[name] = FILE
             else:
-                kind = kind_of(fd, name, xattr_whiteouts)
+                kind = kind_of(fd, name, whiteouts)
                 if kind is not None:
                     kinds[name] = kind
     for name in deleted:

@@ -34,6 +34,16 @@ TIMES = (
 """Modification times in nanoseconds, all long before any test runs or long after."""
 CONTENTS = (b"", b"short", b"0123456789" * 410, b"\0" * 4096 + b"after a page of zeros" * 300)
 ATTRIBUTES = (("user.one", b"1"), ("user.two", b""), ("trusted.three", b"\0\xff" * 20))
+MARKS_OF_OTHERS = (
+    ("user.overlay.opaque", b"y"),
+    ("user.overlay.redirect", b"/a"),
+    ("user.overlay.metacopy", b""),
+    ("user.overlay.whiteout", b""),
+    ("user.overlay.layerfs.ino", b"77"),
+    ("user.fuseoverlayfs.opaque", b"y"),
+    ("trusted.overlay.overlay.opaque", b"y"),
+)
+"""What anybody may set on a file of his, and what somebody has set on a mount: data to a mount of root."""
 NO_DEVICE = (252, 99)
 """Major and minor number of a block device that nobody has: numbers for local use."""
 DEPTH = 3
@@ -80,7 +90,7 @@ def _entries(draw: st.DrawFn, kind: str, depth: int, whiteouts: bool) -> Entry:
     opaque = kind == "directory" and whiteouts and draw(st.sampled_from((False,) * 5 + (True,)))
     uid, gid = draw(st.sampled_from(OWNERS)), draw(st.sampled_from(OWNERS))
     mtime = draw(st.sampled_from(TIMES))
-    attributes = draw(st.sampled_from(((), (), ATTRIBUTES[:1], ATTRIBUTES)))
+    attributes = draw(st.sampled_from(((), (), ATTRIBUTES[:1], ATTRIBUTES, MARKS_OF_OTHERS)))
     if kind not in ("directory", "file"):
         attributes = ()
     return Entry(kind, mode, uid, gid, mtime, payload, opaque, attributes, children)
