@@ -227,8 +227,9 @@ def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
     with ours, theirs, (disk.path / "file").open("wb", buffering=0) as file:
         disk.freeze()
         try:
+            start, length, no_time = ctypes.c_uint64(0), ctypes.c_uint64(8192), ctypes.c_void_p()
             assert library.answer_fallocate_later(
-                ours.fileno(), ctypes.c_uint64(1), file.fileno(), 0, ctypes.c_uint64(0), ctypes.c_uint64(8192)
+                ours.fileno(), ctypes.c_uint64(1), file.fileno(), 0, start, length, no_time
             )
             assert extension.pending_writes() == 1
             waiter.start()

@@ -238,7 +238,10 @@ class InodeTable:
         """Let numbers of the filesystem that *fd* lies on be recorded. For each layer, from the bottom up."""
         device = os.fstat(fd).st_dev
         self._tag(device)
-        identity = os.fstatvfs(fd).f_fsid
+        try:
+            identity = os.fstatvfs(fd).f_fsid
+        except OSError:
+            return  # some FUSE filesystems have no statfs: their numbers are not recorded
         if self._filesystems.setdefault(identity, device) != device:
             self._filesystems[identity] = -1  # two say the same of themselves: neither is recorded
 
