@@ -172,7 +172,7 @@ def test_reads_that_a_disk_holds_up_stop_no_writes(broken: Broken) -> None:
 @pytest.mark.parametrize("broken", ["extension"], indirect=True)  # without, the daemon waits for the read
 def test_who_waits_for_a_disk_is_let_go_when_the_mount_ends(broken: Broken) -> None:
     """A disk may take for ever; the device is closed all the same, and the late answer goes nowhere."""
-    broken.stack.layerfs.expect_log("is in use: unmounted it lazily")
+    broken.stack.layerfs.expect_log("is in use: unmounted it lazily", "ends, although process")
     program = "import sys; open(sys.argv[1], 'rb', buffering=0).read(100)"
     words = [sys.executable, "-c", program, str(broken.mnt / "slow")]
     with subprocess.Popen(words, stderr=subprocess.PIPE) as reader:
