@@ -294,6 +294,7 @@ def main() -> int:
     parser.add_argument("--stop", action="store_true")
     given = parser.parse_args()
     given.room.mkdir(parents=True, exist_ok=True)
+    given.room = given.room.resolve()
     machine.in_own_mount_table()
     machine.import_all()
     disk = Disk(given.room, given.disk)

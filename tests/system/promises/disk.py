@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 
 _SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32): EXT4_IOC_SHUTDOWN, and XFS_IOC_GOINGDOWN
 _NO_LOG_FLUSH = struct.pack("=I", 2)
 _MNT_DETACH = 2
+_PATIENCE = 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 SIZES = {"ext4": 128 << 20, "xfs": 320 << 20}
@@ -56,10 +60,27 @@ class Disk:
             os.close(fd)
 
     def unplug(self) -> None:
-        """Unmount it; nobody may use it any more."""
-        if _libc.umount2(os.fsencode(self.path), 0):
+        """Unmount it; all who used it have ended. Raises `OSError`.
+
+        The mount tables of processes that have been killed go a moment later: they are waited for.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while _libc.umount2(os.fsencode(self.path), 0):
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), self.path)
+            if code != errno.EBUSY or time.monotonic() > deadline:
+                raise OSError(code, os.strerror(code), self.path)
+            time.sleep(0.002)
+        while self._is_attached():
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, "is mounted elsewhere", self.image)
+            time.sleep(0.002)
+
+    def _is_attached(self) -> bool:
+        for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with suppress(OSError):  # it has just been detached
+                if file.read_text().strip() == str(self.image):
+                    return True
+        return False
 
 
 def detach(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A machine: all processes of one boot, in a PID namespace of their own, so that all end at one moment."""
+"""A machine: all processes of one boot, which end together."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import importlib
 import os
 import select
 import signal
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _CLONE_NEWNS = 0x20000
-_CLONE_NEWPID = 0x20000000
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _MS_REC_PRIVATE = 0x44000
 _MS_BIND = 0x1000
 _BOOT_ID = b"/proc/sys/kernel/random/boot_id"
@@ -46,41 +47,19 @@ class Machine:
 
     def __init__(self, init: Callable[[Callable[[str], None]], None]) -> None:
         self._answer, answer = os.pipe()
-        self._keeper = os.fork()
-        if self._keeper == 0:
+        self._init = os.fork()
+        if self._init == 0:
             try:
                 os.close(self._answer)
-                self._be_keeper(init, answer)
-            finally:
-                os._exit(1)
-        os.close(answer)
-        self._init = int(self._line(10))
-
-    def _be_keeper(self, init: Callable[[Callable[[str], None]], None], answer: int) -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _checked(_libc.unshare(_CLONE_NEWPID))
-        wait, go = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            os.read(wait, 1)  # its pid is the first that is said
-            try:
-                init(lambda line: _say(answer, line))
-                while True:
-                    with suppress(ChildProcessError):
-                        os.wait()
-                        continue
-                    signal.pause()
+                _be_first(init, answer)
             except BaseException:
                 traceback.print_exc()
             finally:
-                os._exit(1)
-        _say(answer, str(pid))
-        os.write(go, b"!")
-        os.waitpid(pid, 0)
-        os._exit(0)
+                _end_with_all()
+        os.close(answer)
 
-    def _line(self, patience: float) -> str:
+    def up(self, patience: float = 60) -> str:
+        """Wait until the processes are up; return the line that they sent."""
         text = b""
         while not text.endswith(b"\n"):
             ready, _, _ = select.select([self._answer], [], [], patience)
@@ -90,18 +69,58 @@ class Machine:
             text += part
         return text.decode().strip()
 
-    def up(self, patience: float = 60) -> str:
-        """Wait until the processes are up; return the line that they sent."""
-        return self._line(patience)
-
     def end(self) -> None:
         """Kill all processes; on return there are none."""
-        if self._keeper:
-            with suppress(ProcessLookupError):
-                os.kill(self._init, signal.SIGKILL)
-            os.waitpid(self._keeper, 0)
-            self._keeper = 0
+        if self._init:
+            _kill_below(self._init)
+            os.kill(self._init, signal.SIGKILL)
+            os.waitpid(self._init, 0)
+            self._init = 0
             os.close(self._answer)
+
+
+def _be_first(init: Callable[[Callable[[str], None]], None], answer: int) -> None:
+    """Be the process that all others of the machine descend from, as init does: it gets the orphans."""
+    signal.signal(signal.SIGTERM, lambda number, frame: _end_with_all())
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1))
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM))  # should the harness be killed
+    init(lambda line: _say(answer, line))
+    while True:
+        with suppress(ChildProcessError):
+            os.wait()
+            continue
+        signal.pause()
+
+
+def _end_with_all() -> None:
+    _kill_below(os.getpid())
+    os._exit(1)
+
+
+def _kill_below(pid: int) -> None:
+    """Kill all descendants of a process that gets the orphans among them; return when there are none."""
+    while below := _descendants(pid):
+        for other in below:
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the pids of all processes below *pid* that have not ended."""
+    children: dict[int, list[int]] = {}
+    ended = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with suppress(OSError):
+                state, parent = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[:2]
+                children.setdefault(int(parent), []).append(int(name))
+                if state in "ZX" and len(os.listdir(f"/proc/{name}/task")) == 1:
+                    ended.add(int(name))  # others have threads left, which have not
+    found = children.get(pid, [])
+    for one in found:
+        found += children.get(one, [])
+    return [one for one in found if one not in ended]
 
 
 def _say(pipe: int, line: str) -> None:

@@ -94,7 +94,7 @@ class Rig:
 
     def kill(self) -> None:
         """Kill the daemon, and take its mount away; to be called by the first process of the machine."""
-        pid = int((self.run / f"{MOUNT}.lock").read_text())
+        pid = int((self.run / f"{MOUNT}.lock").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         detach(self.mountpoint)
