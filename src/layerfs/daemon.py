@@ -123,6 +123,7 @@ class Daemon:
                     serves(device)
                     trio.run(self._serve, ready)
                 finally:
+                    session.drop_attributes(self._filesystem)
                     session.close()  # first: an unmount may wait for answers, which nobody gives any more
                     if not self._ended.is_set():
                         self._inside.unmount_now()
@@ -224,7 +225,7 @@ class Daemon:
                     if not self._ended.is_set():
                         with suppress(LayerfsError):
                             await self._inside.unmount(lazy=True)
-                        await session.stop(self._filesystem)
+                        session.stop()
 
     def _set_mounted(self) -> None:
         with Store(self.root) as store:
@@ -347,9 +348,7 @@ class Daemon:
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
-        ending = Unmounting(
-            self.name, self._inside, self._filesystem, self.flush, self._ended, self._notifier
-        )
+        ending = Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier)
         await ending.run(force=force)
 
     def _remove_from_store(self) -> None:

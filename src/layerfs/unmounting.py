@@ -16,7 +16,6 @@ import trio
 from layerfs import holders, mounttable
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.fuse import session
-from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.inside import GoneError, Inside
 from layerfs.notify import Notifier
 
@@ -35,14 +34,12 @@ class Unmounting:
         self,
         name: str,
         inside: Inside,
-        filesystem: Filesystem,
         flush: Callable[[], Awaitable[None]],
         ended: trio.Event,
         notifier: Notifier,
     ) -> None:
         self._name = name
         self._inside = inside
-        self._filesystem = filesystem
         self._flush = flush
         self._ended = ended
         self._notifier = notifier
@@ -64,7 +61,7 @@ class Unmounting:
             _log.info("%s was unmounted by somebody else", self._inside.place.mountpoint)
         await self._end_elsewhere()
         await self._flush_what_there_is()
-        await self._let_go()
+        await self._let_go(logging.INFO if force else logging.WARNING)
 
     def _check_elsewhere(self, force: bool) -> None:
         here = mounttable.mounts_of(self._inside.device)
@@ -87,8 +84,7 @@ class Unmounting:
             await self._inside.unmount(lazy=True)
             self._lazily = True
             text = f"{self._inside.place.mountpoint} is in use: unmounted it lazily ({who})"
-            _log.warning("%s", text)
-            self._notifier.stopping(text)
+            self._say(text, logging.INFO)
 
     def _who_uses_it(self) -> str:
         below = [
@@ -120,8 +116,11 @@ class Unmounting:
         except LayerfsError as error:
             _log.warning("%s", error)
 
-    async def _let_go(self) -> None:
-        """Wait until nobody uses the filesystem any more, `GRACE` seconds at most, and end it."""
+    async def _let_go(self, level: int) -> None:
+        """Wait until nobody uses the filesystem any more, `GRACE` seconds at most, and end it.
+
+        Who still uses it then is logged at *level*.
+        """
         with trio.move_on_after(GRACE):
             said = False
             while found := await self._holders():
@@ -136,10 +135,10 @@ class Unmounting:
             return
         users = await trio.to_thread.run_sync(holders.users, self._inside.device)
         who = holders.describe(users or await self._holders()) or "it is in use"
-        self._say(f"{self._name} ends, although {who}", logging.WARNING if users else logging.INFO)
+        self._say(f"{self._name} ends, although {who}", level if users else logging.INFO)
         await self._flush_what_there_is()
         await self._inside.release()
-        await session.stop(self._filesystem)
+        session.stop()
         await self._ended.wait()
 
     def _say(self, text: str, level: int) -> None:

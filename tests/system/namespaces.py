@@ -59,3 +59,9 @@ def has_ended(layerfs: Layerfs, pid: int) -> bool:
     """Wait until the daemon *pid* is no more."""
     wait_until(lambda: pid not in layerfs.processes() and not os.path.exists(f"/proc/{pid}/exe"), PATIENCE)
     return True
+
+
+def commit(layerfs: Layerfs, *arguments: str) -> None:
+    """Commit a mount. That its upper is empty then is said, and no matter here."""
+    done = layerfs("commit", *arguments)
+    assert done.returncode == 0, done.stderr

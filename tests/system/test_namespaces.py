@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import NOBODY, Layerfs, Stack, errno_of, mounts_below, wait_until
-from tests.system.namespaces import IN_USE, PATIENCE, elsewhere, has_ended
+from tests.system.namespaces import IN_USE, PATIENCE, commit, elsewhere, has_ended
 from tests.system.programs import needs
 from tests.system.users import User, give, start, works
 
@@ -87,7 +87,7 @@ def test_a_mount_unmounted_by_umount_8_can_still_be_committed(stack: Stack, laye
     with elsewhere(layerfs) as other:
         subprocess.run(["umount", mnt], check=True, timeout=PATIENCE)
         (other.at(mnt) / "there").write_bytes(b"t" * SIZE)
-        layerfs.ok("commit", stack.name, "image:1")
+        commit(layerfs, stack.name, "image:1")
         (other.at(mnt) / "after").write_bytes(b"a" * SIZE)
         assert layerfs.ok("diff", stack.name) == "A /after"
         layerfs.ok("umount", stack.name)

@@ -12,6 +12,7 @@ import pytest
 
 from layerfs import mountcalls
 from tests.conftest import PATIENCE, Layerfs, Stack, errno_of, mounts_below
+from tests.system.namespaces import commit
 
 pytestmark = pytest.mark.root
 
@@ -162,7 +163,7 @@ def test_remounted_read_only_with_everything_that_was_written(stack: Stack, laye
     assert os.statvfs(mnt).f_flag & os.ST_NOSUID
     assert errno_of((mnt / "new").touch) == errno.EROFS
     assert layerfs.ok("diff", stack.name) == "A /file\nA /old"
-    layerfs.ok("commit", stack.name, "image:1")
+    commit(layerfs, stack.name, "image:1")
     remount(layerfs, mnt, "rw,noatime")
     assert not is_read_only(mnt)
     assert os.statvfs(mnt).f_flag & os.ST_NOATIME
@@ -177,7 +178,7 @@ def test_writes_by_who_remounts_without_asking_are_kept(stack: Stack, layerfs: L
     for name in ("one", "dir/two", "dir/deep/three"):
         (mnt / name).write_bytes(b"x" * 3_000_000)
     mountcalls.remount(os.fsencode(mnt), 1)
-    layerfs.ok("commit", stack.name, "image:1")
+    commit(layerfs, stack.name, "image:1")
     layerfs.ok("umount", stack.name)
     layerfs.ok("mount", "--image", "image:1", "--name", "again", mnt)
     for name in ("one", "dir/two", "dir/deep/three"):

@@ -178,6 +178,7 @@ def test_runtimes(there: Containers, tmp_path: Path) -> None:
 
 def test_a_full_disk(layerfs: Layerfs, small: Path) -> None:
     """A container whose upper is full goes on; one that cannot be started leaves nothing behind."""
+    layerfs.expect_log("could not be stored")  # the container was told by fsync(2)
     layerfs.root = small / "store"
     layerfs.environment["LAYERFS_ROOT"] = str(layerfs.root)
     with containers(layerfs.directory, layerfs) as there:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import PATIENCE, Layerfs, Stack, errno_of, mounts_below, wait_until
 from tests.system.containers import Containers, containers
-from tests.system.namespaces import IN_USE, has_ended
+from tests.system.namespaces import IN_USE, commit, has_ended
 from tests.system.programs import needs
 
 pytestmark = pytest.mark.root
@@ -97,7 +97,7 @@ def test_a_mount_that_was_moved_is_unmounted_where_it_is(stack: Stack, layerfs: 
     layerfs.ok("none", private / "before", "-o", f"name=moved,{lowers}")
     run("mount", "--move", private / "before", private / "after")
     (private / "after/file").write_text("written")
-    layerfs.ok("commit", "moved")
+    commit(layerfs, "moved")
     layerfs.ok("umount", "moved")
     assert mounts_below(layerfs.directory) == [private]
 
@@ -213,7 +213,7 @@ def test_a_mount_can_be_used_right_after_umount_8(stack: Stack, layerfs: Layerfs
     for number in range(ROUNDS // 5):
         (mnt / f"file-{number}").write_text("new")
         run("umount", mnt)
-        layerfs.ok("commit", stack.name, f"image:{number}")
+        commit(layerfs, stack.name, f"image:{number}")
         layerfs.ok("mount", "--name", stack.name, mnt)
         assert (mnt / f"file-{number}").read_text() == "new"
 

@@ -7,10 +7,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import pyfuse3
-import trio
 from pyfuse3 import InodeT
 
 from layerfs import mountcalls, mounttable, runtime
@@ -22,8 +20,6 @@ from layerfs.mounttable import Place
 from layerfs.union.node import File
 
 _DEVICE = "/dev/fuse"
-_TURN = 1000
-"""Inodes after which others get a turn."""
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
@@ -131,21 +127,24 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
             yield error
 
 
-async def stop(filesystem: Filesystem) -> None:
-    """Make `serve` return, although the filesystem is in use; what is written to it from now on fails.
-
-    Without that the kernel would go on to take writes to files that it knows, and lose them: it has no need
-    to ask the daemon, until it has to ask for the attributes.
-    """
-    global _is_stopped
-    _is_stopped = True
-    for number, node in enumerate(list(filesystem.union.table.nodes.values())):
-        if isinstance(node, File) and node.is_regular:
-            with suppress(OSError):  # forgotten by now
-                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)
-        if number % _TURN == _TURN - 1:
-            await trio.lowlevel.checkpoint()
+def stop() -> None:
+    """Make `serve` return."""
     pyfuse3.terminate()
+
+
+def drop_attributes(filesystem: Filesystem) -> None:
+    """Have the kernel forget the attributes that it was told; to be called between `serve` and `close`.
+
+    It would take writes to files that it knows, and lose them, although nobody serves them any more: only for
+    their attributes it has to ask.
+    """
+    for node in filesystem.union.table.nodes.values():
+        if isinstance(node, File) and node.is_regular:
+            try:
+                pyfuse3.invalidate_inode(InodeT(node.ino), attr_only=True)
+            except OSError as error:
+                if error.errno in _ENDED:
+                    return  # nobody has the filesystem mounted
 
 
 def close() -> None:
