@@ -174,7 +174,7 @@ static int answer_sync(int device, const struct fuse_in_header *in, const struct
 	int file;
 
 	if (in->opcode == FUSE_FSYNC && !data_only)
-		drop_known(in->nodeid); /* which brings the modification time that the kernel has told to the file */
+		drop_known(in->nodeid); /* its time goes to Python, which sets it: the kernel has none to tell */
 	file = descriptor(call(in->opcode, arguments, 1));
 	if (file == -2)
 		return reply_exception(device, in->unique);

@@ -10,7 +10,8 @@ before would then hide the change from make(1) and rsync(1), for good if the dae
 the disk keeps the moment of the daemon's write, which is newer, until
 
 - the kernel tells a time again, or
-- the kernel has nothing more to tell: it forgets the inode, has written back everything, or is unmounted.
+- the kernel has nothing more to tell: it asks for an fsync, forgets the inode, has written back everything,
+  or is unmounted.
 
 A write that comes within a few clock ticks of the time told last gets that time at once: a file that is made
 and written to in one tick has no other. Should it have one after all, it is a few ticks off until it is told.
