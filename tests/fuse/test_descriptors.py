@@ -167,3 +167,4 @@ def test_external_layers_stay_open_where_the_mount_covers_them(narrow: Layerfs) 
         assert (mnt / f"dir{number}/file").read_text() == "file"
     (mnt / "new").write_text("new")
     assert sorted(os.listdir(mnt))[-2:] == ["file", "new"]
+    stack.umount()

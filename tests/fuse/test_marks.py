@@ -184,7 +184,7 @@ class TestWithUserxattr:
         (mnt / "old/file").unlink()
         (mnt / "old").rmdir()
         (mnt / "old").mkdir()
-        hers.layerfs.ok("commit", hers.name, "made:1")
+        assert hers.layerfs("commit", hers.name, "made:1").returncode == 0
         assert os.listdir(mnt / "old") == []
         again = hers.directory / "again"
         again.mkdir()
