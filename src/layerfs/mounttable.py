@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -107,8 +106,9 @@ class Place:
         parent, name = os.path.split(mountpoint)
         self.mountpoint = mountpoint
         self._parent = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`).
-        table = b"/proc/%d/task/%d/fd" % (os.getpid(), threading.get_native_id())
+        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`). /proc is asked for
+        # its number, since it may be that of another PID namespace.
+        table = b"/proc/%s/fd" % os.readlink(b"/proc/thread-self")
         self.path = b"%s/%d/%s" % (table, self._parent, os.fsencode(name))
 
     def device(self) -> int:

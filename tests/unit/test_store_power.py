@@ -207,6 +207,7 @@ def test_a_layer_settled_after_the_machine_stopped_is_unverified_until_accepted(
     store.settle_layer(layer_id)
     for _ in range(2):
         assert differences(store) == [(b"", settle.UNVERIFIED)]
+        assert ["not known to be on disk" in problem.what for problem in store.check()] == [True]
         next_boot()
     assert store.layer(layer_id).unverified
     assert store.layer_size(layer_id) == 0
@@ -217,6 +218,7 @@ def test_a_layer_settled_after_the_machine_stopped_is_unverified_until_accepted(
     os.utime(store.layer(layer_id).path / "file", ns=(0, 0))
     store.accept("x")
     assert [path for path, _ in differences(store)] == [b"file"]
+    assert list(store.check()) == []
     assert not store.layer(layer_id).unverified
 
 
@@ -227,6 +229,7 @@ def test_a_manifest_from_before_the_machine_stopped_tells_what_is_damaged(
     layer = store.layer(layer_id)
     settle.bring_to_rest(layer.path, layer.path.parent)  # and killed before it could say so
     next_boot()
+    assert list(store.check()) == []
     assert differences(store) == []
     assert not store.layer(layer_id).unverified
 

@@ -77,7 +77,7 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
     except OSError as error:
         raise from_os_error(error, f"mount at {place.mountpoint}") from None
     try:
-        by_root = f"/proc/{os.getpid()}/fd/{directory}"
+        by_root = f"/proc/{os.readlink('/proc/self')}/fd/{directory}"
         pyfuse3.init(operations, by_root if os.geteuid() == 0 else place.mountpoint, mount_options)
     except RuntimeError as error:
         raise LayerfsError(

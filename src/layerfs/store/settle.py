@@ -44,7 +44,7 @@ def settle(db: Database, layer_id: str) -> Layer:
                 _remove_work(own)
             if layer.size is None:
                 layers.measure_once(db, layer)
-            has_manifest = layer.unverified and _has_its_manifest(db, layer)
+            has_manifest = layer.unverified and has_its_manifest(db, layer)
             if layer.unverified and not has_manifest:
                 with db.transaction():
                     db.execute("UPDATE layers SET unverified = 1 WHERE id = ?", (layer_id,))
@@ -62,7 +62,7 @@ def settle(db: Database, layer_id: str) -> Layer:
     return layers.get(db, layer_id)
 
 
-def _has_its_manifest(db: Database, layer: Layer) -> bool:
+def has_its_manifest(db: Database, layer: Layer) -> bool:
     """Tell whether an unverified layer has a manifest from before the machine stopped.
 
     Its settling was cut short after the manifest was on the disk. Now it can be held against that.

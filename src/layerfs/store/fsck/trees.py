@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from layerfs.store import external, gc, layers, manifest, scratch
+from layerfs.store import external, gc, layers, manifest, scratch, settle
 from layerfs.store.database import Database
 from layerfs.store.fsck.problem import Problem
 from layerfs.store.model import Layer
@@ -110,6 +110,9 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
     # One that is but read has none: see `external.check_upper`.
     if layer.state == "active" and layer.work and not _is_directory(layer.work):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
+    if layer.unverified and not settle.has_its_manifest(db, layer):
+        what = "was not known to be on disk when the machine stopped, so parts of it may be lost"
+        yield Problem(subject, what, "look at its files, then 'layerfs verify --accept' an image that has it")
     yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
     if layer.manifest_done:
         yield from _manifest(db, layer, subject, contents)
