@@ -27,7 +27,7 @@ as_root() {
 become_root() {
     [[ $EUID -eq 0 ]] || {
         command -v sudo >/dev/null || die "needs root to mount: run it as root, or install sudo"
-        exec sudo --preserve-env=CI,LAYERFS_CHECKED,LAYERFS_TEST_TIMEOUT,XDG_CACHE_HOME,http_proxy,https_proxy,no_proxy -- "$0" "$@"
+        exec sudo --preserve-env=CI,LAYERFS_CHECKED,LAYERFS_TEST_TIMEOUT,LAYERFS_TEST_PROCESSES,LAYERFS_CUTS,LAYERFS_ORACLE_STEPS,XDG_CACHE_HOME,http_proxy,https_proxy,no_proxy -- "$0" "$@"
     }
 }
 

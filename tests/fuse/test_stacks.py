@@ -144,6 +144,7 @@ class TestFull:
         self.goes_on(mnt, stack)
 
     def test_while_writing(self, mnt: Path, stack: Stack, small: Path) -> None:
+        stack.layerfs.expect_log("could not be stored")
         ballast = fill(small, leave=1 << 20)
         fd = os.open(mnt / "new", os.O_WRONLY | os.O_CREAT)
 
