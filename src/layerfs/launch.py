@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import select
 import signal
 import sys
 import time
@@ -23,6 +22,7 @@ from layerfs import errors, holders, mounttable, runtime
 from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.fuse import session
 from layerfs.ownership import open_own
+from layerfs.polling import readable
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _start_daemon(wanted: _Wanted, lock: runtime.RunLock) -> None:
     os.close(report)
     os.close(output)
     with os.fdopen(answer, "rb") as pipe:
-        in_time, _, _ = select.select([pipe], [], [], _PATIENCE)
+        in_time = readable([pipe.fileno()], _PATIENCE)
         text = pipe.read() if in_time else b""
     if text == b"ok":
         return

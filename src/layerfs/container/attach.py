@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from layerfs.container import terminal
 from layerfs.container.record import Record
 from layerfs.container.runtimes import ContainerError
+from layerfs.polling import readable
 
 DETACH = b"\x10\x11"
 """Ctrl-P Ctrl-Q, typed at a terminal, leaves the container running (Docker's default)."""
@@ -68,7 +68,7 @@ class Attachment:
         with _signals() as (waker, received), terminal.raw(0) if keys else nullcontext():
             readers.append(waker)
             while True:
-                ready, _, _ = select.select(readers, [], [])
+                ready = readable(readers)
                 if waker in ready:
                     with suppress(BlockingIOError):
                         os.read(waker, 4096)

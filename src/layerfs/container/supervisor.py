@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from layerfs import runtime
 from layerfs.container.runtimes import ContainerError, Runtime, failure, find_program
 from layerfs.errors import NotFound
+from layerfs.polling import readable
 
 _PATIENCE = 60.0
 """Seconds that a container may take to be created."""
@@ -111,7 +111,7 @@ def _read_pid(answer: int, output: Path) -> int:
     """Return the pid that conmon reports; raise what it reports instead."""
     text, deadline = b"", time.monotonic() + _PATIENCE
     while not text.endswith(b"\n"):
-        ready, _, _ = select.select([answer], [], [], max(0.0, deadline - time.monotonic()))
+        ready = readable([answer], max(0.0, deadline - time.monotonic()))
         part = os.read(answer, 65536) if ready else b""
         if not part:
             break

@@ -15,6 +15,7 @@ from layerfs.control.message import (
     build_target,
     parse_target,
 )
+from layerfs.polling import readable
 from layerfs.runtime import is_stopped, log_path, running_pid, socket_path
 
 if TYPE_CHECKING:
@@ -152,10 +153,8 @@ def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"")
 
 def _wait_for_answer(connection: socket.socket, name: str, pid: int, what: str) -> None:
     """Return when there is something to read; raise `Conflict` when none is to be expected any more."""
-    import select
-
     deadline = time.monotonic() + PATIENCE
-    while not select.select([connection], [], [], PING_PATIENCE)[0]:
+    while not readable([connection.fileno()], PING_PATIENCE):
         _check_not_stopped(name, pid)
         if not _pings(name):
             raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")

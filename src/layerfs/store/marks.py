@@ -9,12 +9,15 @@ with what the rest of the stack, or who mounts it, says.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from layerfs.errors import BadRequest, Conflict
 from layerfs.store.database import Database
 from layerfs.store.model import Layer
 from layerfs.union.marking import TRUSTED, USER, Marking, Trust, of_this_process, trust_in_others
-from layerfs.union.stack import Stack, Tree
+
+if TYPE_CHECKING:
+    from layerfs.union.stack import Stack
 
 _BY_NAME = {"trusted": TRUSTED, "user": USER}
 
@@ -50,6 +53,8 @@ def of_stack(rows: Sequence[Layer], *, userxattr: bool) -> Marking:
 
 def stack(db: Database, rows: Sequence[Layer], *, userxattr: bool = False) -> Stack:
     """Return the layers *rows*, bottom first, as trees to be read; raises `Conflict`."""
+    from layerfs.union.stack import Stack, Tree  # most commands open none, and it takes some time to load
+
     marking = of_stack(rows, userxattr=userxattr)
     trees = (Tree(row.path, row.state == "external", trust(row, marking)) for row in rows)
     return Stack(tuple(trees), marking, db.layers)

@@ -196,15 +196,23 @@ class Trust(Enum):
         return self is Trust.ALL or (self is Trust.OWN and owner == os.geteuid())
 
 
-@cache
 def of_this_process() -> Marking:
     """Return the marking that this process uses unless it is told to use `USER`."""
+    return _marking_of(os.geteuid())
+
+
+@cache
+def _marking_of(user: int) -> Marking:  # a process may become another user's, and is asked again then
     return TRUSTED if _is_initial_namespace() and _capabilities() >> _CAP_SYS_ADMIN & 1 else USER
 
 
-@cache
 def trust_in_others() -> Trust:
     """Return how far this process trusts `USER` marks in a tree that others than layerfs may write to."""
+    return _trust_of(os.geteuid())
+
+
+@cache
+def _trust_of(user: int) -> Trust:
     past_permissions = 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_DAC_READ_SEARCH
     if _capabilities() & past_permissions and not _is_alone_in_namespace():
         return Trust.NONE
