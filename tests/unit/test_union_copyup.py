@@ -21,8 +21,7 @@ pytestmark = pytest.mark.root
 def tree(tmp_path: Path) -> Iterator[Tree]:
     made = Tree(tmp_path)
     yield made
-    if made.union is not None:
-        made.union.close()
+    made.close()
 
 
 def test_everything_about_a_file_is_copied(tree: Tree) -> None:

@@ -21,8 +21,7 @@ pytestmark = pytest.mark.root
 def tree(tmp_path: Path) -> Iterator[Tree]:
     made = Tree(tmp_path, lowers=3)
     yield made
-    if made.union is not None:
-        made.union.close()
+    made.close()
     subprocess.run(["rm", "-rf", *made.lowers], check=True)  # trees too deep for pytest's own clearing
 
 

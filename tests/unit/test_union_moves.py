@@ -16,8 +16,10 @@ from tests.unit.union_support import Tree
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path)
+def tree(tmp_path: Path) -> Iterator[Tree]:
+    made = Tree(tmp_path)
+    yield made
+    made.close()
 
 
 def found(tree: Tree) -> dict[moves.Path, moves.Path]:
@@ -110,11 +112,10 @@ class TestOnDisk:
         tree.open()
         tree.rename("old\n", "new")
         tree.rename("new/in\xff", "in")
-        tree.union.close()
+        tree.close()
         return tree
 
     def is_known(self, tree: Tree) -> bool:
-        tree.union = None  # type: ignore[assignment]  # closed already
         tree.open()
         assert tree.union.upper is not None
         is_known = tree.union.upper.moves.known
@@ -128,7 +129,6 @@ class TestOnDisk:
 
     def test_it_counts_once(self, renamed: Tree) -> None:
         """What comes after may be cut short, with more renamed."""
-        renamed.union = None  # type: ignore[assignment]
         renamed.open()
         assert not (renamed.work / "work/moves").exists()
 
@@ -154,12 +154,12 @@ class TestOnDisk:
             path.unlink()
             make(path)
             assert not self.is_known(renamed)
-            renamed.union.close()
+            renamed.close()
             assert path.is_file()
 
     def test_an_empty_upper_has_no_renamed_directories(self, tree: Tree) -> None:
         tree.open()
-        tree.union.close()
+        tree.close()
         (tree.work / "work/moves").unlink()
         assert self.is_known(tree)
 

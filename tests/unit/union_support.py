@@ -38,11 +38,16 @@ class Tree:
 
     def open(self, *, aufs: bool = False, marking: Marking | None = None) -> Tree:
         """Open the union over what the directories hold now."""
-        if self.union is not None:
-            self.union.close()
+        self.close()
         lowers = [Layer(path, aufs=aufs, marking=marking) for path in self.lowers]
         self.union = Union(lowers, Upper(self.upper, self.work, marking=marking))
         return self
+
+    def close(self) -> None:
+        """Close the union, if it is open."""
+        if self.union is not None:
+            self.union.close()
+        self.union = None  # type: ignore[assignment]
 
     def commit(self) -> None:
         """Seal the upper and go on with a new one."""
