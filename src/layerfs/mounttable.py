@@ -106,8 +106,8 @@ class Place:
         parent, name = os.path.split(mountpoint)
         self.mountpoint = mountpoint
         self._parent = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`). /proc may belong to
-        # another PID namespace, and knows the thread's number there.
+        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`). /proc may
+        # belong to another PID namespace, and knows the thread's number there.
         table = b"/proc/%s/fd" % os.readlink(b"/proc/thread-self")
         self.path = b"%s/%d/%s" % (table, self._parent, os.fsencode(name))
 

@@ -131,7 +131,7 @@ class Unmounting:
                 if self._ended.is_set():
                     return
             if said:
-                # What they wrote last may still be on its way: a process that ends is seen to have no file open
+                # What they wrote last may be on its way yet: a process that ends is seen to have no file open
                 # before it has closed its files, which sends what is in the kernel's cache.
                 await self._flush_what_there_is()
             await self._inside.release()
