@@ -49,8 +49,9 @@ def mounts(pid: int | str = "self") -> Iterator[Mounted]:
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         for line in lines:
-            before, _, after = line.partition(b" - ")
-            fields, (type_, source, *options) = before.split(), after.split()
+            # A blank alone ends a field: the kernel shows a carriage return in a name as it is.
+            before, _, after = line.removesuffix(b"\n").partition(b" - ")
+            fields, (type_, source, *options) = before.split(b" "), after.split(b" ")
             major, _, minor = fields[2].partition(b":")
             place = os.fsdecode(_unescape(fields[4]))
             device = os.makedev(int(major), int(minor))
