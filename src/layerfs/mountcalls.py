@@ -6,7 +6,9 @@ All raise `OSError` with the call's errno.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import struct
 import sys
 from typing import NamedTuple
 
@@ -17,6 +19,7 @@ _syscall.restype = ctypes.c_long
 # The same numbers on every architecture, as all system calls since 5.1.
 _OPEN_TREE = 428
 _CLOSE_RANGE = 436
+_OPENAT2 = 437
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -30,6 +33,9 @@ _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
+_RESOLVE_IN_ROOT = 0x10
+_RESOLVE_CACHED = 0x20
+_TRIES = 10
 _STATX_SIZE = 256
 _STATX_MNT_ID = 0x1000
 
@@ -79,6 +85,22 @@ def clone_tree(fd: int) -> int:
     result = int(_syscall(_OPEN_TREE, fd, b"", flags))
     _check(min(result, 0))
     return result
+
+
+def open_cached(root: int, path: bytes) -> int:
+    """Return an O_PATH descriptor of *path*, with the directory *root* for its root: openat2(2).
+
+    Only what the kernel knows already is followed, as it does the way to a mountpoint: no filesystem on the
+    way is asked for anything, whoever mounted it. Raises `OSError`, EAGAIN where one would have to be asked,
+    EINVAL before Linux 5.12.
+    """
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_CACHED)
+    for _ in range(_TRIES):  # what is being mounted or renamed anywhere can get in the way
+        fd = int(_syscall(_OPENAT2, root, path, how, len(how)))
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    _check(min(fd, 0), path)
+    return fd
 
 
 def keep_only(fd: int) -> None:

@@ -49,8 +49,9 @@ def mounts(pid: int | str = "self") -> Iterator[Mounted]:
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as lines:
         for line in lines:
-            before, _, after = line.partition(b" - ")
-            fields, (type_, source, *options) = before.split(), after.split()
+            # A blank alone ends a field: the kernel shows a carriage return in a name as it is.
+            before, _, after = line.removesuffix(b"\n").partition(b" - ")
+            fields, (type_, source, *options) = before.split(b" "), after.split(b" ")
             major, _, minor = fields[2].partition(b":")
             place = os.fsdecode(_unescape(fields[4]))
             device = os.makedev(int(major), int(minor))
@@ -106,8 +107,8 @@ class Place:
         parent, name = os.path.split(mountpoint)
         self.mountpoint = mountpoint
         self._parent = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`). /proc knows
-        # its number, also where it belongs to another PID namespace.
+        # By the thread whose descriptor it is: not all have the same table (`fuse.collector`). /proc may
+        # belong to another PID namespace, and knows the thread's number there.
         table = b"/proc/%s/fd" % os.readlink(b"/proc/thread-self")
         self.path = b"%s/%d/%s" % (table, self._parent, os.fsencode(name))
 

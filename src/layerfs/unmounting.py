@@ -130,6 +130,10 @@ class Unmounting:
                 await trio.sleep(_LOOK)
                 if self._ended.is_set():
                     return
+            if said:
+                # What they wrote last may be on its way yet: a process that ends is seen to have no file open
+                # before it has closed its files, which sends what is in the kernel's cache.
+                await self._flush_what_there_is()
             await self._inside.release()
             await self._ended.wait()
             return

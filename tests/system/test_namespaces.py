@@ -81,6 +81,25 @@ def test_what_is_written_during_the_grace_is_kept(stack: Stack, layerfs: Layerfs
     assert (stack.upper / "late").stat().st_size >= sum(kept)
 
 
+def test_a_filesystem_that_hangs_in_another_namespace_holds_nobody_up(stack: Stack, layerfs: Layerfs) -> None:
+    """Its owner decides what is mounted there on the way to the copy."""
+    mnt = stack.mount()
+    pid = layerfs.pid(stack.name)
+    with elsewhere(layerfs, ("unshare", "--mount", "--propagation", "private")) as other:
+        enter = ["nsenter", "--mount", f"--target={other.pid}", *layerfs.words]
+        over = [*enter, "mount", "--name", "hung", f"--lower={stack.bottom}", str(mnt.parent)]
+        subprocess.run(over, env=layerfs.environment, check=True, timeout=PATIENCE)
+        hung = layerfs.pid("hung")
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            subprocess.run(["umount", mnt], check=True, timeout=PATIENCE)
+            layerfs.ok("umount", stack.name)
+            assert has_ended(layerfs, pid)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+            layerfs.kill("hung")
+
+
 def test_a_mount_unmounted_by_umount_8_can_still_be_committed(stack: Stack, layerfs: Layerfs) -> None:
     """The other namespace goes on with it, as with any filesystem."""
     mnt = stack.mount()

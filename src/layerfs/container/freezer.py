@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from layerfs import mounttable
+
 
 class Freezer(NamedTuple):
     """The files that freeze a cgroup, and what they say."""
@@ -63,13 +65,11 @@ def find(pid: int, mount_id: str) -> Freezer | None:
 def _hierarchies() -> list[tuple[str, Path]]:
     """Return where the freezer of version 1 ("freezer") and version 2 ("") are mounted."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
-        place, _, what = line.partition(" - ")
-        type_, _, options = what.split()
-        if type_ == "cgroup2":
-            found.append(("", Path(place.split()[4])))
-        elif type_ == "cgroup" and "freezer" in options.split(","):
-            found.append(("freezer", Path(place.split()[4])))
+    for mounted in mounttable.mounts():
+        if mounted.type == "cgroup2":
+            found.append(("", Path(mounted.place)))
+        elif mounted.type == "cgroup" and "freezer" in mounted.flags:
+            found.append(("freezer", Path(mounted.place)))
     return found
 
 

@@ -60,23 +60,41 @@ static int is_of_now(struct timespec time)
 	return age >= 0 && age < MOMENT;
 }
 
+/* Has the file have the time that the kernel shows, where that is to be; again if it tells another one meanwhile:
+ * whoever answers that has set the new time already, and this would have set the old one after it. Holds the lock,
+ * but not while the disk is waited for. Returns whether the time is set. */
+static int set_time(const struct write_time *write, int file)
+{
+	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}};
+	int set;
+
+	do {
+		times[1] = write->shown;
+		set = write->told || is_of_now(write->shown);
+		if (!set)
+			return 0;
+		pthread_mutex_unlock(&lock);
+		set = !futimens(file, times);
+		pthread_mutex_lock(&lock);
+	} while (times[1].tv_sec != write->shown.tv_sec || times[1].tv_nsec != write->shown.tv_nsec);
+	return set;
+}
+
 int end_write(struct write_time *write, int file)
 {
 	struct write_time **place = &under_way;
-	struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}};
 	int set, others = 0;
 
 	if (!write)
 		return 0;
 	pthread_mutex_lock(&lock);
+	set = set_time(write, file);
 	while (*place != write)
 		place = &(*place)->next;
 	*place = write->next;
 	for (struct write_time *other = under_way; other; other = other->next)
 		others |= other->inode == write->inode;
 	pthread_mutex_unlock(&lock);
-	times[1] = write->shown;
-	set = (write->told || is_of_now(write->shown)) && !futimens(file, times);
 	free(write);
 	return set && !others;
 }

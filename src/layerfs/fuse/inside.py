@@ -190,9 +190,8 @@ class Inside:
 
     def _open_root(self) -> int:
         """Return a descriptor of the root of the filesystem; raises `OSError`, ESTALE where there is none."""
-        for path in self._ways():
+        for root in self._found():
             with suppress(OSError):
-                root = os.open(path, os.O_PATH | os.O_CLOEXEC)
                 try:
                     if mountcalls.identify(_path(root), follow=True).device == self.device:
                         return os.open(_path(root), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -200,16 +199,29 @@ class Inside:
                     os.close(root)
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
+    def _found(self) -> Iterator[int]:
+        """Yield descriptors, to be closed, of what may be the root of the filesystem in one of its mounts."""
+        for path in self._ways():
+            with suppress(OSError):
+                yield os.open(path, os.O_PATH | os.O_CLOEXEC)
+        for pid, found in holders.copies(self.device):
+            with suppress(OSError):
+                root = os.open(b"/proc/%d/root" % pid, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    for mounted in found:
+                        # Others decide what is mounted there on the way, and it may never answer.
+                        with suppress(OSError):
+                            yield mountcalls.open_cached(root, os.fsencode(mounted.place))
+                finally:
+                    os.close(root)
+
     def _ways(self) -> Iterator[bytes]:
-        """Yield paths that may lead to the root of the filesystem, from any of its mounts."""
+        """Yield paths in this namespace that may lead to the root of the filesystem."""
         if self._kept >= 0:
             yield _path(self._kept)
         yield self.place.path
         for mounted in mounttable.mounts_of(self.device):
             yield os.fsencode(mounted.place)
-        for pid, found in holders.copies(self.device):
-            for mounted in found:
-                yield b"/proc/%d/root%s" % (pid, os.fsencode(mounted.place))
 
 
 def _path(fd: int) -> bytes:

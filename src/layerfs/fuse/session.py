@@ -129,6 +129,8 @@ def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
 
 def stop() -> None:
     """Make `serve` return."""
+    global _is_stopped
+    _is_stopped = True
     pyfuse3.terminate()
 
 

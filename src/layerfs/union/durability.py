@@ -26,6 +26,8 @@ from pathlib import Path
 
 from layerfs.union import syscalls
 
+_MOUNTS = "/proc/self/mountinfo"
+
 
 def settler(fd: int) -> Callable[[int], None]:
     """Return what makes a copy safe to be put in place, on the filesystem that *fd* lies on.
@@ -53,14 +55,14 @@ def _keeps_order(device: int) -> bool:
 
 def _described(device: int) -> tuple[str, str]:
     """Return type and options of the filesystem that is *device*, from the mount table; "" where unknown."""
-    number = f"{os.major(device)}:{os.minor(device)}"
+    number = b"%d:%d" % (os.major(device), os.minor(device))
     try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        with open(_MOUNTS, "rb") as lines:  # as bytes: a carriage return in a name ends no line, and no field
             for line in lines:
-                place, _, what = line.partition(" - ")
-                if place.split()[2] == number:
-                    type_, _, options = what.split()[:3]
-                    return type_, options
+                place, _, what = line.partition(b" - ")
+                if place.split(b" ")[2] == number:
+                    type_, _, options = what.rstrip(b"\n").split(b" ")[:3]
+                    return os.fsdecode(type_), os.fsdecode(options)
     except OSError:
         pass
     return "", ""

@@ -46,6 +46,10 @@ def _copy_attributes(source: Path, target: Path) -> None:
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
 
 
+_END_PATIENCE = 60
+"""Seconds that a daemon may take to end: mount namespaces of other tests may hold copies of its mount."""
+
+
 class Hung(AssertionError):
     """The filesystem did not answer in time; its daemon has been killed."""
 
@@ -243,7 +247,7 @@ class LayerfsSide(Side):
 
     def _wait(self) -> None:
         """Reap the daemon, which `launch.start` made a child of this process."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + _END_PATIENCE
         while time.monotonic() < deadline:
             pid, status = os.waitpid(self._pid, os.WNOHANG)
             if pid:
