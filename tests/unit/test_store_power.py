@@ -279,6 +279,18 @@ def test_an_exchange_that_was_lost_is_made_again(store: Store, outside: Path) ->
     assert store.recover() == []
 
 
+def test_an_exchange_that_was_lost_is_made_again_before_its_layer_is_settled(
+    store: Store, outside: Path
+) -> None:
+    layer_id = commit(store, "out", "x")
+    exchange(outside, store.layer(layer_id).path)
+    assert differences(store) == []
+    assert (store.layer(layer_id).path / "file").read_text() == "precious"
+    assert store.layer_size(layer_id) == len("precious")
+    assert store.recover() == []
+    assert list(store.check(contents=True)) == []
+
+
 def test_an_exchange_that_is_on_disk_is_made_once(store: Store, outside: Path) -> None:
     layer_id = commit(store, "out", "x")
     (outside / "new").write_text("new")
