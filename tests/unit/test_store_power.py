@@ -411,3 +411,33 @@ def test_a_mount_that_is_removed_leaves_its_upper_what_a_lost_commit_took(
             after.remove_mount(after.mount("out").id)
         assert after.mounts() == []
     assert (upper / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_an_upper_that_cannot_be_reached_keeps_nobody_from_the_store(
+    root: Path,
+    store: Store,
+    base: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ephemeral: bool,
+) -> None:
+    monkeypatch.setenv("LAYERFS_RUN", str(tmp_path / "run"))
+    above = tmp_path / "above"
+    for name in ("upper", "work"):
+        (above / name).mkdir(parents=True)
+    upper = above / "upper", above / "work"
+    store.create_mount("out", image=base, external_upper=upper, ephemeral=ephemeral)
+    (above / "upper/file").write_text("precious")
+    store.close()
+    with rows_lost(root) as changed:
+        commit(changed, "out", "lost")
+    above.rename(tmp_path / "away")
+    above.symlink_to("above")
+    with Store(root) as after:
+        lines = after.recover()
+        assert f"cannot see to the commit of {above / 'upper'}, which was cut short" in "".join(lines)
+        above.unlink()
+        (tmp_path / "away").rename(above)
+        after.recover()
+    assert (above / "upper/file").read_text() == "precious"

@@ -231,7 +231,7 @@ def remove(db: Database, mount_id: str) -> None:
 
 
 def _end_commit(db: Database, mount_id: str) -> None:
-    """Put right what a commit that was cut short has left of an upper outside the store."""
+    """Put right what a commit that was cut short has left of an upper outside the store; or `Conflict`."""
     upper_id = get(db, mount_id).upper
     own = layers.directory(db, upper_id) if upper_id else None
     if upper_id and own and (own / "exchange").exists():
@@ -239,7 +239,10 @@ def _end_commit(db: Database, mount_id: str) -> None:
             with layers.lock(own):
                 external.recover(db, layers.get(db, upper_id))
         except OSError as error:
-            raise from_os_error(error, f"give {layers.get(db, upper_id).path} its tree back") from None
+            path = layers.get(db, upper_id).path
+            raise Conflict(
+                f"its commit was cut short, and {path} cannot get its tree back: {error.strerror}"
+            ) from None
 
 
 def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
