@@ -43,6 +43,18 @@ def test_an_empty_store_has_no_problems(store: Store) -> None:
     assert lines(store, contents=True) == []
 
 
+def test_directories_that_links_lead_to_are_there(store: Store, tmp_path: Path) -> None:
+    for name in ("lower", "upper", "work"):
+        (tmp_path / "there" / name).mkdir(parents=True)
+        (tmp_path / name).symlink_to(f"there/{name}")
+    lower = store.external_layer(tmp_path / "lower")
+    upper = tmp_path / "upper", tmp_path / "work"
+    store.create_mount("m", image=None, layers=[lower.id], external_upper=upper)
+    assert lines(store) == []
+    (tmp_path / "there/lower").rmdir()
+    assert lines(store) == [f"layer {lower.id[:12]}: its tree {tmp_path / 'lower'} is missing"]
+
+
 Plant = Callable[[Store, Image], object]
 
 

@@ -279,6 +279,18 @@ def test_an_exchange_that_was_lost_is_made_again(store: Store, outside: Path) ->
     assert store.recover() == []
 
 
+def test_an_exchange_that_was_lost_is_made_again_before_its_layer_is_settled(
+    store: Store, outside: Path
+) -> None:
+    layer_id = commit(store, "out", "x")
+    exchange(outside, store.layer(layer_id).path)
+    assert differences(store) == []
+    assert (store.layer(layer_id).path / "file").read_text() == "precious"
+    assert store.layer_size(layer_id) == len("precious")
+    assert store.recover() == []
+    assert list(store.check(contents=True)) == []
+
+
 def test_an_exchange_that_is_on_disk_is_made_once(store: Store, outside: Path) -> None:
     layer_id = commit(store, "out", "x")
     (outside / "new").write_text("new")
@@ -312,3 +324,120 @@ def test_an_exchange_that_cannot_be_made_again_is_reported(store: Store, outside
     outside.mkdir()
     (line,) = store.recover()
     assert line == f"the layer {layer_id[:12]} is empty: what was in {outside} is not there any more"
+
+
+def test_an_upper_that_a_link_leads_to_is_brought_to_the_disk(
+    store: Store, base: Image, tmp_path: Path
+) -> None:
+    for name in ("upper", "work"):
+        (tmp_path / "there" / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("there")
+    store.create_mount("out", image=base, external_upper=(tmp_path / "link/upper", tmp_path / "link/work"))
+    (tmp_path / "there/upper/file").write_text("precious")
+    layer_id = commit(store, "out", "x")
+    store.bring_exchange_to_disk(layer_id)
+    assert os.listdir(store.layer(layer_id).path.parent) == ["fs"]
+    assert (store.layer(layer_id).path / "file").read_text() == "precious"
+    assert store.recover() == []
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a file", "nothing above"])
+def test_an_exchange_is_on_disk_also_where_the_upper_has_gone(
+    store: Store, base: Image, tmp_path: Path, instead: str
+) -> None:
+    above = tmp_path / "above"
+    for name in ("upper", "work"):
+        (above / name).mkdir(parents=True)
+    store.create_mount("out", image=base, external_upper=(above / "upper", above / "work"))
+    layer_id = commit(store, "out", "x")
+    if instead == "nothing":
+        (above / "upper").rmdir()
+    else:
+        shutil.rmtree(above)
+        if instead == "a file":
+            above.write_text("")
+    assert store.recover() == []
+    assert os.listdir(store.layer(layer_id).path.parent) == ["fs"]
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a link", "another one"])
+def test_a_lost_commit_is_not_undone_in_the_place_of_something_else(
+    root: Path, store: Store, outside: Path, tmp_path: Path, instead: str
+) -> None:
+    store.close()
+    with rows_lost(root) as changed:
+        commit(changed, "out", "lost")
+    outside.rmdir()
+    (tmp_path / "machine/upper").mkdir(parents=True)
+    (tmp_path / "machine/upper/passwd").write_text("root")
+    if instead == "a link":
+        outside.symlink_to("machine/upper")
+    elif instead == "another one":
+        (tmp_path / "machine/upper").rename(outside)
+    with Store(root) as after:
+        lines = [text for text in after.recover() if "something else" in text]
+        kept = [place for place in lost(root) if (place / "fs/file").exists()]
+        assert lines == [
+            f"something else is at {outside}: its tree, whose commit was cut short, is in {kept[0] / 'fs'}"
+        ]
+        assert (kept[0] / "fs/file").read_text() == "precious"
+        if instead != "nothing":
+            assert os.listdir(outside) == ["passwd"]
+        assert after.recover() == []
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_a_mount_that_is_removed_leaves_its_upper_what_a_lost_commit_took(
+    root: Path,
+    store: Store,
+    base: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ephemeral: bool,
+) -> None:
+    monkeypatch.setenv("LAYERFS_RUN", str(tmp_path / "run"))
+    upper, work = tmp_path / "upper", tmp_path / "work"
+    upper.mkdir()
+    work.mkdir()
+    store.create_mount("out", image=base, external_upper=(upper, work), ephemeral=ephemeral)
+    (upper / "file").write_text("precious")
+    store.close()
+    with rows_lost(root) as changed:
+        commit(changed, "out", "lost")
+    with Store(root) as after:
+        if ephemeral:
+            after.recover()
+        else:
+            after.remove_mount(after.mount("out").id)
+        assert after.mounts() == []
+    assert (upper / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_an_upper_that_cannot_be_reached_keeps_nobody_from_the_store(
+    root: Path,
+    store: Store,
+    base: Image,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ephemeral: bool,
+) -> None:
+    monkeypatch.setenv("LAYERFS_RUN", str(tmp_path / "run"))
+    above = tmp_path / "above"
+    for name in ("upper", "work"):
+        (above / name).mkdir(parents=True)
+    upper = above / "upper", above / "work"
+    store.create_mount("out", image=base, external_upper=upper, ephemeral=ephemeral)
+    (above / "upper/file").write_text("precious")
+    store.close()
+    with rows_lost(root) as changed:
+        commit(changed, "out", "lost")
+    above.rename(tmp_path / "away")
+    above.symlink_to("above")
+    with Store(root) as after:
+        lines = after.recover()
+        assert f"cannot see to the commit of {above / 'upper'}, which was cut short" in "".join(lines)
+        above.unlink()
+        (tmp_path / "away").rename(above)
+        after.recover()
+    assert (above / "upper/file").read_text() == "precious"

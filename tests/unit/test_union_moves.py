@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from layerfs.union import links, moves, syscalls
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.moves import Moves
+from layerfs.union.upper import Upper
 from tests.unit.union_support import Tree
 
 
@@ -191,3 +193,20 @@ def test_a_copy_up_of_a_file_with_two_names_never_searches_the_upper(
     tree.write("a2", b"2")
     assert tree.read("f/b2") == b"2"
     assert searched == [tree.union.layers[-1].path] * 2  # once for each time it was opened
+
+
+def test_the_table_of_an_upper_that_was_not_used_is_not_taken_for_that_of_the_next(tmp_path: Path) -> None:
+    tree = Tree(tmp_path).open()
+    (tree.lowers[0] / "dir").mkdir()
+    (tmp_path / "fresh").mkdir()
+    Upper(tmp_path / "fresh", tree.work, after=tree.union.upper).close()  # its commit did not come
+    tree.union.switch_upper(Upper(tmp_path / "fresh", tree.work, after=tree.union.upper))
+    tree.rename("dir", "new")
+    assert tree.union.upper is not None
+    fcntl.flock(tree.union.upper.root.fd(), fcntl.LOCK_UN)  # as if it had been killed
+    again = Upper(tmp_path / "fresh", tree.work)
+    again.below = tuple(tree.union.layers[1:])
+    links.learn_moves([again])
+    assert again.moves.settle()
+    assert list(again.moves) == [((b"dir",), (b"new",))]
+    again.close()

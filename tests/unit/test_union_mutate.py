@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.union import attributes, mutate, syscalls
+from layerfs.union.marking import USER, Trust
 from layerfs.union.mutate import Owner
 from tests.unit.union_support import ME, Tree
 
@@ -321,3 +322,22 @@ def test_without_an_upper_nothing_changes(tree: Tree) -> None:
     assert errno_of(tree.unlink, "f") == errno.EROFS
     assert errno_of(tree.rename, "f", "g") == errno.EROFS
     assert tree.read("f") == b"lower"
+
+
+@pytest.mark.parametrize("redirect", [b"/elsewhere", b"/../x"])
+def test_a_mark_that_is_not_followed_hinders_no_copy_of_a_file_with_a_name_behind_it(
+    tmp_path: Path, redirect: bytes
+) -> None:
+    tree = Tree(tmp_path, lowers=2)
+    below, above = tree.lowers
+    (below / "dir").mkdir()
+    (above / "dir").mkdir()
+    (below / "file").write_text("data")
+    os.link(below / "file", below / "dir/other")
+    os.setxattr(above / "dir", USER.prefix + b"redirect", redirect)
+    tree.open(marking=USER)
+    for layer in tree.union.layers:
+        layer.trust = Trust.NONE
+    tree.write("file", b"more")
+    assert (tree.upper / "file").read_bytes() == b"more"
+    tree.union.close()

@@ -45,6 +45,8 @@ def _take(db: Database, mount: Mount, locks: ExitStack) -> bool:
         tree = os.open(layers.get(db, mount.upper).path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return True  # nobody can mount it without its tree
+    except OSError:
+        return False  # something else is in the way: who has the tree cannot be told
     locks.callback(os.close, tree)
     try:
         fcntl.flock(tree, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -106,7 +106,7 @@ def commit(
                 swapped = upper
     except BaseException:
         if swapped:
-            external.swap(db, swapped)
+            external.swap_back(db, swapped)
         raise
     layers.keep(new_upper.id)
     if swapped:

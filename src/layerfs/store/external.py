@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.store import layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, Mount, now
-from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_path
+from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_filesystem, sync_path
 
 COMMITTED = "upper"
 """The attribute of a commit's event that says from which directory outside the store the layer came."""
@@ -190,25 +190,51 @@ def swap(db: Database, upper: Layer, tree: int | None = None) -> None:
     *tree* is a descriptor on the tree, if it is mounted: whoever owns a directory above may have put another
     one in its place, or a link to one of the machine's own, and that must stay where it is.
     """
-    parent = -1
+    mounted = None if tree is None else os.fstat(tree)
+
+    def is_it(found: os.stat_result) -> bool:
+        return mounted is None or os.path.samestat(found, mounted)
+
     try:
-        parent = os.open(upper.path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        found = os.stat(upper.path.name, dir_fd=parent, follow_symlinks=False)
-        if not stat.S_ISDIR(found.st_mode) or (tree is not None and not _is(found, tree)):
-            raise Conflict(
-                f"cannot commit {upper.path}: it is not the directory that was mounted any more; "
-                "move that one back there"
-            )
-        exchange(Path(f"/proc/self/fd/{parent}", upper.path.name), layers.directory(db, upper.id) / "fs")
+        done = _trade(upper.path, layers.directory(db, upper.id) / "fs", is_it)
     except OSError as error:
         raise from_os_error(error, f"move {upper.path} into the store") from None
+    if not done:
+        raise Conflict(
+            f"cannot commit {upper.path}: it is not the directory that was mounted any more; "
+            "move that one back there"
+        )
+
+
+def swap_back(db: Database, upper: Layer) -> None:
+    """Undo `swap`, if what it put in the upper's place is still there; `recover` sees to the rest.
+
+    Raises `LayerfsError`.
+    """
+    own = layers.directory(db, upper.id)
+    note = _noted(own)
+    try:
+        if note is not None:
+            _trade(upper.path, own / "fs", lambda found: found.st_ino == note.fresh)
+    except OSError as error:
+        raise from_os_error(error, f"move {upper.path} back out of the store") from None
+
+
+def _trade(place: Path, tree: Path, is_wanted: Callable[[os.stat_result], bool]) -> bool:
+    """Exchange the directory at *place*, outside the store, and *tree*; tell whether that was done.
+
+    It is not where something else is at *place* by now: whoever owns a directory above could otherwise have
+    any directory of the machine moved. Raises `OSError`.
+    """
+    parent = os.open(place.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.stat(place.name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(found.st_mode) or not is_wanted(found):
+            return False
+        exchange(Path(f"/proc/self/fd/{parent}", place.name), tree)
+        return True
     finally:
-        if parent >= 0:
-            os.close(parent)
-
-
-def _is(found: os.stat_result, tree: int) -> bool:
-    return os.path.samestat(found, os.fstat(tree))
+        os.close(parent)
 
 
 def bring_to_disk(db: Database, layer_id: str) -> None:
@@ -219,11 +245,25 @@ def bring_to_disk(db: Database, layer_id: str) -> None:
     own = layers.directory(db, layer_id)
     note = _noted(own)
     if note is not None and note.path is not None:
-        with suppress(FileNotFoundError):  # somebody has removed it since
-            sync_path(note.path.parent)
+        _sync_parent(note.path, own)
         sync_path(own)
         db.sync()
     (own / "exchange").unlink(missing_ok=True)
+
+
+def _sync_parent(path: Path, own: Path) -> None:
+    """Bring to the disk what the directory above *path* has as *path*; *own* lies on the same filesystem."""
+    try:
+        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # somebody has removed or replaced it since, or we may not read it: then all there is
+        fd = os.open(own, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        sync = sync_filesystem
+    else:
+        sync = os.fsync
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
 
 
 def recover(db: Database, layer: Layer) -> str | None:
@@ -234,30 +274,41 @@ def recover(db: Database, layer: Layer) -> str | None:
     own = layers.directory(db, layer.id)
     note = _noted(own)
     if layer.state != "active":
-        done = _redo(own, note) if note is not None else None
+        redone = _redo(own, note) if note is not None else None
         bring_to_disk(db, layer.id)
-        return done
-    done = None
-    if (own / "fs").exists():
-        if note is not None and note.took_place(own):
-            exchange(layer.path, own / "fs")
-            done = f"gave {layer.path} its tree back: its commit was cut short"
-        if any((own / "fs").iterdir()):
-            done = f"{done}; what was written after that is in {_keep(db, own / 'fs')}"
+        return redone
+    tree = own / "fs"
+    done: list[str] = []
+    if note is not None and tree.exists() and note.took_place(own):
+        if _give_back(layer.path, tree, note.fresh):
+            done.append(f"gave {layer.path} its tree back: its commit was cut short")
         else:
-            remove_trees(own / "fs")
+            what = "its tree, whose commit was cut short"
+            done.append(f"something else is at {layer.path}: {what}, is in {_keep(db, tree)}")
+    if tree.exists():
+        if any(tree.iterdir()):
+            done.append(f"what was written after that is in {_keep(db, tree)}")
+        else:
+            remove_trees(tree)
     for name in ("exchange", "exchange.tmp"):
         (own / name).unlink(missing_ok=True)
-    return done
+    return "; ".join(done) or None
+
+
+def _give_back(place: Path, tree: Path, fresh: int) -> bool:
+    """Exchange the tree *fresh* (`st_ino`) at *place* and *tree*; False where it is not there any more."""
+    try:
+        return _trade(place, tree, lambda found: found.st_ino == fresh)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _redo(own: Path, note: _Note) -> str | None:
     """Make the exchange of a commit that is in the database, where a power cut has left only that."""
     if note.path is None or note.took_place(own):
         return None
-    if not note.path.is_dir() or note.path.stat().st_ino != note.old:
+    if note.old is None or not _give_back(note.path, own / "fs", note.old):
         return f"the layer {own.name[:12]} is empty: what was in {note.path} is not there any more"
-    exchange(note.path, own / "fs")
     return f"moved what was in {note.path} into the store: its commit was cut short"
 
 

@@ -10,6 +10,7 @@ nothing uses it, and a mount without a name goes with its daemon, however that e
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -78,7 +79,7 @@ def _check_rows(db: Database) -> list[str]:
         own = layers.directory(db, layer.id)
         if (own / "exchange").exists() or (layer.state == "active" and external.is_outside(db, layer)):
             with suppress(FileNotFoundError), layers.lock(own, wait=False) as locked:
-                line = external.recover(db, layers.get(db, layer.id)) if locked else None
+                line = _recover_outside(db, layers.get(db, layer.id)) if locked else None
                 done += [line] if line else []
         elif layer.state == "external":
             if to_nanoseconds(layer.created) < now() - _IDLE and _forget(db, layer):
@@ -93,6 +94,16 @@ def _check_rows(db: Database) -> list[str]:
                     f"layer {layer.id[:12]} has lost its tree {layer.path}: what uses it cannot be mounted"
                 )
     return done
+
+
+def _recover_outside(db: Database, layer: Layer) -> str | None:
+    """Do `external.recover`; an upper that cannot be reached keeps nobody from mounting others."""
+    try:
+        return external.recover(db, layer)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ELOOP):
+            raise
+        return f"cannot see to the commit of {layer.path}, which was cut short: {error.strerror}"
 
 
 def _forget(db: Database, layer: Layer) -> bool:

@@ -216,8 +216,9 @@ def update_container(db: Database, mount_id: str, action: str, values: Mapping[s
 def remove(db: Database, mount_id: str) -> None:
     """Remove a mount and its upper, and the layers that only it used; raises `NotFound`.
 
-    Trees outside the store stay where they are.
+    Trees outside the store stay where they are: one that a commit which was cut short has taken goes back.
     """
+    _end_commit(db, mount_id)
     with db.transaction():
         mount = get(db, mount_id)
         step = db.scalar("DELETE FROM mounts WHERE id = ? RETURNING step", (mount_id,))
@@ -227,6 +228,21 @@ def remove(db: Database, mount_id: str) -> None:
     layers.discard(db, *doomed)
     if (own := db.root / "containers" / mount_id).exists():  # a container's log and volumes
         remove_trees(own)
+
+
+def _end_commit(db: Database, mount_id: str) -> None:
+    """Put right what a commit that was cut short has left of an upper outside the store; or `Conflict`."""
+    upper_id = get(db, mount_id).upper
+    own = layers.directory(db, upper_id) if upper_id else None
+    if upper_id and own and (own / "exchange").exists():
+        try:
+            with layers.lock(own):
+                external.recover(db, layers.get(db, upper_id))
+        except OSError as error:
+            path = layers.get(db, upper_id).path
+            raise Conflict(
+                f"its commit was cut short, and {path} cannot get its tree back: {error.strerror}"
+            ) from None
 
 
 def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:

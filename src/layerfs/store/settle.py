@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
-from layerfs.store import layers, manifest
+from layerfs.store import external, layers, manifest
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Layer
 from layerfs.store.system import sync_filesystem
@@ -41,6 +41,8 @@ def settle(db: Database, layer_id: str) -> Layer:
                 return layer
             own = layers.directory(db, layer_id)
             if layer.state == "sealed":
+                if (own / "exchange").exists():
+                    external.recover(db, layer)  # or it would be an empty tree that is vouched for
                 _remove_work(own)
             if layer.size is None:
                 layers.measure_once(db, layer)

@@ -19,7 +19,7 @@ from layerfs.union.layer import LayerDir
 from layerfs.union.links import learn_moves, names_in, today
 from layerfs.union.marking import METACOPY, REDIRECT
 from layerfs.union.moves import Path
-from layerfs.union.node import Directory, File
+from layerfs.union.node import Directory, File, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -200,7 +200,7 @@ class CopyUp:
             *parents, name = today(name_in_layer, above)
             directory = _find_directory(union, parents)
             if directory is not None:
-                found = union.lookup(directory, name)
+                found = _reachable(union, directory, name)
                 if found is node:
                     yield directory, name
                 else:
@@ -270,12 +270,25 @@ def _find_directory(union: Union, path: Sequence[bytes]) -> Directory | None:
     """Return the directory with that path from the root; None where there is none today."""
     directory = union.root
     for name in path:
-        node = union.lookup(directory, name)
+        node = _reachable(union, directory, name)
         if not isinstance(node, Directory):
             union.release(node or directory)
             return None
         directory = node
     return directory
+
+
+def _reachable(union: Union, directory: Directory, name: bytes) -> Node | None:
+    """Return what `Union.lookup` does, and None for a name that nobody can reach by this union.
+
+    It lies behind a mark that is not followed, or in a directory that we may not read.
+    """
+    try:
+        return union.lookup(directory, name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL, errno.EACCES):
+            raise
+        return None
 
 
 class KeptTimes:

@@ -141,8 +141,9 @@ class Upper(Layer):
 
         The descriptor on the work directory stays open while a copy-up on its way has a file there.
         """
-        with suppress(OSError):
-            os.unlink(_WHITEOUT, dir_fd=self.work)
+        for name in (_WHITEOUT, _MOVES):  # a next upper that was not used may have left its own table
+            with suppress(OSError):
+                os.unlink(name, dir_fd=self.work)
         fcntl.flock(self.root.fd(), fcntl.LOCK_UN)
         self.mutable = False
         self.let_go()

@@ -102,13 +102,14 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
     if not own.is_dir():
         yield Problem(subject, f"{own} is missing", "what uses it cannot be mounted: see 'layerfs df -v'")
         return
-    if not _is_directory(layer.path):
+    outside = external.is_outside(db, layer)
+    if not _is_directory(layer.path, links=outside):
         yield Problem(
             subject, f"its tree {layer.path} is missing", "restore it, or remove what uses the layer"
         )
         return
     # One that is but read has none: see `external.check_upper`.
-    if layer.state == "active" and layer.work and not _is_directory(layer.work):
+    if layer.state == "active" and layer.work and not _is_directory(layer.work, links=outside):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
     if layer.unverified and not settle.has_its_manifest(db, layer):
         what = "was not known to be on disk when the machine stopped, so parts of it may be lost"
@@ -122,9 +123,10 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
             yield Problem(subject, f"has {size} bytes, and had {layer.size}", "see 'layerfs verify'")
 
 
-def _is_directory(path: Path) -> bool:
+def _is_directory(path: Path, *, links: bool) -> bool:
+    """Tell whether *path* is a directory, or with *links*, for one that somebody has named, leads to one."""
     try:
-        return stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode)
+        return stat.S_ISDIR(os.stat(path, follow_symlinks=links).st_mode)
     except OSError:
         return False
 
