@@ -22,6 +22,8 @@ from layerfs.union import syscalls
 
 PATIENCE = 20.0
 """Seconds after which an operation counts as hung."""
+_END_PATIENCE = 60
+"""Seconds that a daemon may take to end: mount namespaces of other tests may hold copies of its mount."""
 KERNEL_OPTIONS = "redirect_dir=on,metacopy=off,xino=off,nfs_export=off"
 
 _MS_REMOUNT = 32
@@ -44,10 +46,6 @@ def _copy_attributes(source: Path, target: Path) -> None:
         if not name.startswith("trusted.overlay.") or name.startswith("trusted.overlay.overlay."):
             os.setxattr(target, name, os.getxattr(source, name))
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
-
-
-_END_PATIENCE = 60
-"""Seconds that a daemon may take to end: mount namespaces of other tests may hold copies of its mount."""
 
 
 class Hung(AssertionError):
