@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -308,3 +310,18 @@ def test_a_commit_that_fails_gives_the_upper_back(
     assert upper_of(store, mount).path == outside[0]
     image = store.commit(mount, prepared, reference="one")
     assert (store.layer(image.layers[-1]).path / "one").read_text() == "1"
+
+
+def test_a_commit_waits_while_a_recovery_looks_at_its_upper(
+    store: Store, base: Image, outside: tuple[Path, Path]
+) -> None:
+    mount = store.create_mount("out", image=base, external_upper=outside)
+    assert mount.upper is not None
+    lock = os.open(store.root / "layers" / mount.upper, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as recovery takes it, in another command
+    release = threading.Timer(0.2, os.close, [lock])
+    release.start()
+    prepared = store.prepare_upper(mount)
+    release.join()
+    store.commit(mount, prepared, reference="committed")
+    assert store.resolve("committed").layers[-1] == mount.upper

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
 from layerfs.store.system import boot_id, remove_trees, sync_path, walk
@@ -28,6 +28,8 @@ LOST = ".lost"
 """Suffix of a directory that the database does not know though it has files in it: set aside for a person."""
 _MOMENT = 60.0
 """Seconds to wait for what takes others a moment."""
+_RECOVERY = 10.0
+"""Seconds that a commit waits for a recovery that looks at its upper."""
 _LONG = 3600.0
 """Seconds to wait for another process that measures, hashes or commits a layer."""
 
@@ -162,13 +164,16 @@ def seal(db: Database, layer_id: str) -> None:
 
 
 def hold(db: Database, layer_id: str) -> None:
-    """Take the lock of a layer that has its row already, until `keep`; raises `Conflict`, `OSError`."""
+    """Take the lock of a layer that has its row already, until `keep`; raises `Conflict`, `OSError`.
+
+    Recovery, which any command may begin, has it for a moment: that is waited for.
+    """
     fd = os.open(directory(db, layer_id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        take(fd, fcntl.LOCK_EX, f"commits or recovers the layer {layer_id[:12]}", _RECOVERY)
+    except BaseException:
         os.close(fd)
-        raise Conflict(f"layer {layer_id[:12]} is being committed or recovered: try again") from None
+        raise
     _locks[layer_id] = fd
 
 
