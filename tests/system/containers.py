@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from layerfs.container.record import born
+from layerfs.host.record import born
 from tests.conftest import PATIENCE, Layerfs, wait_until
 
 IMAGE = "busybox:1"

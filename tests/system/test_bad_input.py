@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import layerfs.daemon
-import layerfs.launch  # noqa: F401 - the child of `in_child` may not be able to read it
+import layerfs.mounting.daemon
+import layerfs.mounting.launch  # noqa: F401 - the child of `in_child` may not be able to read it
 from layerfs import cli
 from tests.conftest import NOBODY, Layerfs, Stack, mounts_below
 

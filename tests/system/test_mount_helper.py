@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.mounttable import mounted_at
+from layerfs.host.mounttable import mounted_at
 from tests.conftest import Layerfs, Stack, errno_of, mounts_below, wait_until
 
 pytestmark = pytest.mark.root

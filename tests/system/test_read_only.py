@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import mountcalls
+from layerfs.host import mountcalls
 from tests.conftest import PATIENCE, Layerfs, Stack, errno_of, mounts_below
 from tests.system.namespaces import commit
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container.freezer import find
+from layerfs.host.freezer import find
 from tests.conftest import NOBODY, Layerfs, fill, mounts_below, wait_until
 from tests.system.containers import IMAGE, Containers, containers
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container.freezer import find
+from layerfs.host.freezer import find
 from tests.conftest import mounts_below, wait_until
 from tests.system.containers import IMAGE, Containers, Terminal, containers
 

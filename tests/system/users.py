@@ -139,7 +139,7 @@ def require_readable_checkout(uid: int) -> None:
     """Skip the test where user *uid* cannot read the interpreter or layerfs."""
     command = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", sys.executable]
     done = subprocess.run(
-        [*command, "-c", "import layerfs.cli, layerfs.daemon"],
+        [*command, "-c", "import layerfs.cli, layerfs.mounting.daemon"],
         capture_output=True,
         timeout=PATIENCE,
         check=False,

@@ -13,15 +13,15 @@ from typing import Any
 
 import trio
 
-from layerfs.control.api import App
-from layerfs.control.client import Client
-from layerfs.control.http import serve
-from layerfs.control.peer import listen
+from layerfs.api.api import App
+from layerfs.client.client import Client
 from layerfs.errors import Conflict
-from layerfs.runtime import RunLock, socket_path
+from layerfs.host.rundir import RunLock, socket_path
 from layerfs.store import Store
 from layerfs.store.model import Image, Mount
 from layerfs.union.changes import Change, changes
+from layerfs.unixhttp.peer import listen
+from layerfs.unixhttp.server import serve
 
 
 class DirectoryMount:

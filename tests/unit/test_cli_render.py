@@ -7,8 +7,8 @@ import time
 
 import pytest
 
+from layerfs.api.times import duration
 from layerfs.cli import render
-from layerfs.control.times import duration
 
 
 @pytest.mark.parametrize(

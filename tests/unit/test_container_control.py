@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from layerfs.container.ending import end, send
-from layerfs.container.freezer import find, thaw
-from layerfs.container.record import Lock, Record, born, look
 from layerfs.errors import BadRequest, Conflict
-from layerfs.runtime import RunLock
+from layerfs.host.freezer import find, thaw
+from layerfs.host.record import Lock, Record, born, look
+from layerfs.host.rundir import RunLock
 from layerfs.store import Store
 from layerfs.store.model import Mount
 from tests.conftest import wait_until

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from layerfs.container import logs
-from layerfs.container.record import Lock, Record, Watch, born, directory, look
-from layerfs.container.runtimes import failure, installed
+from layerfs.container.ociruntime import failure, installed
 from layerfs.errors import Conflict, NotFound
+from layerfs.host.record import Lock, Record, Watch, born, directory, look
 
 ID = "f" * 64
 
@@ -169,7 +169,7 @@ def test_the_choice_of_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(NotFound, match="LAYERFS_RUNTIME is /no/such"):
         installed()
     monkeypatch.delenv("LAYERFS_RUNTIME")
-    monkeypatch.setattr("layerfs.container.runtimes._SYSTEM", "")
+    monkeypatch.setattr("layerfs.container.ociruntime._SYSTEM", "")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(NotFound, match="install the package runc or crun"):
         installed()

@@ -12,7 +12,7 @@ from layerfs.container import seccomp, spec
 from layerfs.container.settings import Wanted, bind, configuration, environment, settings
 from layerfs.container.users import User
 from layerfs.errors import BadRequest, LayerfsError
-from layerfs.signals import signal_number
+from layerfs.host.signals import signal_number
 
 IMAGE = {"Cmd": ["image-cmd"], "Entrypoint": ["/entry"], "Env": ["A=1", "B=2"], "Labels": {"x": "y"}}
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import trio
 
-from layerfs.control.client import Client
+from layerfs.client.client import Client
 from layerfs.errors import BadRequest, Conflict, NotFound
-from layerfs.runtime import RunLock
+from layerfs.host.rundir import RunLock
 from layerfs.store import Store
 from layerfs.store.model import Mount
 from tests.unit.control_support import DirectoryMount, ask, exchange, make_tree, running
@@ -292,7 +292,7 @@ async def test_mounts_of_another_store_are_left_alone(root: Path, mount: Mount, 
 
 
 def test_the_stand_in_is_a_live_mount(root: Path, mount: Mount) -> None:
-    from layerfs.control.live import LiveMount
+    from layerfs.api.live import LiveMount
 
     live: LiveMount = DirectoryMount(root, mount, "/mnt/x")
     assert live.name == "base"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import trio
 
-from layerfs.control import here
-from layerfs.control.api import App
-from layerfs.control.message import Query, Request, Response, Stream
-from layerfs.control.times import parse_time
+from layerfs.api import here
+from layerfs.api.api import App
+from layerfs.api.times import parse_time
 from layerfs.errors import BadRequest
 from layerfs.store import Store
+from layerfs.unixhttp.message import Query, Request, Response, Stream
 from tests.unit.control_support import make_tree
 
 

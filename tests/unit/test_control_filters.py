@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from layerfs.control.filters import reference_matches
+from layerfs.api.filters import reference_matches
 
 
 @pytest.mark.parametrize(

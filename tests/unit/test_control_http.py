@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from layerfs.control import connection, http, turns
-from layerfs.control.api import App
-from layerfs.control.message import MAX_BODY, Request, Response, Stream, json_response
-from layerfs.control.peer import listen
+from layerfs.api.api import App
 from layerfs.errors import Conflict, LayerfsError
+from layerfs.unixhttp import connection, server, turns
+from layerfs.unixhttp.message import MAX_BODY, Request, Response, Stream, json_response
+from layerfs.unixhttp.peer import listen
 from tests.unit.control_support import connect, exchange, serving
 
 PING = b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -229,7 +229,7 @@ async def test_a_client_that_does_not_read_is_dropped(sock: Path, monkeypatch: p
 
 
 async def test_too_many_connections_get_503(sock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
     async with serving(App(sock.parent), sock):
         idle = [connect(sock), connect(sock)]
         await trio.testing.wait_all_tasks_blocked(0.05)
@@ -271,7 +271,7 @@ async def test_cancelling_the_server_lets_answers_end(sock: Path) -> None:
 async def test_cancelling_the_server_does_not_wait_for_ever(
     sock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "GRACE", 0.1)
+    monkeypatch.setattr(server, "GRACE", 0.1)
     app = Echo(delay=60)
     with trio.fail_after(5):
         async with serving(app, sock) as scope, await trio.open_unix_socket(sock) as stream:
@@ -440,8 +440,8 @@ async def test_a_header_of_many_lines_is_refused(sock: Path) -> None:
 
 
 async def test_few_are_told_why_they_are_refused(sock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_CONNECTIONS", 1)
-    monkeypatch.setattr(http, "MAX_REFUSALS", 1)
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(server, "MAX_REFUSALS", 1)
     async with serving(App(sock.parent), sock):
         with connect(sock), connect(sock) as refused:
             await trio.testing.wait_all_tasks_blocked(0.05)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from layerfs.control import table
-from layerfs.control.message import Query, Request
+from layerfs.api import table
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.store import Store
+from layerfs.unixhttp.message import Query, Request
 from tests.unit.control_support import ask, make_tree
 
 

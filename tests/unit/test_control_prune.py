@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.control import table
-from layerfs.control.message import Query, Request
-from layerfs.control.times import parse_until
+from layerfs.api import table
+from layerfs.api.times import parse_until
 from layerfs.errors import BadRequest
 from layerfs.store import Store
+from layerfs.unixhttp.message import Query, Request
 from tests.unit.control_support import ask, make_tree
 from tests.unit.test_cli_commands import Run, fails, run
 from tests.unit.test_store_usage import committed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs import mounttable
+from layerfs.host import mounttable
 
 LINE = "36 35 98:0 {root} {place} rw,noatime shared:1 master:2 - {type} {source} rw,errors=continue\n"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.notify import Notifier
+from layerfs.host.notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -78,7 +78,7 @@ def test_a_manager_out_of_reach_is_no_error(address: str) -> None:
 
 
 def test_a_hanging_manager_does_not_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("layerfs.notify.SEND_TIMEOUT", 0.01)
+    monkeypatch.setattr("layerfs.host.notify.SEND_TIMEOUT", 0.01)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
         deaf.bind(str(tmp_path / "notify"))
         notifier = Notifier(str(tmp_path / "notify"))

@@ -16,8 +16,8 @@ import pytest
 import zstandard
 
 from layerfs import oci
+from layerfs.archive.limits import Limits
 from layerfs.store import Store
-from layerfs.store.limits import Limits
 from tests.unit.oci_support import (
     CONFIG,
     INDEX,

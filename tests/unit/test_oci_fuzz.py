@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 
 from layerfs import oci
+from layerfs.archive.layertar import LayerTar
+from layerfs.archive.limits import Limits
 from layerfs.errors import LayerfsError
 from layerfs.oci import recipe
-from layerfs.oci.layertar import LayerTar
 from layerfs.oci.source import Region
 from layerfs.oci.unpacking import Job, do
 from layerfs.store import Store, manifest
-from layerfs.store.limits import Limits
 from tests.unit.oci_support import INDEX, Layout, archive, config_of, digest, files, named
 from tests.unit.union_support import plain_stack
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.archive.layertar import LayerTar, content
 from layerfs.errors import LayerfsError
-from layerfs.oci.layertar import LayerTar, content
 from tests.unit.union_support import plain_stack
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")

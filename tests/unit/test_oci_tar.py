@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerfs.oci import tarformat
-from layerfs.store.holes import parts_with_data
-from layerfs.store.streams import Damaged, Feed
-from layerfs.store.tar import Kind, Member, Reader
+from layerfs.archive import tarformat
+from layerfs.archive.holes import parts_with_data
+from layerfs.archive.streams import Damaged, Feed
+from layerfs.archive.tar import Kind, Member, Reader
 from tests.unit.oci_support import archive
 
 END = bytes(1024)

@@ -6,7 +6,7 @@ import fcntl
 import os
 import resource
 
-from layerfs.polling import readable
+from layerfs.host.polling import readable
 
 
 def test_a_descriptor_of_any_number_is_waited_for() -> None:

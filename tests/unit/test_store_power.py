@@ -16,7 +16,7 @@ import pytest
 
 from layerfs.store import Store, layers, settle
 from layerfs.store.model import Image, Mount
-from layerfs.store.system import exchange
+from layerfs.union.trees import exchange
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TypeVar
 import pytest
 
 from layerfs.errors import NotFound, StoreBusy
-from layerfs.runtime import RunLock
+from layerfs.host.rundir import RunLock
 from layerfs.store import Store, images, layers, stacks
 from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from tests.unit.test_store_crash import check, dies_at

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container import freezer
-from layerfs.mounttable import Mounted
+from layerfs.host import freezer
+from layerfs.host.mounttable import Mounted
 from layerfs.union import durability
 
 DEVICE = 1
@@ -32,7 +32,7 @@ def test_a_freezer_is_found_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None
         Mounted("/sys/fs/cgroup", "cgroup2", "cgroup2", 8, frozenset({"rw"})),
         Mounted("/sys/fs/cgroup/freezer", "cgroup", "cgroup", 7, frozenset({"rw", "freezer"})),
     ]
-    monkeypatch.setattr("layerfs.mounttable.mounts", lambda: iter(table))
+    monkeypatch.setattr("layerfs.host.mounttable.mounts", lambda: iter(table))
     assert freezer._hierarchies() == [
         ("", Path("/sys/fs/cgroup")),
         ("freezer", Path("/sys/fs/cgroup/freezer")),

@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 import trio
 
-from layerfs import holders
 from layerfs.fuse.inside import Inside
-from layerfs.notify import Notifier
-from layerfs.unmounting import Unmounting
+from layerfs.host import holders
+from layerfs.host.notify import Notifier
+from layerfs.mounting.unmounting import Unmounting
 
 
 class World:
@@ -57,8 +57,8 @@ def test_what_the_last_user_wrote_is_collected(
 
     async def main() -> list[str]:
         world: Any = World(looks)
-        monkeypatch.setattr("layerfs.mounttable.mounts_of", lambda device: [])
-        monkeypatch.setattr("layerfs.holders.namespaces", world.holders)
+        monkeypatch.setattr("layerfs.host.mounttable.mounts_of", lambda device: [])
+        monkeypatch.setattr("layerfs.host.holders.namespaces", world.holders)
         ending = Unmounting("name", cast(Inside, world), world.flush, world.ended, Notifier(None))
         await ending.run(force=False)
         return cast("list[str]", world.did)

@@ -14,7 +14,7 @@ import click
 
 from layerfs import __version__
 from layerfs.errors import LayerfsError
-from layerfs.runtime import store_root
+from layerfs.host.rundir import store_root
 
 COMMANDS = {
     "commit": "mounts",

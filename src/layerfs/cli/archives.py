@@ -54,8 +54,8 @@ def load_command(
     from standard input. Archives may be compressed.
     """
     from layerfs import oci
+    from layerfs.archive.limits import Limits
     from layerfs.store import Store
-    from layerfs.store.limits import Limits
 
     if source is not None and given is not None:
         raise UsageError("name the archive once: as SOURCE or with --input")

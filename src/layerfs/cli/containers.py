@@ -49,8 +49,8 @@ def start_attached(root: Path, mount: Mount, *, stdin: bool) -> int:
     """
     from layerfs.container import lifecycle
     from layerfs.container.attach import Attachment
-    from layerfs.container.record import Record, Watch, directory
-    from layerfs.container.runtimes import ContainerError
+    from layerfs.container.ociruntime import ContainerError
+    from layerfs.host.record import Record, Watch, directory
 
     opened: list[tuple[Attachment, Watch]] = []
 
@@ -109,7 +109,7 @@ def stop_command(root: Path, names: tuple[str, ...], seconds: int) -> int:
 
     What was written to them stays.
     """
-    from layerfs.control.client import Client
+    from layerfs.client.client import Client
 
     def stop(name: str) -> None:
         find(root, name)
@@ -125,7 +125,7 @@ def stop_command(root: Path, names: tuple[str, ...], seconds: int) -> int:
 @click.pass_obj
 def kill_command(root: Path, names: tuple[str, ...], text: str) -> int:
     """Send a signal to the processes that containers began with."""
-    from layerfs.control.client import Client
+    from layerfs.client.client import Client
 
     def kill(name: str) -> None:
         find(root, name)
@@ -141,7 +141,7 @@ def kill_command(root: Path, names: tuple[str, ...], text: str) -> int:
 def wait_command(root: Path, names: tuple[str, ...]) -> int:
     """Wait until containers have ended, and print their exit codes."""
     from layerfs.container import lifecycle
-    from layerfs.container.record import Watch
+    from layerfs.host.record import Watch
 
     def wait(name: str) -> None:
         mount = find(root, name)
@@ -167,7 +167,8 @@ def wait_command(root: Path, names: tuple[str, ...]) -> int:
 @click.pass_obj
 def logs_command(root: Path, name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
     """Show what a container wrote."""
-    from layerfs.container import files, logs, record
+    from layerfs.container import files, logs
+    from layerfs.host import record
 
     mount = find(root, name)
 

@@ -70,10 +70,10 @@ def pull_command(
     layerfs pull --tls-verify=false docker://localhost:5000/base:1 base:1
     layerfs pull containers-storage:localhost/built
     """
+    from layerfs.archive.limits import Limits
     from layerfs.distribution.pull import pull
     from layerfs.distribution.remotes import parse_remote
     from layerfs.store import Store
-    from layerfs.store.limits import Limits
 
     remote = parse_remote(source)
     options = _options(platform=platform, **access)

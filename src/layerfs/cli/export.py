@@ -27,8 +27,8 @@ def export_command(root: Path, name: str, output: str | None) -> None:
     NAME may be mounted or not. The archive has the merged tree alone, without layers or history:
     'layerfs import' makes an image of one layer of it. For images, see 'layerfs save'.
     """
-    from layerfs.control.client import Client
-    from layerfs.oci.flat import merged_tar
+    from layerfs.archive.flat import merged_tar
+    from layerfs.client.client import Client
     from layerfs.store import Store
 
     if output is None and sys.stdout.isatty():

@@ -9,7 +9,7 @@ import click
 from layerfs.cli.mount import start
 from layerfs.cli.options import option_names, parse_options
 from layerfs.cli.shared import GivenText
-from layerfs.runtime import store_root
+from layerfs.host.rundir import store_root
 
 
 @click.command("layerfs")

@@ -9,7 +9,7 @@ import click
 
 from layerfs.cli import render
 from layerfs.cli.shared import FORMAT, NO_TRUNC, each
-from layerfs.control.client import Client
+from layerfs.client.client import Client
 
 
 @click.command("images")

@@ -87,7 +87,7 @@ def start(
     """Check that *wanted* makes sense together, start its daemon on *mountpoint*, and return its name.
 
     *source* is what the mount table is to show, the name if None.
-    Raises `UsageError`, and what `layerfs.launch.start` raises.
+    Raises `UsageError`, and what `layerfs.mounting.launch.start` raises.
     """
     if wanted.image is None and not wanted.lowers and wanted.name is None:
         raise UsageError("nothing to mount: give --image, --lower, or the --name of a mount to resume")
@@ -97,7 +97,7 @@ def start(
         raise UsageError("an upper directory goes with lower directories: give --lower too")
     if (wanted.upper is None) != (wanted.work is None) and not (wanted.upper and wanted.read_only):
         raise UsageError("an upper directory and a work directory go together: give both or neither")
-    from layerfs import launch
+    from layerfs.mounting import launch
 
     request = launch.MountRequest(
         mountpoint=mountpoint,

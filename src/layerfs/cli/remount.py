@@ -6,11 +6,11 @@ import errno
 import json
 import os
 
-from layerfs import holders, mountcalls, mounttable
 from layerfs.cli.options import option_names
-from layerfs.control.client import exchange, to_error
+from layerfs.client.client import exchange, to_error
 from layerfs.errors import Conflict, NotFound, from_os_error
-from layerfs.runtime import owner
+from layerfs.host import holders, mountcalls, mounttable
+from layerfs.host.rundir import owner
 
 _READ_ONLY = 1
 _FLAGS = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from layerfs.control.times import duration
+from layerfs.api.times import duration
 
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 COLUMN_GAP = 3

@@ -28,7 +28,7 @@ class RunCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            from layerfs.container.runtimes import ContainerError
+            from layerfs.container.ociruntime import ContainerError
 
             text = error.format_message().rstrip(".")
             raise ContainerError(f"{text}; see '{ctx.command_path} --help'") from None
@@ -38,7 +38,7 @@ class RunCommand(click.Command):
         try:
             return super().invoke(ctx)
         except LayerfsError as error:
-            from layerfs.container.runtimes import ContainerError
+            from layerfs.container.ociruntime import ContainerError
 
             if isinstance(error, ContainerError):
                 raise
@@ -163,10 +163,10 @@ def _find_image(store: Store, reference: str, pull: str) -> Image:
         if pull == "never":
             raise
         click.echo(f"Unable to find image '{reference}' locally", err=True)
+    from layerfs.archive.limits import Limits
     from layerfs.distribution.pull import pull as bring
     from layerfs.distribution.remotes import Remote
     from layerfs.distribution.skopeo import Options
-    from layerfs.store.limits import Limits
     from layerfs.store.references import normalize
 
     remote = Remote("docker", f"//{normalize(reference)}")

@@ -11,7 +11,7 @@ import click
 
 from layerfs.cli import render
 from layerfs.cli.shared import each
-from layerfs.control.client import Client
+from layerfs.client.client import Client
 from layerfs.errors import NotFound
 
 

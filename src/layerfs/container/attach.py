@@ -15,9 +15,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from layerfs.container import terminal
-from layerfs.container.record import Record
-from layerfs.container.runtimes import ContainerError
-from layerfs.polling import readable
+from layerfs.container.ociruntime import ContainerError
+from layerfs.host.polling import readable
+from layerfs.host.record import Record
 
 DETACH = b"\x10\x11"
 """Ctrl-P Ctrl-Q, typed at a terminal, leaves the container running (Docker's default)."""

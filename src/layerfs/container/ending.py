@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import freezer
-from layerfs.container.record import directory, look
 from layerfs.errors import Conflict
+from layerfs.host import freezer
+from layerfs.host.record import directory, look
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from layerfs.errors import LayerfsError
-from layerfs.ownership import open_own
-from layerfs.runtime import make_run_dir
+from layerfs.host.ownership import open_own
+from layerfs.host.rundir import make_run_dir
 
 
 def main(root: str, mount_id: str) -> int:

@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, runtimes, supervisor
-from layerfs.container.record import Lock, Record, Watch, born, directory, look
-from layerfs.container.runtimes import ContainerError, Runtime
+from layerfs.container import files, ociruntime, supervisor
+from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
-from layerfs.mounttable import mounted_at
-from layerfs.runtime import forget, running_pid
+from layerfs.host.mounttable import mounted_at
+from layerfs.host.record import Lock, Record, Watch, born, directory, look
+from layerfs.host.rundir import forget, running_pid
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def check_possible() -> None:
     """Raise the `LayerfsError` that says why no container can be run here, if so."""
     if os.geteuid() != 0:
         raise Forbidden("running containers needs root: use sudo, or 'layerfs mount' and unshare(1)")
-    runtimes.installed()
+    ociruntime.installed()
     supervisor.find_conmon()
 
 
@@ -92,7 +92,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None]) -> None:
-    from layerfs import launch
+    from layerfs.mounting import launch
 
     tree = lock.path / "rootfs"
     with suppress(FileExistsError):
@@ -158,7 +158,7 @@ def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
     wanted.log.touch(mode=0o600)
     conmon = supervisor.find_conmon()
     first: ContainerError | None = None
-    for oci_runtime in _chosen or runtimes.installed():
+    for oci_runtime in _chosen or ociruntime.installed():
         try:
             return oci_runtime, supervisor.create(conmon, oci_runtime, wanted)
         except ContainerError as error:
@@ -192,7 +192,7 @@ def _take_down(root: Path, mount: Mount | None, lock: Lock) -> None:
     if lock.is_empty():
         return
     record = lock.read()
-    for oci_runtime in [Runtime(record.runtime)] if record else runtimes.installed():
+    for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
         oci_runtime.delete(lock.path.name)
     if mount is not None and mounted_at(str(lock.path / "rootfs")):
         _unmount(root, mount)
@@ -263,7 +263,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
 
 def _unmount(root: Path, mount: Mount) -> None:
     """Unmount the tree of a container, whoever may already be doing that. Raises `LayerfsError`."""
-    from layerfs.control.client import Client
+    from layerfs.client.client import Client
 
     with suppress(Conflict, NotFound):  # it is being unmounted, or is not mounted any more
         Client.local(root).request("POST", "/layerfs/unmount", name=mount.id, force=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfs.container.lifecycle import bundle_of
-from layerfs.container.runtimes import ContainerError, Runtime, failure
+from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
 from layerfs.container.spec import CAPABILITIES
 

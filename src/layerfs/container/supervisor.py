@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfs import runtime
-from layerfs.container.runtimes import ContainerError, Runtime, failure, find_program
+from layerfs.container.ociruntime import ContainerError, Runtime, failure, find_program
 from layerfs.errors import NotFound
-from layerfs.polling import readable
+from layerfs.host import rundir
+from layerfs.host.polling import readable
 
 _PATIENCE = 60.0
 """Seconds that a container may take to be created."""
@@ -63,7 +63,7 @@ def create(conmon: str, oci: Runtime, wanted: Supervised) -> int:
                 stdin=subprocess.DEVNULL,
                 stdout=messages,
                 stderr=messages,
-                env={**os.environ, "LAYERFS_RUN": str(runtime.run_dir()), "_OCI_SYNCPIPE": str(report)},
+                env={**os.environ, "LAYERFS_RUN": str(rundir.run_dir()), "_OCI_SYNCPIPE": str(report)},
                 pass_fds=(report,),
                 cwd="/",
             )
@@ -140,7 +140,7 @@ def exit_code(bundle: Path, mount_id: str) -> int | None:
 
 
 def _supervisor_lives(bundle: Path) -> bool:
-    from layerfs.container.record import born
+    from layerfs.host.record import born
 
     try:
         pid = int((bundle / "conmon.pid").read_text())

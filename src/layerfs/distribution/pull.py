@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from layerfs import oci
+from layerfs.archive.limits import Limits
 from layerfs.distribution import origins, skopeo
 from layerfs.distribution.remotes import Remote
 from layerfs.distribution.skopeo import Options
@@ -18,7 +19,6 @@ from layerfs.errors import BadRequest, LayerfsError
 from layerfs.oci import Loaded
 from layerfs.oci.config import Config
 from layerfs.store import Store, elsewhere
-from layerfs.store.limits import Limits
 from layerfs.store.references import normalize
 from layerfs.store.scratch import Scratch
 

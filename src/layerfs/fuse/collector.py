@@ -25,7 +25,7 @@ from typing import TypeVar, cast
 
 import trio
 
-from layerfs import mountcalls
+from layerfs.host import mountcalls
 
 _T = TypeVar("_T")
 _GO = b"!"

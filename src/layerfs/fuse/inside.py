@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import trio
 
-from layerfs import holders, mountcalls, mounttable
 from layerfs.errors import Conflict, LayerfsError, from_os_error
 from layerfs.fuse.collector import Collector
+from layerfs.host import holders, mountcalls, mounttable
 from layerfs.union import syscalls
 
 _T = TypeVar("_T")

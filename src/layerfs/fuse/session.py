@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import pyfuse3
 from pyfuse3 import InodeT
 
-from layerfs import mountcalls, mounttable, runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import busypoll, wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
-from layerfs.mounttable import Place
+from layerfs.host import mountcalls, mounttable, rundir
+from layerfs.host.mounttable import Place
 from layerfs.union.node import File
 
 _DEVICE = "/dev/fuse"
@@ -33,7 +33,7 @@ def check_mountpoint(mountpoint: str) -> None:
     What a dead daemon of layerfs has left there is taken away.
     """
     while (there := mounttable.mounted_at(mountpoint)) and there.type == mounttable.TYPE:
-        owner = runtime.owner(there.device)
+        owner = rundir.owner(there.device)
         alive = owner is not None and owner[1] is not None
         if alive or not mounttable.detach(mountpoint, there.device):
             other = owner[0] if owner else there.source

@@ -11,8 +11,8 @@ from typing import BinaryIO, Literal, Protocol, cast
 import zstandard
 from isal import igzip_threaded
 
+from layerfs.archive.streams import PIECE, Ahead, hashed
 from layerfs.oci import media
-from layerfs.store.streams import PIECE, Ahead, hashed
 
 Compression = Literal["none", "gzip", "zstd"]
 SUFFIXES: dict[str, str] = {"none": "", "gzip": "+gzip", "zstd": "+zstd"}

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from layerfs.archive.directories import Directories, Parts, is_real_root
 from layerfs.oci.unpacking import INHERITING
 from layerfs.store import manifest
-from layerfs.store.directories import Directories, Parts, is_real_root
 from layerfs.union import merge
 from layerfs.union.layer import LayerDir
 from layerfs.union.marking import Marking

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from layerfs.archive.limits import Limits
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.oci import contents
 from layerfs.oci.contents import Blob, Found
@@ -19,12 +20,11 @@ from layerfs.oci.unpacking import Job, Progress
 from layerfs.store import Store, elsewhere, layers
 from layerfs.store.database import Database
 from layerfs.store.elsewhere import NewImage, NewLayer
-from layerfs.store.limits import Limits
 from layerfs.store.model import Image, to_nanoseconds
 from layerfs.store.references import normalize
-from layerfs.store.system import sync_filesystem
 from layerfs.union.marking import of_this_process
 from layerfs.union.stack import Stack, Tree
+from layerfs.union.trees import sync_filesystem
 
 Report = Callable[[int, int], None]
 """Called now and then with the bytes read so far, and those to read in all (0 while not known)."""

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from layerfs.archive.streams import Hash
 from layerfs.errors import BadRequest
 from layerfs.store.imageconfig import check_shape
-from layerfs.store.streams import Hash
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from layerfs.archive import tarformat
+from layerfs.archive.tar import Member
 from layerfs.errors import Conflict
-from layerfs.oci import tarformat
 from layerfs.oci.compress import Sink
-from layerfs.store.tar import Member
 
 Name = Callable[[str], None]
 """Says by its digest what the blob is that has been written."""

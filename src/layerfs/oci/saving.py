@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from layerfs.archive.layertar import LayerTar
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
 from layerfs.oci import compress, config, media, recipe
-from layerfs.oci.layertar import LayerTar
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
 from layerfs.store import Store, elsewhere, images, layers, marks
 from layerfs.store.database import Database

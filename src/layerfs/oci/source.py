@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from layerfs.archive.streams import PIECE, Feed, Read, decompressed
+from layerfs.archive.tar import Reader
 from layerfs.errors import BadRequest, from_os_error
-from layerfs.store.streams import PIECE, Feed, Read, decompressed
-from layerfs.store.tar import Reader
 from layerfs.union.reading import read_at
 
 _MEMBERS = 1 << 16

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from layerfs.archive.limits import Limits
+from layerfs.archive.streams import Ahead, Feed, Hash, Read, decompressed, hashed
+from layerfs.archive.tar import Reader
+from layerfs.archive.unpack import Unpacker
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.oci import media, recipe
 from layerfs.oci.source import Region
 from layerfs.store import manifest
 from layerfs.store.layers import measure
-from layerfs.store.limits import Limits
-from layerfs.store.streams import Ahead, Feed, Hash, Read, decompressed, hashed
-from layerfs.store.tar import Reader
-from layerfs.store.unpack import Unpacker
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from layerfs import mounttable
 from layerfs.errors import Conflict, NotFound
-from layerfs.runtime import RunLock, owner, running_pid
+from layerfs.host import mounttable
+from layerfs.host.rundir import RunLock, owner, running_pid
 from layerfs.store import layers, mounts
 from layerfs.store.database import Database
 from layerfs.store.model import Mount

@@ -18,7 +18,7 @@ from layerfs.store import dockerfile, events, external, images, layers, marks, s
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime
 from layerfs.store.references import normalize
-from layerfs.store.system import copy_attributes
+from layerfs.union.trees import copy_attributes
 
 
 def check(reference: str | None, changes: Sequence[str]) -> None:

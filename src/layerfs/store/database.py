@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
-from layerfs.ownership import check_private
+from layerfs.host.ownership import check_private
 from layerfs.store.schema import MIGRATIONS
-from layerfs.store.system import sync_path
+from layerfs.union.trees import sync_path
 
 WAIT = 10.0
 """Seconds that a patient transaction waits for the writer before it."""

@@ -20,7 +20,7 @@ from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.store import layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, Mount, now
-from layerfs.store.system import copy_attributes, exchange, remove_trees, sync_filesystem, sync_path
+from layerfs.union.trees import copy_attributes, exchange, remove_trees, sync_filesystem, sync_path
 
 COMMITTED = "upper"
 """The attribute of a commit's event that says from which directory outside the store the layer came."""

@@ -20,7 +20,7 @@ from layerfs.store import external, layers, scratch
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
-from layerfs.store.system import remove_trees
+from layerfs.union.trees import remove_trees
 
 _IDLE = 600 * 10**9
 """Nanoseconds for which an external layer may wait for the mount that it was registered for."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from layerfs.errors import BadRequest
-from layerfs.signals import signal_number
+from layerfs.host.signals import signal_number
 
 _DEPTH = 64
 """How deep a document may be nested: a real one has some six levels, and Python's own limit is 1000."""

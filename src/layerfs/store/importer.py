@@ -10,14 +10,14 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from layerfs.archive.streams import Ahead, Feed, Read, decompressed
+from layerfs.archive.tar import Reader
+from layerfs.archive.unpack import Unpacker
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NoSpace, from_os_error
 from layerfs.store import dockerfile, events, images, layers, marks, settle, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, now, to_datetime
 from layerfs.store.references import normalize
-from layerfs.store.streams import Ahead, Feed, Read, decompressed
-from layerfs.store.tar import Reader
-from layerfs.store.unpack import Unpacker
 from layerfs.union.marking import of_this_process
 
 Progress = Callable[[int], None]

@@ -19,8 +19,8 @@ from pathlib import Path
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
-from layerfs.store.system import boot_id, remove_trees, sync_path, walk
 from layerfs.store.waiting import take
+from layerfs.union.trees import boot_id, remove_trees, sync_path, walk
 
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""

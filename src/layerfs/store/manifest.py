@@ -24,7 +24,7 @@ from typing import NamedTuple
 import xxhash
 
 from layerfs.errors import LayerfsError
-from layerfs.store.system import list_xattrs, walk
+from layerfs.union.trees import list_xattrs, walk
 
 HEADER = b"layerfs-manifest 1\n"
 _TYPES = {

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
-from layerfs.runtime import check_name
+from layerfs.host.rundir import check_name
 from layerfs.store import events, external, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
-from layerfs.store.system import copy_attributes, remove_trees
 from layerfs.union.marking import Trust, trust_in_others
+from layerfs.union.trees import copy_attributes, remove_trees
 
 _COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral"
 

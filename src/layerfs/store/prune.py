@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from layerfs import mounttable
 from layerfs.errors import Conflict, NotFound
-from layerfs.runtime import running, socket_path
+from layerfs.host import mounttable
+from layerfs.host.rundir import running, socket_path
 from layerfs.store import events, external, images, layers, mounts, removal
 from layerfs.store.atrest import at_rest
 from layerfs.store.database import Database

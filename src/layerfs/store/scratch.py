@@ -16,7 +16,7 @@ from typing import NamedTuple
 from layerfs.errors import from_os_error
 from layerfs.store import layers
 from layerfs.store.database import Database
-from layerfs.store.system import remove_trees
+from layerfs.union.trees import remove_trees
 
 
 class Scratch(NamedTuple):

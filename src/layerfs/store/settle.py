@@ -21,7 +21,7 @@ from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.store import external, layers, manifest
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Layer
-from layerfs.store.system import sync_filesystem
+from layerfs.union.trees import sync_filesystem
 
 
 def settle(db: Database, layer_id: str) -> Layer:

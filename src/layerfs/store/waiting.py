@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from layerfs.errors import Conflict
-from layerfs.runtime import is_stopped
+from layerfs.host.rundir import is_stopped
 
 _PAUSE = 0.002
 

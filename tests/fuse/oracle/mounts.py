@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from layerfs import launch, runtime
-from layerfs.control.client import Client
+from layerfs.client.client import Client
+from layerfs.host import rundir
+from layerfs.mounting import launch
 from layerfs.store import Store
 from layerfs.union import syscalls
 
@@ -214,7 +215,7 @@ class LayerfsSide(Side):
             request = replace(request, lowers=lowers, upper=str(self.upper), work=str(self.work))
         launch.start(request)
         self._known = True
-        self._pid = runtime.running_pid(self.name) or 0
+        self._pid = rundir.running_pid(self.name) or 0
 
     def commit(self) -> None:
         """Commit the mount while it is mounted; learn where its layers are now."""
@@ -236,7 +237,7 @@ class LayerfsSide(Side):
 
     def abort(self) -> None:
         """Kill the daemon: whoever waits for it gets ENOTCONN."""
-        pid = runtime.running_pid(self.name) or self._pid
+        pid = rundir.running_pid(self.name) or self._pid
         if pid > 1 and pid != os.getpid():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -259,6 +260,6 @@ class LayerfsSide(Side):
     def log(self) -> str:
         """Return what the daemon has logged."""
         try:
-            return runtime.log_path(self.name).read_text()
+            return rundir.log_path(self.name).read_text()
         except FileNotFoundError:
             return ""

@@ -154,7 +154,7 @@ def start(action: Callable[[], object], output: Path) -> int:
 def import_all() -> None:
     """Import what the commands import when they are called, so that no child has to."""
     import layerfs.cli
-    import layerfs.daemon
+    import layerfs.mounting.daemon
 
     for module in {*layerfs.cli.COMMANDS.values()}:
         importlib.import_module(f"layerfs.cli.{module}")

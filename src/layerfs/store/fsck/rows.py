@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from layerfs.runtime import NAME
+from layerfs.host.rundir import NAME
 from layerfs.store import layers, stacks
 from layerfs.store.database import Database, Value
 from layerfs.store.fsck.problem import Problem

@@ -13,7 +13,7 @@ from layerfs.store import external, gc, layers, manifest, scratch, settle
 from layerfs.store.database import Database
 from layerfs.store.fsck.problem import Problem
 from layerfs.store.model import Layer
-from layerfs.store.system import remove_trees, walk
+from layerfs.union.trees import remove_trees, walk
 
 _IN_LAYER = {"fs", "work", "manifest", "recipe", "origin", "exchange", "inheriting"}
 """What may be in a layer's directory: see docs/on-disk-format.md, "The store's root"."""

@@ -1,0 +1,93 @@
+"""Routes under `/layerfs/`: what Docker has no word for.
+
+`name` says which mount is meant; a mount's own socket takes it to be that mount.
+"""
+
+from __future__ import annotations
+
+from layerfs.api.containers import NO_CONTENT, check_unused, clear_away, ended, find_mount, forward
+from layerfs.api.routes import Call, route
+from layerfs.api.shapes import digest
+from layerfs.api.state import not_running
+from layerfs.errors import BadRequest
+from layerfs.host.rundir import RunLock
+from layerfs.unixhttp.message import Response, json_response
+
+
+def status(call: Call) -> Response:
+    """Return figures about the daemon that runs a mount."""
+    mount = find_mount(call, call.query.get("name"))
+    answer = forward(call, mount, "/layerfs/status", name=mount.id)
+    if answer is None:
+        raise not_running(mount)
+    return answer
+
+
+def unmount(call: Call) -> Response:
+    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
+    mount = find_mount(call, call.query.get("name"))
+    check_unused(mount)
+    if answer := forward(call, mount, "/layerfs/unmount", name=mount.id):
+        return ended(mount, answer)
+    with RunLock(mount.name) as lock:
+        mount = call.store.mount(mount.id)
+        if mount.started is None:
+            raise not_running(mount)
+        clear_away(call, mount, lock)
+    return NO_CONTENT
+
+
+def verify(call: Call) -> Response:
+    """Compare an image's layers with their manifests; return every file that differs.
+
+    A layer that may not be whole since the machine stopped is in the answer without a path.
+    """
+    reference = _reference(call)
+    answer = [
+        {
+            "Layer": digest(found.layer),
+            "Path": found.path.decode("utf-8", "backslashreplace"),
+            "What": found.what,
+        }
+        for found in call.store.verify(reference)
+    ]
+    return json_response(answer)
+
+
+def fsck(call: Call) -> Response:
+    """Hold the store against itself; a POST repairs what can be. Return every problem, repaired or not."""
+    problems = call.store.check(repair=call.request.method == "POST", contents=call.query.flag("contents"))
+    return json_response(
+        [
+            {
+                "Subject": problem.subject,
+                "What": problem.what,
+                "Remedy": problem.remedy,
+                "Repaired": problem.repaired,
+            }
+            for problem in problems
+        ]
+    )
+
+
+def accept(call: Call) -> Response:
+    """Take an image's layers that may not be whole for whole, as they are now."""
+    call.store.accept(_reference(call))
+    return NO_CONTENT
+
+
+def _reference(call: Call) -> str:
+    reference = call.query.get("ref")
+    if not reference:
+        raise BadRequest("give the parameter ref: the image to verify")
+    return reference
+
+
+ROUTES = (
+    route("GET", "/layerfs/status", status),
+    route("POST", "/layerfs/unmount", unmount),
+    route("GET", "/layerfs/verify", verify),
+    route("GET", "/layerfs/fsck", fsck),
+    route("POST", "/layerfs/fsck", fsck),
+    route("POST", "/layerfs/verify", accept),
+)

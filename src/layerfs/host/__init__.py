@@ -1,0 +1,1 @@
+"""What the machine offers: run directories, locks, the mount table, processes and their cgroups."""

@@ -1,0 +1,1 @@
+"""One mount: starting it, serving it, committing it while it is in use, ending it."""

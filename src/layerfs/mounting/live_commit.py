@@ -1,0 +1,214 @@
+"""A commit of a mount that is in use, from the request to the switch of its upper.
+
+What takes time comes first and changes nothing yet: the kernel's cached writes are collected, the next
+upper is made. Then, without an `await` between them, one transaction seals the old upper and the union
+switches to the new one. Neither touches what was written, so a commit costs the same for any amount.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from layerfs.errors import Conflict, StoreBusy, from_os_error
+from layerfs.host.freezer import Freezer, find
+from layerfs.host.record import look
+from layerfs.store import Store
+from layerfs.store.journal import Hold
+from layerfs.union.upper import Upper
+from layerfs.union.view import Union
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Image, Layer, Mount
+
+_PAUSE = 0.002
+_PATIENCE = 10.0
+"""Seconds after which a commit gives up on a store that others keep busy."""
+_FREEZE_PATIENCE = 2.0
+"""Seconds that the processes of a container may take to stand still."""
+
+
+class Wording(NamedTuple):
+    """What goes into the image besides the layer."""
+
+    reference: str | None
+    comment: str
+    author: str
+    changes: Sequence[str]
+
+
+@asynccontextmanager
+async def stillness(
+    mount_id: str,
+    flush: Callable[[], Awaitable[None]],
+    unchanging: Callable[[], AbstractAsyncContextManager[None]],
+    *,
+    pause: bool | None,
+) -> AsyncIterator[None]:
+    """Collect what was written, by *flush*, and let the switch follow while the block lasts, in *unchanging*.
+
+    With *pause*, the processes of a container in the mount stand still from the end of their last write
+    until the commit is done; most of the collecting comes before. None: if they can. Raises `LayerfsError`.
+    """
+    await flush()
+    record = look(mount_id) if pause is not False else None
+    freezer = find(record.pid, mount_id) if record and record.alive() else None
+    if freezer is None:
+        if pause and record and record.alive():
+            raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
+        async with unchanging():
+            yield
+        return
+    async with _frozen(freezer):
+        await flush()
+        async with unchanging():
+            yield
+
+
+@asynccontextmanager
+async def _frozen(freezer: Freezer) -> AsyncIterator[None]:
+    """Freeze while the block lasts; raises `Conflict` when not everything stands still in time.
+
+    The loop goes on meanwhile: a process that waits for the filesystem is frozen once it has its answer.
+    """
+    try:
+        with trio.move_on_after(_FREEZE_PATIENCE) as waiting:
+            await _freeze(freezer)
+        if waiting.cancelled_caught:
+            raise Conflict(
+                f"the container did not stand still within {_FREEZE_PATIENCE:g} seconds: try again"
+            )
+        yield
+    finally:
+        with suppress(OSError):
+            freezer.thaw()
+
+
+async def _freeze(freezer: Freezer) -> None:
+    try:
+        while True:
+            freezer.freeze()  # again: version 1 forgets about processes that were being forked
+            if freezer.stands_still():
+                return
+            await trio.sleep(_PAUSE)
+    except OSError:
+        if freezer.switch.exists():
+            raise
+        # The container has ended, and stands still for good.
+
+
+class _NextUpper:
+    """The upper to come: a thread makes it while what was written is being collected.
+
+    Until `close` the journal of the database does not restart, so that the loop's COMMIT waits for no disk.
+    """
+
+    def __init__(self, root: Path, mount: Mount) -> None:
+        self._root = root
+        self._mount = mount
+        self._layer: Layer | None = None
+        self._error: Exception | None = None
+        self._hold: Hold | None = None
+        self._made = trio.Event()
+        trio.lowlevel.spawn_system_task(self._make)
+
+    async def _make(self) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._make_now)
+        self._made.set()
+
+    def _make_now(self) -> None:
+        try:
+            with Store(self._root) as store:
+                self._layer = store.prepare_upper(self._mount)
+            self._hold = Hold(self._root)
+        except Exception as error:  # raised where the layer is asked for
+            self._error = error
+
+    async def get(self) -> Layer:
+        """Return it once it is made; raises what making it raised."""
+        await self._made.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._layer is not None
+        return self._layer
+
+    async def close(self) -> None:
+        """Let the journal go: the commit has come, or will not."""
+        with trio.CancelScope(shield=True):
+            await self._made.wait()
+            if self._hold is not None:
+                await trio.to_thread.run_sync(self._hold.close)
+                self._hold = None
+
+    async def abandon(self) -> None:
+        """Remove it: the commit will not come."""
+        with trio.CancelScope(shield=True):
+            await self._made.wait()
+            if self._layer is not None:
+                await trio.to_thread.run_sync(self._abandon_now, self._layer)
+
+    def _abandon_now(self, layer: Layer) -> None:
+        with Store(self._root) as store:
+            store.abandon_upper(self._mount, layer)
+
+
+async def commit(
+    root: Path,
+    store: Store,
+    mount: Mount,
+    union: Union,
+    wording: Wording,
+    *,
+    still: AbstractAsyncContextManager[None],
+    quiesce: Callable[[], None] = lambda: None,
+) -> tuple[Image, str]:
+    """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
+
+    All that was written is in the upper once *still* has been entered, and *quiesce* returns when nothing but
+    the calling thread writes to it any more. *store* belongs to that thread, and never waits. Atomic; not
+    durable yet. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    """
+    next_upper = _NextUpper(root, mount)
+    upper = old = None
+    try:
+        async with still:
+            prepared = await next_upper.get()
+            assert prepared.work is not None
+            upper = Upper(prepared.path, prepared.work, after=union.upper)
+            with trio.fail_after(_PATIENCE):
+                while True:
+                    quiesce()
+                    union.match_root(upper)
+                    try:
+                        tree = union.upper.root.fd() if union.upper is not None else None
+                        image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
+                        break
+                    except StoreBusy:
+                        await trio.sleep(_PAUSE)
+            old = union.upper
+            union.switch_upper(upper)
+    except BaseException as error:
+        if old is not None:
+            raise  # too late to undo anything
+        if upper is not None:
+            upper.close()
+        await next_upper.abandon()
+        if isinstance(error, trio.TooSlowError):
+            raise StoreBusy("other processes keep the store busy: try again") from None
+        if isinstance(error, OSError):
+            raise from_os_error(error, f"commit {mount.name}") from error
+        raise
+    finally:
+        trio.lowlevel.spawn_system_task(next_upper.close)
+    assert old is not None
+    if old.path != os.fsencode(store.root / "layers" / str(mount.upper) / "fs"):
+        here, there = old.path, upper.path  # the trees of an upper outside the store change places
+        old.moved(there)
+        upper.moved(here)
+    return image, prepared.id
