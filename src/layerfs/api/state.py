@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from layerfs.api.times import duration
-from layerfs.errors import Conflict
 from layerfs.host.record import directory, look
 from layerfs.host.rundir import running_pid
 
@@ -64,16 +63,3 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
 def _age(since: datetime | str) -> str:
     moment = datetime.fromisoformat(since) if isinstance(since, str) else since
     return duration((datetime.now(UTC) - moment).total_seconds())
-
-
-def not_running(mount: Mount) -> Conflict:
-    """Return the error for *mount*, whose daemon is needed and does not run."""
-    if mount.container:
-        again = f"run 'layerfs start {mount.name}' to start it again"
-        if (record := look(mount.id)) and record.alive():
-            again = f"the daemon of its files has ended: run 'layerfs stop {mount.name}', then {again[4:]}"
-        return Conflict(f"{mount.name} is not running; {again}")
-    resume = f"run 'layerfs mount --name {mount.name} {mount.mountpoint or 'MOUNTPOINT'}' to resume"
-    if mount.started is not None:
-        return Conflict(f"{mount.name} is not running (its daemon ended without unmounting); {resume}")
-    return Conflict(f"{mount.name} is not mounted; {resume}")

@@ -59,7 +59,9 @@ def start_attached(root: Path, mount: Mount, *, stdin: bool) -> int:
         attachment = Attachment(bundle, record, tty=mount.container["Tty"], stdin=stdin)
         opened.append((attachment, Watch(mount.id)))
 
-    if not lifecycle.start(root, mount, attach):
+    from layerfs.api.server import start_mount
+
+    if not lifecycle.start(root, mount, start_mount, attach):
         raise Conflict(f"{mount.name} is running already")
     ((attachment, watch),) = opened
     with watch:
@@ -86,9 +88,10 @@ def start_command(root: Path, names: tuple[str, ...], attach: bool, interactive:
 
     warn_unfiltered()
     if not (attach or interactive):
+        from layerfs.api.server import start_mount
 
         def start(name: str) -> None:
-            lifecycle.start(root, find(root, name))
+            lifecycle.start(root, find(root, name), start_mount)
             click.echo(name)
 
         return each(names, start)

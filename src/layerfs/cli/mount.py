@@ -97,6 +97,7 @@ def start(
         raise UsageError("an upper directory goes with lower directories: give --lower too")
     if (wanted.upper is None) != (wanted.work is None) and not (wanted.upper and wanted.read_only):
         raise UsageError("an upper directory and a work directory go together: give both or neither")
+    from layerfs.api.server import start_mount
     from layerfs.mounting import launch
 
     request = launch.MountRequest(
@@ -112,4 +113,4 @@ def start(
         source=source,
         options=wanted.switches,
     )
-    return launch.start(request)
+    return start_mount(request)

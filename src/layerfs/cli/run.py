@@ -134,7 +134,9 @@ def run_command(
         root, name if name is not None else f"container-{secrets.token_hex(4)}", image, wanted, pull
     )
     if detach:
-        lifecycle.start(root, mount)
+        from layerfs.api.server import start_mount
+
+        lifecycle.start(root, mount, start_mount)
         click.echo(mount.id)
         return 0
     return containers.start_attached(root, mount, stdin=interactive)

@@ -1,4 +1,4 @@
-"""The HTTP/1.1 server of a mount: h11 over a Unix socket, for `App`.
+"""The HTTP/1.1 server: h11 over a Unix socket, for an `Application`.
 
 Every limit is here: how large a header or body may be, how long a client may take, how many may
 connect. What a client does wrong costs it its own connection and nobody else anything.
@@ -7,17 +7,13 @@ connect. What a client does wrong costs it its own connection and nobody else an
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import trio
 
 from layerfs.unixhttp.connection import Connection
-from layerfs.unixhttp.message import Response, error_response
+from layerfs.unixhttp.message import Application, Response, error_response
 from layerfs.unixhttp.peer import may_connect, peer_uid
 from layerfs.unixhttp.turns import Turns
-
-if TYPE_CHECKING:
-    from layerfs.api.api import App
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +26,7 @@ GRACE = 5.0
 
 async def serve(
     listener: trio.SocketListener,
-    app: App,
+    app: Application,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -52,7 +48,7 @@ async def serve(
 class _Server:
     """The connections of one server."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
         self._connections: set[Connection] = set()
         self._refusals = 0

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
+from layerfs.api.server import start_mount
 from layerfs.client.client import Client
 from layerfs.host import rundir
 from layerfs.mounting import launch
@@ -213,7 +214,7 @@ class LayerfsSide(Side):
         if not self._known:
             lowers = tuple(str(path) for path in reversed(self.lowers))
             request = replace(request, lowers=lowers, upper=str(self.upper), work=str(self.work))
-        launch.start(request)
+        start_mount(request)
         self._known = True
         self._pid = rundir.running_pid(self.name) or 0
 

@@ -1,24 +1,18 @@
-"""Every route, how a request finds its own, and how one that needs no running mount is answered.
-
-Nothing here needs an event loop: the daemon answers in a thread, the command line in place.
-"""
+"""Every route, how a request finds its own, and how it is answered: in place, or by a server's threads."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layerfs.api import archives, containers, events, export, images, native, prune, system, usage
-from layerfs.api.routes import Call, Route
+from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
-from layerfs.unixhttp.message import (
-    API_VERSION,
-    MIN_API_VERSION,
-    Request,
-    Response,
-    error_response,
-)
+from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 ROUTES = (
     *system.ROUTES,
@@ -34,7 +28,7 @@ ROUTES = (
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 
 
-def find(root: Path, request: Request) -> tuple[Route, Call]:
+def find(place: Place, request: Request) -> tuple[Route, Call]:
     """Return the route of *request*, and the call to give to its handler.
 
     Raises `BadRequest` for API versions that are not answered, `NotFound` where there is no route, for
@@ -56,21 +50,32 @@ def find(root: Path, request: Request) -> tuple[Route, Call]:
         request = replace(request, path=match[3], version=version)
     for route in ROUTES:
         if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
-            return route, Call(root, request, names.groupdict())
+            return route, Call(place, request, names.groupdict())
     raise NotFound("page not found")
 
 
-def run(route: Route, call: Call) -> Response:
-    """Return the answer of *route* to *call*, an error as the answer that tells of it."""
+def run(route: Route, call: Call) -> Answer:
+    """Return the answer of *route* to *call*, an error as the answer that tells of it; never raises."""
+    answer: Answer | None = None
     try:
-        return route.handler(call)
+        answer = route.handler(call)
     except Exception as error:
-        return failure(error)
+        answer = failure(error)
     finally:
+        call.close()  # a stream may go on in another thread
+    return replace(answer, chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
+
+
+def _closing(answer: Stream, call: Call) -> Generator[bytes, None, None]:
+    """Yield the pieces of *answer*, and close the store of *call* after them."""
+    try:
+        yield from answer.chunks
+    finally:
+        answer.chunks.close()
         call.close()
 
 
-def failure(error: Exception) -> Response:
+def failure(error: Exception) -> Answer:
     """Return the answer that tells of *error*; one that is nobody's fault but ours goes to the log."""
     if isinstance(error, OSError):
         error = from_os_error(error, "answer the request")
@@ -82,9 +87,9 @@ def failure(error: Exception) -> Response:
     return error_response(500, f"internal error: {type(error).__name__}: {error}")
 
 
-def answer(root: Path, request: Request) -> Response:
-    """Answer *request* about the store at *root* from a process that serves no mount; never raises."""
+def answer(place: Place, request: Request) -> Answer:
+    """Answer *request* in this thread; never raises."""
     try:
-        return run(*find(root, request))
+        return run(*find(place, request))
     except LayerfsError as error:
         return failure(error)
