@@ -6,7 +6,21 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from layerfs.api import archives, containers, events, export, images, native, prune, system, usage
+from layerfs.api import (
+    archives,
+    attaching,
+    containers,
+    create,
+    events,
+    execs,
+    export,
+    images,
+    native,
+    prune,
+    running,
+    system,
+    usage,
+)
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
@@ -21,6 +35,10 @@ ROUTES = (
     *archives.ROUTES,
     *images.ROUTES,
     *containers.ROUTES,
+    *create.ROUTES,
+    *running.ROUTES,
+    *attaching.ROUTES,
+    *execs.ROUTES,
     *export.ROUTES,
     *events.ROUTES,
     *native.ROUTES,
