@@ -142,16 +142,16 @@ def run_command(
 
 def _create(root: Path, name: str, reference: str, wanted: Wanted, pull: str) -> Mount:
     """Make the mount of a container, of an image that is pulled if need be; raises `LayerfsError`."""
-    from layerfs.container.settings import configuration, settings
+    from layerfs.container.settings import described, request
     from layerfs.store import Store
 
-    chosen = settings(wanted)
+    body = request(wanted)
     with Store(root) as store:
         image = _find_image(store, reference, pull)
         if image.os != "linux":
             raise BadRequest(f"{reference} is an image for {image.os}, not for linux")
-        config = configuration(image.config, wanted)
-        return store.create_mount(name, image=image, options={"container": chosen}, config=config)
+        made = described(image.config, {**body, "Image": reference}, find=store.mount)
+        return store.create_mount(name, image=image, options={"container": made.settings}, config=made.config)
 
 
 def _find_image(store: Store, reference: str, pull: str) -> Image:
