@@ -51,6 +51,18 @@ class StoreBusy(LayerfsError):
     http_status = 503
 
 
+class OtherStore(LayerfsError):
+    """The engine has another store, or sees other mounts, than who asks (HTTP 421)."""
+
+    http_status = 421
+
+
+class NotImplementedHere(LayerfsError):
+    """Docker can do it, layerfs does not (HTTP 501)."""
+
+    http_status = 501
+
+
 class NoSpace(LayerfsError):
     """The filesystem below is full (HTTP 507)."""
 

@@ -92,7 +92,7 @@ def test_volumes_of_the_image(there: Containers) -> None:
     there.layerfs.ok("commit", "user", "after")
     assert there.layerfs.ok("run", "--rm", "after", "sh", "-c", "cat /data/file; ls /missing") == "first"
     kept = there.layerfs.root / "containers"
-    assert len(list(kept.glob("*/volumes/0/file"))) == 1
+    assert len(list(kept.glob("*/volumes/*/file"))) == 1
     there.remove("maker", "user")
     assert os.listdir(kept) == []
     there.layerfs.ok("rmi", "after", "with-volume")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from layerfs.api import (
     usage,
 )
 from layerfs.api.routes import Call, Place, Route
-from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
+from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
     Raises `BadRequest` for API versions that are not answered, `NotFound` where there is no route, for
     the method too, as dockerd does.
     """
+    _check_store(place, request)
     if match := _VERSIONED.fullmatch(request.path):
         version = int(match[1]), int(match[2])
         if version < MIN_API_VERSION:
@@ -70,6 +72,15 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
         if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
             return route, Call(place, request, names.groupdict())
     raise NotFound("page not found")
+
+
+def _check_store(place: Place, request: Request) -> None:
+    """Raise `OtherStore` if *request* is for another store, or from another mount namespace."""
+    root, namespace = (request.headers.get(name) for name in ("layerfs-root", "layerfs-namespace"))
+    if root is not None and root != str(place.root):
+        raise OtherStore(f"this engine serves {place.root}")
+    if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
+        raise OtherStore("this engine is in another mount namespace")
 
 
 def run(route: Route, call: Call) -> Answer:

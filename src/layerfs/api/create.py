@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layerfs.store.model import Image
 
 _NO_CONTENT = Response(204)
+DEFAULT_NETWORK = "host"
 
 
 def create(call: Call) -> Response:
@@ -30,7 +31,9 @@ def create(call: Call) -> Response:
     if image.os != "linux":
         raise BadRequest(f"{reference} is an image for {image.os}, not for linux")
     name = call.query.get("name").removeprefix("/") or f"container-{secrets.token_hex(4)}"
-    config, settings, warnings = described(image.config, body, find=call.store.mount)
+    config, settings, warnings = described(
+        image.config, body, default_network=DEFAULT_NETWORK, find=call.store.mount
+    )
     row = call.store.create_mount(name, image=image, options={"container": settings}, config=config)
     return json_response({"Id": row.id, "Warnings": warnings}, 201)
 
@@ -47,7 +50,7 @@ def _image(call: Call, reference: str) -> Image:
 
 
 def _check_platform(image: Image, reference: str, text: str) -> None:
-    """Raise `NotFound` if *image* is not for the platform that *text* gives: "os/arch", or an object in JSON."""
+    """Raise `NotFound` if *image* is not for the platform *text*: "os/arch", or an object in JSON."""
     try:
         wanted: Any = json.loads(text) if text.startswith("{") else {}
     except ValueError:
@@ -60,8 +63,8 @@ def _check_platform(image: Image, reference: str, text: str) -> None:
     for member, has in (("os", image.os), ("architecture", image.architecture)):
         if wanted.get(member) not in (None, "", has):
             raise NotFound(
-                f"image with reference {reference} was found but its platform ({image.os}/{image.architecture}) "
-                f"does not match the specified platform ({text})"
+                f"image with reference {reference} was found but its platform "
+                f"({image.os}/{image.architecture}) does not match the specified platform ({text})"
             )
 
 

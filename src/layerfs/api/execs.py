@@ -16,6 +16,7 @@ from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, fr
 from layerfs.container.execs import KNOWN, Exec, Execution
 from layerfs.container.ociruntime import ContainerError
 from layerfs.errors import BadRequest
+from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Answer, Response, Takeover, json_response
 
 _PIECE = 65536
@@ -74,7 +75,8 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
     if wanted.terminal:
         outputs, stdin = {os.dup(found.master): STDOUT}, os.dup(found.master)
     else:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         outputs = {os.dup(process.stdout.fileno()): STDOUT, os.dup(process.stderr.fileno()): STDERR}
         stdin = os.dup(process.stdin.fileno()) if process.stdin is not None else -1
         for pipe in (process.stdin, process.stdout, process.stderr):
@@ -97,7 +99,9 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
 class _Pump:
     """Copies input one way and output the other, so that neither waits for the other."""
 
-    def __init__(self, found: Exec, client: socket.socket, outputs: dict[int, int], stdin: int, early: bytes) -> None:
+    def __init__(
+        self, found: Exec, client: socket.socket, outputs: dict[int, int], stdin: int, early: bytes
+    ) -> None:
         self._found = found
         self._client = client
         self._outputs = outputs
@@ -122,7 +126,9 @@ class _Pump:
             for fd in self._outputs:
                 poll.register(fd, select.POLLIN)
             if self._pending and self._stdin >= 0:
-                poll.register(self._stdin, select.POLLOUT | (select.POLLIN if self._stdin in self._outputs else 0))
+                poll.register(
+                    self._stdin, select.POLLOUT | (select.POLLIN if self._stdin in self._outputs else 0)
+                )
             if self._reads_client and not self._pending:
                 poll.register(self._client.fileno(), select.POLLIN)
             for fd, events in poll.poll():
@@ -220,6 +226,12 @@ def resize(call: Call) -> Response:
     return Response(200)
 
 
+def kill(call: Call) -> Response:
+    """Send a signal to a process."""
+    KNOWN.get(call.names["id"]).signal(signal_number(call.query.get("signal") or "KILL"))
+    return Response(204)
+
+
 def _texts(body: dict[str, Any], name: str) -> tuple[str, ...]:
     value = body.get(name) or []
     if isinstance(value, str):
@@ -248,4 +260,5 @@ ROUTES = (
     route("POST", "/exec/{id}/start", start, waits=True),
     route("POST", "/exec/{id}/resize", resize),
     route("GET", "/exec/{id}/json", inspect),
+    route("POST", "/layerfs/exec/{id}/kill", kill),
 )

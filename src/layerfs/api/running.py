@@ -36,9 +36,8 @@ def the_container(call: Call) -> Mount:
 def start(call: Call) -> Response:
     """Start the process of a container."""
     row = the_container(call)
-    began = lifecycle.start(
-        call.root, row, call.place.launch, lambda record: tickets.call(row.id, record)
-    )
+    call.close()  # an SQLite connection must not live across the fork of a daemon
+    began = lifecycle.start(call.root, row, call.place.launch, lambda record: tickets.call(row.id, record))
     return NO_CONTENT if began else NOT_MODIFIED
 
 

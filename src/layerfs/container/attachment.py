@@ -1,7 +1,7 @@
-"""A container's supervisor and a client's connection: output one way, input the other, in Docker's two forms.
+"""A container's supervisor and a client's connection: output and input, in Docker's two forms.
 
 conmon listens on a SOCK_SEQPACKET socket. What comes from it begins with a byte that names the stream (2 is
-standard output, 3 standard error); what goes to it is input. A client gets the bytes of a terminal as they are.
+standard output, 3 standard error); what goes to it is input. A client gets what a terminal shows as it is.
 Without one, each piece has a header of 8 bytes before it: the stream (1 or 2), three zeros, and the length
 (Docker Engine API, ContainerAttach, "Stream format").
 """
@@ -70,7 +70,11 @@ def detach_keys(text: str) -> bytes:
             keys += key.encode()
         elif key.lower() == "del":
             keys += b"\x7f"
-        elif key.lower().startswith("ctrl-") and len(key) == 6 and ("a" <= key[5].lower() <= "z" or key[5] in "@[\\]^_"):
+        elif (
+            key.lower().startswith("ctrl-")
+            and len(key) == 6
+            and ("a" <= key[5].lower() <= "z" or key[5] in "@[\\]^_")
+        ):
             keys += bytes([ord(key[5].upper()) - 64])
         else:
             raise BadRequest(f"invalid detach keys {text[:100]!r}: use letters, or ctrl- and a letter")
@@ -110,7 +114,11 @@ class Detach:
         at = data.find(self._keys)
         if at >= 0:
             return data[:at], True
-        held = next(n for n in range(min(len(self._keys) - 1, len(data)), -1, -1) if self._keys.startswith(data[len(data) - n :]))
+        held = next(
+            n
+            for n in range(min(len(self._keys) - 1, len(data)), -1, -1)
+            if self._keys.startswith(data[len(data) - n :])
+        )
         self._held = data[len(data) - held :]
         return data[: len(data) - held], False
 
@@ -181,5 +189,3 @@ def _is_closed(client: socket.socket) -> bool:
     looker = poll()
     looker.register(client.fileno(), 0)
     return any(events & (POLLHUP | POLLERR) for _, events in looker.poll(0))
-
-

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from layerfs.container.lifecycle import bundle_of
 from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
-from layerfs.container.spec import CAPABILITIES
-from layerfs.container.terminal import set_size
+from layerfs.container.spec import given_rights
 from layerfs.errors import Conflict, NotFound
+from layerfs.host.terminal import set_size
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
@@ -220,10 +220,7 @@ def _process(bundle: Path, wanted: Execution) -> dict[str, Any]:
         user = find_user(bundle / "rootfs", wanted.user)
         process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
         variables = environment(variables, [f"HOME={user.home}"])
-        process["capabilities"] = {
-            kind: list(CAPABILITIES)
-            for kind in ("bounding", *(("effective", "permitted") if user.uid == 0 else ()))
-        }
+        process["capabilities"] = given_rights(user, process["capabilities"]["bounding"])
     process["args"] = list(wanted.command)
     process["env"] = environment(variables, wanted.environment)
     process["terminal"] = wanted.terminal

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.container import files, ociruntime, supervisor
 from layerfs.container.ociruntime import ContainerError, Runtime
+from layerfs.container.settings import host_config, points_of
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
@@ -67,7 +68,7 @@ def start(
             return False
         if record:
             _finish(root, mount, lock, record)
-            if mount.container["AutoRemove"]:
+            if host_config(mount.container)["AutoRemove"]:
                 raise NotFound(f"no such mount: {mount.name}")
         with _interruptible():
             try:
@@ -129,31 +130,43 @@ def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callabl
 
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import spec, users
+    from layerfs.container import names, namespaces, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
-    settings = mount.container
-    hostname = settings["Hostname"] or mount.id[:12]
+    host = host_config(mount.container)
     own = files.directory(root, mount.id)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    network = files.network_files(own, hostname, settings["NetworkMode"])
-    binds: list[list[str]] = settings["Binds"]
-    files.host_directories(binds)
-    taken = {destination for _, destination, _ in binds}
-    volumes = files.image_volumes(own, tree, mount.config, taken)
-    mounts = [bind for bind in network if bind[1] not in taken] + volumes + binds
+    hostname = spec.hostname_of(mount.id, mount.container)
+    if other := namespaces.container_of(host["NetworkMode"]):
+        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+    else:
+        if host["NetworkMode"] not in ("host", "none"):
+            raise NotFound(f"network {host['NetworkMode']} not found: give host or none")
+        named = names.write(own, hostname, mount.container.get("Domainname", ""), host)
+    points = [files.found(point, own, tree) for point in points_of(mount)]
+    taken = {point["Destination"] for point in points}
+    user = users.find_user(tree, mount.config.get("User") or "")
     built = spec.build(
         mount_id=mount.id,
         root=tree,
         config=mount.config,
-        user=users.find_user(tree, mount.config.get("User") or ""),
-        hostname=hostname,
-        network=settings["NetworkMode"],
-        terminal=settings["Tty"],
-        binds=sorted(mounts, key=lambda bind: bind[1].count("/")),  # what lies deeper comes later
+        settings=mount.container,
+        user=users.with_groups(tree, user, host["GroupAdd"] or ()),
+        points=[*(point for point in named if point["Destination"] not in taken), *points],
+        joins=namespaces.joined(host, lambda name: _running(root, name, "namespace")[1].pid),
     )
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
+
+
+def _running(root: Path, name: str, what: str) -> tuple[str, Record]:
+    """Return the id and the record of another container; raises `LayerfsError` unless it runs."""
+    with Store(root) as store:
+        other = store.mount(name)
+    record = look(other.id)
+    if record is None or not record.alive():
+        raise Conflict(f"cannot join the {what} of a container that does not run: {other.name}")
+    return other.id, record
 
 
 def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
@@ -171,7 +184,8 @@ def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
     wanted.log.touch(mode=0o600)
     conmon = supervisor.find_conmon()
     first: ContainerError | None = None
-    for oci_runtime in _chosen or ociruntime.installed():
+    asked = host_config(settings)["Runtime"]
+    for oci_runtime in _chosen or ociruntime.installed() if asked != "crun" else ociruntime.installed(asked):
         try:
             return oci_runtime, supervisor.create(conmon, oci_runtime, wanted)
         except ContainerError as error:
@@ -190,7 +204,7 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
     with suppress(LayerfsError, OSError):
         _take_down(root, mount, lock)
         with Store(root) as store:
-            if mount.container["AutoRemove"]:
+            if host_config(mount.container)["AutoRemove"]:
                 store.remove_mount(mount.id)
                 forget(mount.name)
             else:
@@ -262,7 +276,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
-            if store.mount(mount_id).container["AutoRemove"]:
+            if host_config(store.mount(mount_id).container)["AutoRemove"]:
                 store.remove_mount(mount_id)
                 forget(mount.name)
             else:

@@ -27,6 +27,8 @@ class ContainerError(LayerfsError):
         """Say *message*; *exit_code* is Docker's: 126 not executable, 127 not found, 125 anything else."""
         super().__init__(message)
         self.exit_code = exit_code
+        if self.is_about_the_command:
+            self.http_status = 400
 
     @property
     def is_about_the_command(self) -> bool:
@@ -69,11 +71,15 @@ class Runtime:
             raise ContainerError(f"{self.path} did not answer within {_PATIENCE:g} seconds") from None
 
 
-def installed() -> list[Runtime]:
-    """Return the runtimes that are installed, the preferred one first.
+def installed(name: str | None = None) -> list[Runtime]:
+    """Return the runtimes that are installed, the preferred one first, or the one called *name*.
 
     `$LAYERFS_RUNTIME`, a name or a path, is the only one if it is set. Raises `NotFound` for none.
     """
+    if name:
+        if path := find_program(name):
+            return [Runtime(path)]
+        raise NotFound(f"the OCI runtime {name} is not installed: install the package {name}")
     wanted = os.environ.get("LAYERFS_RUNTIME")
     paths = [find_program(name) for name in ([wanted] if wanted else RUNTIMES)]
     if found := [Runtime(path) for path in paths if path]:

@@ -85,7 +85,9 @@ def _listener(path: Path, group: str | None) -> trio.SocketListener | socket.soc
     return made
 
 
-async def _serve(root: Path, listener: trio.SocketListener | socket.socket, zygote: Zygote, shared: bool) -> None:
+async def _serve(
+    root: Path, listener: trio.SocketListener | socket.socket, zygote: Zygote, shared: bool
+) -> None:
     if isinstance(listener, socket.socket):
         listener = of_stdlib(listener)
     app = App(root, place=Place(root, zygote.launch))

@@ -52,7 +52,9 @@ class Zygote:
                 with self._lock:
                     socket.send_fds(self._ask, [message], [theirs.fileno()])
             except OSError as error:
-                raise LayerfsError(f"the process that mounts has ended: restart the engine ({error})") from None
+                raise LayerfsError(
+                    f"the process that mounts has ended: restart the engine ({error})"
+                ) from None
             theirs.close()
             ours.settimeout(_PATIENCE)
             try:
