@@ -53,6 +53,9 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
             return None  # somebody has mounted it to look into it
         if record is not None and record.exit_code is None:  # it has ended just now
             return MountState(daemon, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
+    if known.get("Restarting"):
+        status = f"Restarting ({known['ExitCode']}) {_age(known['FinishedAt'])} ago"
+        return MountState(None, False, "restarting", status)
     if not known.get("StartedAt"):
         return MountState(None, False, "created", "Created")
     if not known.get("FinishedAt"):  # the machine was switched off, or its supervisor was killed

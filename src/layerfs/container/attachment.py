@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,10 +177,8 @@ def _send(supervisor: socket.socket, detach: Detach, data: bytes) -> bool:
 
 
 def _close_input(supervisor: socket.socket) -> None:
-    try:
+    with suppress(OSError):
         supervisor.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 
 
 def _is_closed(client: socket.socket) -> bool:

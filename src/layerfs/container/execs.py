@@ -73,7 +73,7 @@ class Exec:
         return self.started and self.exit_code is None
 
     def start(self, row: Mount, *, detached: bool) -> None:
-        """Start it in the container *row*, with pipes or a terminal for its input and output if not *detached*.
+        """Start it in the container *row*, with pipes or a terminal for its input and output, or *detached*.
 
         Raises `Conflict` if it was started before, or the container does not run, and `LayerfsError`.
         """

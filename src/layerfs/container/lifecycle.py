@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.container import files, ociruntime, supervisor
 from layerfs.container.ociruntime import ContainerError, Runtime
+from layerfs.container.restart import wants_restart
 from layerfs.container.settings import host_config, points_of
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host.mounttable import mounted_at
@@ -52,12 +53,18 @@ def check_possible() -> None:
 
 
 def start(
-    root: Path, mount: Mount, launch: Launch, before: Callable[[Record], None] = lambda record: None
+    root: Path,
+    mount: Mount,
+    launch: Launch,
+    before: Callable[[Record], None] = lambda record: None,
+    *,
+    again: bool = False,
 ) -> bool:
     """Mount the tree of the container *mount* by *launch* and start its process; return False if it runs.
 
-    *before* is called when everything is ready but the process has not begun: attach then, and no output
-    is missed. Raises `LayerfsError`; then nothing of it runs, and the reason is noted in the store.
+    *again*: its restart policy wants it, not a person. *before* is called when everything is ready but the
+    process has not begun: attach then, and no output is missed. Raises `LayerfsError`; then nothing of it
+    runs, and the reason is noted in the store.
     """
     check_possible()
     with Lock(mount.id) as lock:
@@ -74,7 +81,7 @@ def start(
             try:
                 _take_down(root, mount, lock)  # what is left of a start that was killed, if anything
                 lock.clear()
-                _start(root, mount, lock, launch, before)
+                _start(root, mount, lock, launch, before, again)
             except BaseException as error:
                 if isinstance(error, OSError):
                     error = from_os_error(error, f"start {mount.name}")
@@ -105,7 +112,9 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None]) -> None:
+def _start(
+    root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None], again: bool
+) -> None:
     from layerfs.mounting.launch import MountRequest
 
     tree = lock.path / "rootfs"
@@ -124,7 +133,15 @@ def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callabl
     _chosen[:] = [oci_runtime]
     with Store(root) as store:
         store.update_container(
-            mount.id, "start", StartedAt=started.isoformat(), FinishedAt=None, ExitCode=0, Error=""
+            mount.id,
+            "start",
+            StartedAt=started.isoformat(),
+            FinishedAt=None,
+            ExitCode=0,
+            Error="",
+            Restarting=False,
+            Stopped=False,
+            **({} if again else {"RestartCount": 0}),
         )
 
 
@@ -250,6 +267,13 @@ def finish(root: Path, mount_id: str) -> int | None:
         return code
 
 
+def will_restart(root: Path, mount_id: str) -> bool:
+    """Return whether the container is to be started again, unless somebody stops it before."""
+    with Store(root) as store, suppress(NotFound):
+        return bool(store.mount(mount_id).container.get("Restarting"))
+    return False
+
+
 def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
     """Wait until the container *mount* has ended and somebody, perhaps we, has cleared away after it.
 
@@ -276,13 +300,19 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
-            if host_config(store.mount(mount_id).container)["AutoRemove"]:
+            row = store.mount(mount_id)
+            if host_config(row.container)["AutoRemove"]:
                 store.remove_mount(mount_id)
                 forget(mount.name)
             else:
                 why = "" if noted is not None else "its supervisor ended before it did"
                 store.update_container(
-                    mount_id, "die", FinishedAt=finished.isoformat(), ExitCode=code, Error=why
+                    mount_id,
+                    "die",
+                    FinishedAt=finished.isoformat(),
+                    ExitCode=code,
+                    Error=why,
+                    Restarting=wants_restart(row, code),
                 )
     lock.write(Record(record.pid, record.born, record.runtime, code))
     return code

@@ -32,8 +32,8 @@ def read(
 ) -> Generator[Piece | None, None, None]:
     """Yield what the log at *path* has, the last *tail* pieces of it if that is given.
 
-    With *goes_on*, waits for more for as long as it says so, and yields None now and then meanwhile. A log that
-    is not there is empty.
+    With *goes_on*, waits for more for as long as it says so, and yields None now and then meanwhile. A log
+    that is not there is empty.
     """
     try:
         file = path.open("rb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,9 +43,12 @@ def wants_to_run(row: Mount) -> bool:
     return name == "unless-stopped" and started and not row.container.get("Stopped")
 
 
-def pause(row: Mount, ran: float) -> float:
-    """Return the seconds to wait before the next run of *row*, whose last one took *ran* seconds."""
-    if ran >= LONG_RUN:
-        return FIRST_PAUSE
+def pause(row: Mount) -> float:
+    """Return the seconds to wait before the next run of the container *row*."""
+    started, finished = (row.container.get(name) for name in ("StartedAt", "FinishedAt"))
+    if started and finished:
+        ran = datetime.fromisoformat(finished) - datetime.fromisoformat(started)
+        if ran.total_seconds() >= LONG_RUN:
+            return FIRST_PAUSE
     count = int(row.container.get("RestartCount", 0))
     return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(count, 16)))

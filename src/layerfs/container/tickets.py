@@ -1,8 +1,8 @@
 """Who waits for a container that has not begun: to attach before its first output, or to learn how it ends.
 
-Docker's client attaches, and waits, before it starts. A ticket is taken then. The start of the container calls
-them all when its process exists but has not begun, so no output and no end is missed. Tickets are those of one
-process: where the container is started by another one, a ticket finds out by looking.
+Docker's client attaches, and waits, before it starts. A ticket is taken then. The start of the container
+calls them all when its process exists but has not begun, so no output and no end is missed. Tickets are those
+of one process: where the container is started by another one, a ticket finds out by looking.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ticket:
         return True
 
     def call(self, record: Record) -> None:
-        """Say that the container's first process is there. Raises `LayerfsError` if it cannot be attached to."""
+        """Say that the first process is there. Raises `LayerfsError` if it cannot be attached to."""
         with _lock:
             if self._called.is_set():
                 return

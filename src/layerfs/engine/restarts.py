@@ -24,7 +24,7 @@ def take_up(place: Place) -> None:
             continue
         try:
             ending.clear_away(place.root, row.id)
-            if wants_to_run(row):
+            if wants_to_run(row) or lifecycle.will_restart(place.root, row.id):
                 lifecycle.start(place.root, row, place.launch)
         except LayerfsError as error:
             _log.error("cannot start %s again: %s", row.name, error)

@@ -34,9 +34,9 @@ _FIRST = 3
 def run(root: Path, path: Path | None, group: str | None) -> None:
     """Serve the API for the store at *root* until SIGTERM or SIGINT.
 
-    On the socket *path*, `RUN/engine.sock` if None, or on the one that the service manager passes. It is for root
-    (the owner of the process) alone, and for *group* if that is given: its members can do all that root can.
-    Raises `LayerfsError`.
+    On the socket *path*, `RUN/engine.sock` if None, or on the one that the service manager passes. It is for
+    root (the owner of the process) alone, and for *group* if that is given: its members can do all that root
+    can. Raises `LayerfsError`.
     """
     with Store(root) as store:
         for line in store.recover():

@@ -1,7 +1,8 @@
 """A process that has imported everything and does nothing but fork: mounts begin in milliseconds.
 
-The engine has threads, and a process with threads cannot be forked safely. So it starts this one, once. For each
-mount the zygote forks a child, which does what `layerfs mount` does, and answers over a socket of its own.
+The engine has threads, and a process with threads cannot be forked safely. So it starts this one, once. For
+each mount the zygote forks a child, which does what `layerfs mount` does, and answers over a socket of its
+own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Zygote:
             )
 
     def launch(self, request: MountRequest) -> str:
-        """Mount what *request* asks for; return the name of the mount once it answers. Raises `LayerfsError`."""
+        """Mount what *request* asks for; return its name once the mount answers. Raises `LayerfsError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             message = json.dumps(asdict(request) | {"root": str(request.root)}).encode()

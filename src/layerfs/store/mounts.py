@@ -212,12 +212,14 @@ def rename(db: Database, mount_id: str, name: str) -> None:
         events.record(db, "container", "rename", mount_id, attributes)
 
 
-def update_container(db: Database, mount_id: str, action: str, values: Mapping[str, Any]) -> None:
-    """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+def update_container(db: Database, mount_id: str, action: str | None, values: Mapping[str, Any]) -> None:
+    """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
     with db.transaction():
         mount = get(db, mount_id)
         options = {**mount.options, "container": {**mount.container, **values}}
         db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
+        if action is None:
+            return
         attributes = {"name": mount.name, "image": mount.image or ""}
         if values.get("ExitCode") is not None and action == "die":
             attributes["exitCode"] = str(values["ExitCode"])

@@ -34,8 +34,8 @@ async def serve(
 ) -> None:
     """Answer requests on *listener* with *app* until cancelled; then close the listener.
 
-    As many as *connections* are served at a time. Root and the user of this process may connect, and *anybody*
-    whom the mode of the socket lets in if that is said.
+    As many as *connections* are served at a time. Root and the user of this process may connect, and
+    *anybody* whom the mode of the socket lets in if that is said.
 
     When cancelled, idle connections and streams end at once, while a request that is being answered
     still gets its answer, within `GRACE` seconds: so the daemon may cancel its server as soon as a
