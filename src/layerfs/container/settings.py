@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, ports
-from layerfs.container.members import Members
+from layerfs.container.members import Members, one_line
 from layerfs.errors import BadRequest, NotFound
 from layerfs.host.signals import signal_number
 from layerfs.store import imageconfig
@@ -58,8 +58,14 @@ def described(
     sources of bind mounts exist; changes nothing. Raises `BadRequest`, with dockerd's line where it has one.
     """
     imageconfig.check(image)
-    whole = Members(body)
-    imageconfig.check_shape(body, "the request's body")
+    with one_line():
+        imageconfig.check_shape([body], "the request's body")
+        return _described(image, Members(body), default_network, find)
+
+
+def _described(
+    image: Mapping[str, Any], whole: Members, default_network: str, find: Callable[[str], Mount]
+) -> Description:
     config = _configuration(image, whole)
     imageconfig.check(config, "the container's configuration")
     host, warnings = hostconfig.taken(
