@@ -183,7 +183,7 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     return {
         "Status": state.state,
         "Running": state.pid is not None,
-        "Paused": False,
+        "Paused": state.state == "paused",
         "Restarting": False,
         "OOMKilled": False,
         "Dead": state.dead,
