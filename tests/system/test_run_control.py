@@ -123,7 +123,7 @@ def test_its_processes(there: Containers, mount: Callable[[], Mount]) -> None:
     assert top.top(mount(), "-eo pid,comm f")["Titles"] == ["PID", "COMMAND"]
     with pytest.raises(BadRequest, match="Couldn't find PID"):
         top.top(mount(), "-o comm")
-    with pytest.raises(BadRequest, match="^ps: "):
+    with pytest.raises(BadRequest, match=r"^ps: "):
         top.top(mount(), "--no-such-option")
     there.layerfs.ok("stop", "-t", "0", "counter")
     with pytest.raises(Conflict, match="is not running"):

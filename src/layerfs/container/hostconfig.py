@@ -192,12 +192,14 @@ def _console_size(members: Members) -> list[int]:
 
 
 def _no_requests(members: Members) -> list[Any] | None:
-    drivers = members.each("DeviceRequests", lambda request: request.text("Driver"))
-    if drivers:
-        raise BadRequest(
-            f'could not select device driver "{drivers[0][:80]}" with capabilities: no drivers are known'
-        )
-    return None if drivers is None else []
+    requests = members.each(
+        "DeviceRequests", lambda request: (request.text("Driver"), request.lists("Capabilities") or [])
+    )
+    if requests:
+        driver, kinds = requests[0]
+        wanted = " ".join(f"[{' '.join(kind)}]" for kind in kinds)
+        raise BadRequest(f'could not select device driver "{driver[:80]}" with capabilities: [{wanted[:80]}]')
+    return None if requests is None else []
 
 
 def _ulimits(members: Members) -> list[dict[str, Any]] | None:
