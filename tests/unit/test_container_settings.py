@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from layerfs.container import hostconfig, resources
-from layerfs.container.settings import Description, described, host_config
+from layerfs.container.settings import Description, described
+from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, NotFound
 from layerfs.host.cgroups import Support
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from layerfs.api.times import duration
-from layerfs.container.pausing import is_paused
 from layerfs.errors import Conflict
+from layerfs.host import freezer
 from layerfs.host.record import directory, look
 from layerfs.host.rundir import running_pid
 
@@ -50,7 +50,7 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
         if daemon is None:
             return MountState(record.pid, True, "dead", "Dead (the daemon of its files has ended)")
         since = f"Up {_age(known.get('StartedAt') or mount.created)}"
-        if is_paused(record.pid, mount.id):
+        if freezer.is_frozen(record.pid, mount.id):
             return MountState(record.pid, False, "paused", f"{since} (Paused)")
         return MountState(record.pid, False, "running", since)
     if daemon is not None:

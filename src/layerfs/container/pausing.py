@@ -22,15 +22,6 @@ _PATIENCE = 10.0
 """Seconds that processes may take until they stand still: one may wait for a disk."""
 
 
-def is_paused(pid: int, mount_id: str) -> bool:
-    """Return whether the container *mount_id* with the process *pid* stands still."""
-    try:
-        found = freezer.find(pid, mount_id)
-        return found is not None and found.stands_still()
-    except OSError:  # it has ended
-        return False
-
-
 def pause(root: Path, mount: Mount) -> None:
     """Let all processes of the container *mount* stand still. Raises `LayerfsError`; then they go on."""
     switch = _freezer(mount)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.container.settings import host_config
+from layerfs.container.stored import host_config
 from layerfs.host import cgroups
 from layerfs.host.cgroups import Groups
 from layerfs.host.record import look

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layerfs.container import hostconfig, resources
 from layerfs.container.members import Members, one_line
 from layerfs.container.ociruntime import Runtime
-from layerfs.container.settings import host_config
+from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Conflict
 from layerfs.host import cgroups
 from layerfs.host.record import look
