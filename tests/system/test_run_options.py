@@ -321,3 +321,26 @@ def test_inspect_shows_what_was_asked_for(there: Containers) -> None:
         "Propagation": "rprivate",
     }  # fmt: skip
     there.remove(name)
+
+
+def test_a_container_that_runs_out_of_memory_says_so(there: Containers) -> None:
+    script = "a=$(dd if=/dev/zero bs=1M count=60 2>/dev/null | busybox tr '\\0' x); echo never"
+    host = {"Memory": 8 << 20, "MemorySwap": 8 << 20}
+    name = create(there, host, Cmd=["sh", "-c", script])
+    assert there.layerfs("start", "-a", name).returncode == 137
+    assert there.inspect(name)["State"]["OOMKilled"] is True
+    there.remove(name)
+
+
+def test_logs(there: Containers) -> None:
+    for driver, written in (("none", False), ("local", True)):
+        name = create(there, {"LogConfig": {"Type": driver, "Config": {}}}, Cmd=["echo", "said"])
+        assert there.layerfs.ok("start", "-a", name) == "said"
+        assert ("said" in there.layerfs.ok("logs", name)) == written
+    log = {"Type": "json-file", "Config": {"max-size": "20k"}}
+    name = create(there, {"LogConfig": log}, Cmd=["seq", "10000"])
+    assert there.layerfs.ok("start", "-a", name).endswith("\n10000")
+    kept = there.layerfs.ok("logs", name).splitlines()
+    assert kept[-1] == "10000"
+    assert len(kept) < 5000
+    there.remove()
