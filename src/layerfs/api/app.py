@@ -21,6 +21,7 @@ from layerfs.api import (
     running,
     system,
     usage,
+    watching,
 )
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
@@ -38,6 +39,7 @@ ROUTES = (
     *containers.ROUTES,
     *create.ROUTES,
     *running.ROUTES,
+    *watching.ROUTES,
     *attaching.ROUTES,
     *execs.ROUTES,
     *export.ROUTES,

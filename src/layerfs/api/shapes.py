@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.api.state import MountState, state_of
 from layerfs.api.times import ZERO_TIME, timestamp
-from layerfs.container import mountpoints
-from layerfs.container.settings import host_config, points_of
+from layerfs.container.stored import host_config, shown_points
 from layerfs.store import imageconfig
 
 if TYPE_CHECKING:
@@ -121,7 +120,7 @@ def container_summary(mount: Mount, image: Image | None) -> dict[str, Any]:
             "NetworkMode": host_config(mount.container)["NetworkMode"] if mount.container else "host"
         },
         "NetworkSettings": {"Networks": {}},
-        "Mounts": [mountpoints.shown(point) for point in _points(mount)],
+        "Mounts": shown_points(mount),
         "Mountpoint": "" if mount.container else mount.mountpoint or "",  # a container's is private
     }
 
@@ -157,7 +156,7 @@ def container_inspect(
         if mount.container
         else {"ReadonlyRootfs": mount.upper is None},
         "GraphDriver": {"Name": "layerfs", "Data": data},
-        "Mounts": [mountpoints.shown(point) for point in _points(mount)],
+        "Mounts": shown_points(mount),
         "Config": {
             **mount.config,
             "Hostname": mount.container.get("Hostname") or mount.id[:12],
@@ -172,10 +171,6 @@ def container_inspect(
     }
 
 
-def _points(mount: Mount) -> list[mountpoints.Point]:
-    return points_of(mount) if mount.container else []
-
-
 def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     """Return the member "State" of an inspected container."""
     known, exited = mount.container, state.state == "exited"
@@ -183,9 +178,9 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     return {
         "Status": state.state,
         "Running": state.pid is not None,
-        "Paused": False,
+        "Paused": state.state == "paused",
         "Restarting": state.state == "restarting",
-        "OOMKilled": False,
+        "OOMKilled": known.get("OOMKilled", False),
         "Dead": state.dead,
         "Pid": state.pid or 0,
         "ExitCode": 255 if exited and started and not known.get("FinishedAt") else known.get("ExitCode", 0),

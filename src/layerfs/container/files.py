@@ -11,10 +11,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from layerfs.container.mountpoints import Point
 from layerfs.container.rootfs import open_inside
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
+
+if TYPE_CHECKING:
+    from layerfs.container.mountpoints import Point
 
 
 def directory(store: Path, mount_id: str) -> Path:

@@ -164,6 +164,15 @@ def _log(members: Members | None) -> dict[str, Any]:
     return {"Type": driver, "Config": options}
 
 
+def log_limit(host_config: Mapping[str, Any]) -> int | None:
+    """Return the bytes that a container's log may have; None for any number, 0 where there is to be none."""
+    log = host_config["LogConfig"]
+    found = re.match(r"([\d.]+)\s?([kmgt]?)", log["Config"].get("max-size", "").lower())
+    if log["Type"] == "none":
+        return 0
+    return max(1, int(float(found[1]) * 1024 ** " kmgt".index(found[2] or " "))) if found else None
+
+
 def restart_policy(members: Members) -> dict[str, Any]:
     """Return the member `RestartPolicy`, "no" by default; raises `BadRequest`."""
     policy = members.member("RestartPolicy")
@@ -192,12 +201,14 @@ def _console_size(members: Members) -> list[int]:
 
 
 def _no_requests(members: Members) -> list[Any] | None:
-    drivers = members.each("DeviceRequests", lambda request: request.text("Driver"))
-    if drivers:
-        raise BadRequest(
-            f'could not select device driver "{drivers[0][:80]}" with capabilities: no drivers are known'
-        )
-    return None if drivers is None else []
+    requests = members.each(
+        "DeviceRequests", lambda request: (request.text("Driver"), request.lists("Capabilities") or [])
+    )
+    if requests:
+        driver, kinds = requests[0]
+        wanted = " ".join(f"[{' '.join(kind)}]" for kind in kinds)
+        raise BadRequest(f'could not select device driver "{driver[:80]}" with capabilities: [{wanted[:80]}]')
+    return None if requests is None else []
 
 
 def _ulimits(members: Members) -> list[dict[str, Any]] | None:

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 from layerfs.container import files, ociruntime, supervisor
 from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.container.restart import wants_restart
-from layerfs.container.settings import host_config, points_of
+from layerfs.container.stored import host_config, points_of
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
+from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
 from layerfs.host.rundir import forget, running_pid
@@ -142,6 +143,7 @@ def _start(
             Restarting=False,
             Stopped=False,
             **({} if again else {"RestartCount": 0}),
+            OOMKilled=False,
         )
 
 
@@ -188,11 +190,14 @@ def _running(root: Path, name: str, what: str) -> tuple[str, Record]:
 
 def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
     """Create the container by the first runtime that can; return it and the pid of the first process."""
+    from layerfs.container import hostconfig
+
     settings = mount.container
     wanted = supervisor.Supervised(
         mount_id=mount.id,
         bundle=bundle,
         log=files.log_path(root, mount.id),
+        log_limit=hostconfig.log_limit(host_config(settings)),
         root=root,
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
@@ -292,10 +297,15 @@ def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
 
 
 def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
+    from layerfs.container.spec import cgroups_path
+
     mount_id = lock.path.name
     noted = supervisor.exit_code(lock.path, mount_id)
     code = UNKNOWN if noted is None else noted
     finished = datetime.now(UTC)
+    starved = mount is not None and cgroups.has_run_out_of_memory(
+        cgroups_path(mount_id, host_config(mount.container))
+    )
     Runtime(record.runtime).delete(mount_id)
     if mount is not None:
         _unmount(root, mount)
@@ -313,6 +323,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
                     ExitCode=code,
                     Error=why,
                     Restarting=wants_restart(row, code),
+                    OOMKilled=starved,
                 )
     lock.write(Record(record.pid, record.born, record.runtime, code))
     return code

@@ -6,13 +6,16 @@ that nobody asks for are ignored. The lines name a member by its way from the to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from layerfs.errors import BadRequest
 from layerfs.store.imageconfig import is_text, shown
 
 T = TypeVar("T")
+_LINE = 500
+"""Characters of a message: what a client sent stands in it."""
 _LONG = 1 << 63
 """The numbers of Go's int64 lie below this."""
 
@@ -149,6 +152,16 @@ class Members:
         if not isinstance(value, str) or not is_text(value):
             raise wrong(where, "a string without null bytes", value)
         return value
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Make the line of a `BadRequest` in the block one that can be shown, whatever the client sent."""
+    try:
+        yield
+    except BadRequest as error:
+        text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(error)[:_LINE])
+        raise BadRequest(text + "…" * (len(str(error)) > _LINE)) from None
 
 
 def whole(value: object, where: str) -> int:

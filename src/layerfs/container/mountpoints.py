@@ -252,8 +252,3 @@ def _described(
 def bind(source: str, destination: str, *, writable: bool = True) -> Point:
     """Return the mount point of a file or directory of ours, such as the container's /etc/hosts."""
     return _host_path(source, destination, writable=writable, mode="", spec={"ReadOnlyNonRecursive": True})
-
-
-def shown(point: Point) -> dict[str, Any]:
-    """Return how inspect shows a mount point."""
-    return {name: value for name, value in point.items() if name != "Spec"}

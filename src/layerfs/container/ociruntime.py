@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from layerfs.errors import LayerfsError, NotFound
 from layerfs.host import rundir
@@ -55,11 +58,17 @@ class Runtime:
         """End what is left of a container and make the runtime forget it; fine when it knows none."""
         self._run("delete", "--force", mount_id)
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def update(self, mount_id: str, resources: Mapping[str, Any]) -> None:
+        """Give a container that runs other limits; raises `ContainerError`: it has those of before then."""
+        done = self._run("update", "--resources", "-", mount_id, text=json.dumps(resources))
+        if done.returncode != 0:
+            raise failure(done.stderr)
+
+    def _run(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
                 [self.path, *self.options, *arguments],
-                stdin=subprocess.DEVNULL,
+                input=text,
                 capture_output=True,
                 text=True,
                 errors="replace",

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, ports
-from layerfs.container.members import Members
+from layerfs.container.members import Members, one_line
+from layerfs.container.stored import points_of
 from layerfs.errors import BadRequest, NotFound
 from layerfs.host.signals import signal_number
 from layerfs.store import imageconfig
@@ -58,8 +59,14 @@ def described(
     sources of bind mounts exist; changes nothing. Raises `BadRequest`, with dockerd's line where it has one.
     """
     imageconfig.check(image)
-    whole = Members(body)
-    imageconfig.check_shape(body, "the request's body")
+    with one_line():
+        imageconfig.check_shape([body], "the request's body")
+        return _described(image, Members(body), default_network, find)
+
+
+def _described(
+    image: Mapping[str, Any], whole: Members, default_network: str, find: Callable[[str], Mount]
+) -> Description:
     config = _configuration(image, whole)
     imageconfig.check(config, "the container's configuration")
     host, warnings = hostconfig.taken(
@@ -160,32 +167,6 @@ def _domainname(body: Members) -> str:
     if name and not _DOMAIN.fullmatch(name):
         raise BadRequest(f"invalid domain name {name[:80]!r}: use letters, digits, '-' and '.'")
     return name
-
-
-def host_config(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the complete `HostConfig` in a container's *settings*, also in those of an older layerfs."""
-    found: dict[str, Any] | None = settings.get("HostConfig")
-    if found is None:
-        members = {
-            "Binds": [":".join(bind) for bind in settings.get("Binds", ())] or None,
-            "AutoRemove": settings.get("AutoRemove", False),
-        }
-        found, _ = hostconfig.taken(Members(members, "HostConfig"), settings.get("NetworkMode", "host"))
-    return found
-
-
-def points_of(mount: Mount) -> list[mountpoints.Point]:
-    """Return what is mounted in the container *mount*, also in one that an older layerfs made."""
-    known: list[mountpoints.Point] | None = mount.container.get("MountPoints")
-    if known is None:
-        volumes = sorted(mount.config.get("Volumes") or ())
-        numbers = {os.path.normpath(path): str(number) for number, path in enumerate(volumes)}
-        found = mountpoints.points(host_config(mount.container), volumes, lambda name: ())
-        known = [
-            {**point, "Name": numbers[point["Destination"]]} if point["Type"] == "volume" else point
-            for point in found
-        ]
-    return known
 
 
 def command(config: Mapping[str, Any]) -> list[str]:

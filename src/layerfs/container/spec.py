@@ -15,7 +15,8 @@ from typing import Any
 from layerfs.container import capabilities, devices, mounting, namespaces, resources, security
 from layerfs.container.mountpoints import Point
 from layerfs.container.ociruntime import find_program
-from layerfs.container.settings import absolute, command, environment, host_config
+from layerfs.container.settings import absolute, command, environment
+from layerfs.container.stored import host_config
 from layerfs.container.users import User
 from layerfs.errors import NotFound
 

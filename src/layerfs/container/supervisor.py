@@ -34,6 +34,8 @@ class Supervised:
     bundle: Path
     """The directory with config.json; the attach socket and the exit code appear there."""
     log: Path
+    log_limit: int | None
+    """Bytes that the log may have until it begins anew; None for no limit, 0 for no log at all."""
     root: Path
     """The store's root, for the command that clears away."""
     terminal: bool
@@ -94,7 +96,8 @@ def _arguments(oci: Runtime, wanted: Supervised) -> list[str]:
         f"--container-pidfile={bundle}/pid",
         f"--conmon-pidfile={bundle}/conmon.pid",
         f"--exit-dir={bundle}",
-        f"--log-path=k8s-file:{wanted.log}",
+        f"--log-path={'none' if wanted.log_limit == 0 else f'k8s-file:{wanted.log}'}",
+        *([f"--log-size-max={wanted.log_limit}"] if wanted.log_limit else []),
         "--full-attach",
         "--no-sync-log",
         f"--exit-command={sys.executable}",

@@ -94,6 +94,18 @@ def of_container(pid: int, mount_id: str) -> Groups | None:
     return Groups(version, found) if found else None
 
 
+def has_run_out_of_memory(path: str) -> bool:
+    """Return whether the kernel has killed a process of the groups at *path* for want of memory."""
+    version = 2 if unified() else 1
+    place = hierarchies().get("" if version == 2 else "memory")
+    if place is None:
+        return False
+    groups = Groups(version, {"" if version == 2 else "memory": place / path.lstrip("/")})
+    text = groups.read("memory", "memory.events" if version == 2 else "memory.oom_control")
+    found = re.search(r"^oom_kill (\d+)$", text, re.M)
+    return found is not None and int(found[1]) > 0
+
+
 @dataclass(frozen=True, slots=True)
 class Support:
     """What the control groups of a machine can limit."""
@@ -151,10 +163,13 @@ def _support_unified(controllers: Collection[str]) -> Support:
             return (_MOUNTED / name).read_text().strip()
         return ""
 
+    own = Path("/proc/self/cgroup").read_text().partition("0::")[2].partition("\n")[0].lstrip("/")
+    # The root has no limits of its own: there the kernel's word for swap counts.
+    swap = Path("/proc/swaps") if not own else _MOUNTED / own / "memory.swap.max"
     cpuset = "cpuset" in controllers
     return Support(
         memory="memory" in controllers,
-        swap="memory" in controllers,
+        swap="memory" in controllers and swap.exists(),
         swappiness=False,
         reservation="memory" in controllers,
         oom_kill_disable=False,
