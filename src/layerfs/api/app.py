@@ -16,6 +16,7 @@ from layerfs.api import (
     execs,
     export,
     images,
+    mounting,
     native,
     prune,
     running,
@@ -45,6 +46,7 @@ ROUTES = (
     *export.ROUTES,
     *events.ROUTES,
     *native.ROUTES,
+    *mounting.ROUTES,
 )
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 

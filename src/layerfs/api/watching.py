@@ -37,7 +37,7 @@ def stats(call: Call) -> Answer:
         first = None if call.query.flag("one-shot") else sample(row)
         if first is not None:
             time.sleep(_PERIOD)
-        return json_response(_shown(row, sample(row, first)))
+        return json_response(sample(row, first))
     return Stream(200, _samples(call, row), (("Content-Type", "application/json"),))
 
 
@@ -45,7 +45,7 @@ def _samples(call: Call, row: Mount) -> Generator[bytes, None, None]:
     previous: dict[str, Any] | None = None
     while True:
         previous = sample(row, previous)
-        yield json.dumps(_shown(row, previous)).encode() + b"\n"
+        yield json.dumps(previous).encode() + b"\n"
         until = time.monotonic() + _PERIOD
         while time.monotonic() < until:
             time.sleep(_PAUSE)
@@ -54,10 +54,6 @@ def _samples(call: Call, row: Mount) -> Generator[bytes, None, None]:
             call.store.mount(row.id)
         except NotFound:
             return
-
-
-def _shown(row: Mount, measured: dict[str, Any]) -> dict[str, Any]:
-    return {"name": f"/{row.name}", "id": row.id, **measured}
 
 
 def pause(call: Call) -> Response:
