@@ -6,7 +6,18 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from layerfs.api import archives, containers, events, export, images, native, prune, system, usage
+from layerfs.api import (
+    archives,
+    containers,
+    events,
+    export,
+    images,
+    native,
+    prune,
+    registries,
+    system,
+    usage,
+)
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
@@ -20,6 +31,7 @@ ROUTES = (
     *prune.ROUTES,
     *archives.ROUTES,
     *images.ROUTES,
+    *registries.ROUTES,
     *containers.ROUTES,
     *export.ROUTES,
     *events.ROUTES,
