@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from layerfs.api import (
     archives,
     containers,
+    copying,
     events,
     export,
     images,
@@ -32,6 +33,7 @@ ROUTES = (
     *archives.ROUTES,
     *images.ROUTES,
     *registries.ROUTES,
+    *copying.ROUTES,
     *containers.ROUTES,
     *export.ROUTES,
     *events.ROUTES,
