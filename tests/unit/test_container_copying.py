@@ -66,10 +66,10 @@ def names(archive: bytes) -> list[str]:
         return tar.getnames()
 
 
-def extract(tree: Path, path: str, archive: bytes, **options: bool) -> None:
+def extract(tree: Path, path: str, archive: bytes, *, overwrite: bool = True) -> None:
     root = opened(tree)
     try:
-        with Extractor.in_root(root, path, **options) as extractor:
+        with Extractor.in_root(root, path, overwrite=overwrite) as extractor:
             reader = Reader(Feed(iter([archive])), needs_end=False)
             for member in reader:
                 extractor.add(member, reader)

@@ -227,9 +227,22 @@ READING = 'Error parsing image name "docker://host/x:1": reading manifest 1 in h
 def test_refusals_of_registries(why: str, kind: type[LayerfsError], line: str) -> None:
     named = Named.parse("host.example/x", "1")
     why = why.replace("host/", "host.example/").replace(" host:", " host.example:")
-    found = of_pull((NoSpace if kind is NoSpace else LayerfsError)(f"cannot pull {named}: {why}"), named)
+    found = of_pull(
+        (NoSpace if kind is NoSpace else LayerfsError)(f"cannot pull {named}: {why}"), named, anonymous=False
+    )
     assert type(found) is kind
     assert str(found).startswith(line.replace("host/", "host.example/"))
+
+
+def test_who_is_nobody_is_not_asked_for_a_password() -> None:
+    named = Named.parse("host.example/x", "1")
+    refused = LayerfsError(f"cannot pull {named}: {READING}unauthorized: authentication required")
+    found = of_pull(refused, named, anonymous=True)
+    assert type(found) is NotFound
+    assert str(found) == (
+        "pull access denied for host.example/x, repository does not exist or may require 'docker login': "
+        "unauthorized: authentication required"
+    )
 
 
 def test_refusals_of_a_push_and_our_own_errors() -> None:
@@ -237,5 +250,5 @@ def test_refusals_of_a_push_and_our_own_errors() -> None:
     denied = LayerfsError(f"cannot push {named}: trying to reuse blob at destination: denied: not you")
     assert (type(of_push(denied, named)), str(of_push(denied, named))) == (Forbidden, "denied: not you")
     for own in (LayerfsError("no space"), LayerfsError(f"cannot pull {named}: skopeo was killed (SIGKILL)")):
-        assert of_pull(own, named) is own
+        assert of_pull(own, named, anonymous=True) is own
         assert of_push(own, named) is own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from layerfs.api.config import joined_reference
@@ -42,7 +43,8 @@ def pull(call: Call) -> Answer:
     def work(lines: Lines) -> None:
         from layerfs.store import Store
 
-        with Store(call.root) as store, _Worded(of_pull, named):
+        words = partial(of_pull, named=named, anonymous=not credentials.are_given)
+        with Store(call.root) as store, _Worded(words):
             pull_named(store, named, credentials, platform=platform, limits=Limits(), report=lines)
 
     return Stream(200, Lines.of(work), JSON_LINES)
@@ -63,7 +65,7 @@ def push(call: Call) -> Answer:
     def work(lines: Lines) -> None:
         from layerfs.store import Store
 
-        with Store(call.root) as store, _Worded(of_push, named):
+        with Store(call.root) as store, _Worded(partial(of_push, named=named)):
             for done in push_named(store, named, credentials, lines):
                 lines.say(f"{done.tag}: digest: {done.digest} size: {done.size}")
                 lines.put(
@@ -77,17 +79,16 @@ def push(call: Call) -> Answer:
 
 
 class _Worded:
-    """A context manager that raises the errors of registries as dockerd words them."""
+    """A context manager that raises errors in the *words* of dockerd."""
 
-    def __init__(self, words: Callable[[LayerfsError, Named], LayerfsError], named: Named) -> None:
+    def __init__(self, words: Callable[[LayerfsError], LayerfsError]) -> None:
         self._words = words
-        self._named = named
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, LayerfsError) and (worded := self._words(error, self._named)) is not error:
+        if isinstance(error, LayerfsError) and (worded := self._words(error)) is not error:
             raise worded from None
 
 
@@ -169,11 +170,9 @@ def inspect_remote(call: Call) -> Response:
         named = named.tagged("latest")
     doing = f"inspect {named}"
     skopeo.check(doing)
-    with (
-        _credentials(call).file(named.host) as authfile,
-        call.store.scratch() as scratch,
-        _Worded(of_pull, named),
-    ):
+    credentials = _credentials(call)
+    words = partial(of_pull, named=named, anonymous=not credentials.are_given)
+    with credentials.file(named.host) as authfile, call.store.scratch() as scratch, _Worded(words):
         options = skopeo.access(named.is_local, authfile)
         descriptor, platforms = Registry(named, options, scratch, doing, lambda: None).describe()
     answer: dict[str, Any] = {

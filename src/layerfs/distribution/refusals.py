@@ -12,8 +12,12 @@ _HINT = re.compile(r"; if it is meant to be reached without TLS, give --tls-veri
 _WITHOUT_TLS = "; if it is meant to be reached without TLS, say so in /etc/containers/registries.conf"
 
 
-def of_pull(error: LayerfsError, named: Named) -> LayerfsError:
-    """Return the error of a pull of *named*, whatever skopeo has called it."""
+def of_pull(error: LayerfsError, named: Named, *, anonymous: bool) -> LayerfsError:
+    """Return the error of a pull of *named*, whatever skopeo has called it.
+
+    Who is *anonymous* is refused like somebody who asks for what does not exist: of "unauthorized" Docker's
+    command line makes a question for a password, which no script answers.
+    """
     why = _reason(error)
     if why is None:
         return error
@@ -22,16 +26,17 @@ def of_pull(error: LayerfsError, named: Named) -> LayerfsError:
         return NotFound(f"manifest for {named} not found: {detail}")
     if "name unknown" in why or "name invalid" in why:
         return NotFound(f"repository {named.repository} not found: {detail}")
-    if "denied" in why:
+    refused = next((word for word in ("denied", "unauthorized") if word in why), None)
+    if refused == "denied" or (refused and anonymous):
         return NotFound(
             f"pull access denied for {named.repository}, repository does not exist or may require "
-            f"'docker login': {_from(detail, 'denied')}"
+            f"'docker login': {_from(detail, refused)}"
         )
     return _common(error, why, named)
 
 
 def of_push(error: LayerfsError, named: Named) -> LayerfsError:
-    """Return the error of a push of *named*, likewise."""
+    """Return the error of a push of *named*, whatever skopeo has called it."""
     why = _reason(error)
     if why is None:
         return error
