@@ -47,6 +47,7 @@ class Api:
         path: str,
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
+        /,
         **parameters: str | list[str],
     ) -> Answer:
         """Send a request, and return the answer."""
@@ -60,6 +61,7 @@ class Api:
         path: str,
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
+        /,
         **parameters: str | list[str],
     ) -> Iterator[HTTPResponse]:
         """Send a request; yield the answer as it comes. The client is gone when the block ends."""

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,6 +23,9 @@ from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream
 _CHUNK = 1 << 18
 _HEARTBEAT = 0.5
 """Seconds between two signs of life of a stream that has nothing to say."""
+
+_PATIENCE = 30.0
+"""Seconds that the process may take to end in order."""
 
 
 def answer(call: Call) -> Answer:
@@ -46,7 +49,7 @@ def answer(call: Call) -> Answer:
                 env={**os.environ, "LAYERFS_ENGINE": "none"},
             )
         )
-        stack.callback(process.kill)
+        stack.callback(_end, process)
         assert process.stdin is not None
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # it has seen enough
@@ -84,6 +87,18 @@ def _pieces(fd: int, stack: ExitStack) -> Generator[bytes, None, None]:
                 yield piece
             else:
                 return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Have *process* end, which it does in order when nobody reads what it writes: it may have mounted."""
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _after(start: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
@@ -134,8 +149,9 @@ def main() -> int:
     status = given.status if isinstance(given, (Response, Stream)) else 500
     _write(1, json.dumps({"status": status, "headers": headers, "streams": streams}).encode() + b"\n")
     if isinstance(given, Stream):
-        for piece in given.chunks:
-            _write(1, piece)
+        with closing(given.chunks), suppress(BrokenPipeError):
+            for piece in given.chunks:
+                _write(1, piece)
     elif isinstance(given, Response):
         _write(1, given.body)
     return 0

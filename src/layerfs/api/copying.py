@@ -38,7 +38,7 @@ _BITS = {stat.S_ISUID: 1 << 23, stat.S_ISGID: 1 << 22, stat.S_ISVTX: 1 << 20}
 def look(call: Call) -> Answer:
     """Say what is at a path, in a header."""
     mount, path = _asked(call)
-    if call.serves(mount):
+    if _is_for_another_process(call, mount):
         return apart.answer(call)
     with _view(call, mount) as root:
         return Response(200, headers=(_header(root, mount, path),))
@@ -47,7 +47,7 @@ def look(call: Call) -> Answer:
 def read(call: Call) -> Answer:
     """Return an archive of what is at a path."""
     mount, path = _asked(call)
-    if call.serves(mount):
+    if _is_for_another_process(call, mount):
         return apart.answer(call)
     stack = ExitStack()
     with stack:
@@ -80,7 +80,7 @@ def write(call: Call) -> Answer:
     upload = call.request.upload
     if upload is None:
         raise BadRequest("no archive came with the request")
-    if call.serves(mount):
+    if _is_for_another_process(call, mount):
         return apart.answer(call)
     with _view(call, mount) as root:
         place = _directory(root, mount, path)
@@ -93,6 +93,16 @@ def write(call: Call) -> Answer:
             extractor.finish()
     call.store.record_event("container", "extract-to-dir", mount.id, _attributes(mount))
     return Response(200)
+
+
+def _is_for_another_process(call: Call, mount: Mount) -> bool:
+    """Return whether this process must not answer: it serves the mount, or would have to fork its daemon.
+
+    Of a server with threads that use the store, SQLite's state cannot be taken along by a fork.
+    """
+    from layerfs.container import view
+
+    return call.serves(mount) or (not call.place.alone and view.is_at_rest(mount))
 
 
 def _asked(call: Call) -> tuple[Mount, str]:

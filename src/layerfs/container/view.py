@@ -49,6 +49,14 @@ def opened(root: Path, mount: Mount, launch: Launch) -> Iterator[int]:
         os.close(fd)
 
 
+def is_at_rest(mount: Mount) -> bool:
+    """Return whether `opened` will mount *mount*, as far as can be told before. Raises `LayerfsError`."""
+    fd = _in_use(mount)
+    if fd is not None:
+        os.close(fd)
+    return fd is None
+
+
 def _in_use(mount: Mount) -> int | None:
     """Return the root of a mount that is in use, None for one at rest."""
     try:
