@@ -27,6 +27,12 @@ class UsageError(BadRequest):
     exit_code = 2
 
 
+class Unauthorized(LayerfsError):
+    """A registry wants other credentials, or any at all (HTTP 401)."""
+
+    http_status = 401
+
+
 class Forbidden(LayerfsError):
     """The caller or the daemon lacks a permission (HTTP 403)."""
 
@@ -43,6 +49,12 @@ class Conflict(LayerfsError):
     """The thing exists already, or is in use (HTTP 409)."""
 
     http_status = 409
+
+
+class NotSupported(LayerfsError):
+    """Docker's API has it, and layerfs does not do it (HTTP 501)."""
+
+    http_status = 501
 
 
 class StoreBusy(LayerfsError):

@@ -270,6 +270,10 @@ class Store:
         """Note that a mount is not mounted any more; raises `NotFound`."""
         mounts.set_unmounted(self._db, mount_id)
 
+    def set_mountpoint(self, mount_id: str, mountpoint: str | None) -> None:
+        """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
+        mounts.set_mountpoint(self._db, mount_id, mountpoint)
+
     def remove_mount(self, mount_id: str) -> None:
         """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`."""
         mounts.remove(self._db, mount_id)

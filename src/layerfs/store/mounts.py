@@ -181,6 +181,14 @@ def set_unmounted(db: Database, mount_id: str) -> None:
         events.record(db, "container", "unmount", mount_id, {"name": mount.name, "image": mount.image or ""})
 
 
+def set_mountpoint(db: Database, mount_id: str, mountpoint: str | None) -> None:
+    """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
+    with db.transaction():
+        get(db, mount_id)
+        encoded = os.fsencode(mountpoint) if mountpoint is not None else None
+        db.execute("UPDATE mounts SET mountpoint = ? WHERE id = ?", (encoded, mount_id))
+
+
 def set_read_only(db: Database, mount_id: str, read_only: bool, work: Path | None) -> None:
     """Note whether a mount is to be written to, with *work* as its work directory if it has an upper outside.
 
