@@ -367,9 +367,9 @@ def test_a_lost_commit_is_not_undone_in_the_place_of_something_else(
     store.close()
     with rows_lost(root) as changed:
         commit(changed, "out", "lost")
-    outside.rmdir()
     (tmp_path / "machine/upper").mkdir(parents=True)
     (tmp_path / "machine/upper/passwd").write_text("root")
+    outside.rmdir()  # afterwards: its inode number, by which it is known, is free then
     if instead == "a link":
         outside.symlink_to("machine/upper")
     elif instead == "another one":

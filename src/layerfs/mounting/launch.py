@@ -165,9 +165,6 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
     image = store.resolve(request.image) if request.image is not None else None
     if same and _is_same(store, same[0], request, image):
         return _as_requested(store, same[0], request), False
-    options = dict(request.options)
-    if request.read_only:
-        options["ro"] = True
     layers = [store.external_layer(Path(path)).id for path in reversed(request.lowers)]
     outside = (Path(request.upper), Path(request.work) if request.work else None) if request.upper else None
     mount = store.create_mount(
@@ -176,7 +173,7 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
         layers=layers,
         writable=not request.read_only and (image is not None or outside is not None),
         external_upper=outside,
-        options=options,
+        options=_options_of(request),
         ephemeral=request.name is None,
     )
     if mount.upper and outside and (committed := store.committed_from(outside[0])):
@@ -190,13 +187,22 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
 
 
 def _as_requested(store: Store, mount: Mount, request: MountRequest) -> Mount:
-    """Return *mount* as *request* has it: to be written to or not, with its work directory."""
+    """Return *mount* with the options and the work directory of *request*.
+
+    The request counts, not what the mount was made with: who adds nosuid to a line of fstab relies on it.
+    """
     work = Path(request.work).absolute() if request.work and not request.read_only else None
     other_work = work is not None and mount.upper is not None and store.layer(mount.upper).work != work
-    if other_work or request.read_only != bool(mount.options.get("ro")):
-        store.set_read_only(mount.id, request.read_only, work)
+    options = _options_of(request)
+    if other_work or options != {name: mount.options[name] for name in mount.options if name != "container"}:
+        store.set_options(mount.id, options, work)
         return store.mount(mount.name)
     return mount
+
+
+def _options_of(request: MountRequest) -> dict[str, str | bool]:
+    """Return the options of a mount for *request*, as the store keeps them."""
+    return {**request.options, "ro": True} if request.read_only else request.options
 
 
 def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | None) -> bool:

@@ -255,12 +255,16 @@ class Store:
         """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
 
-    def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:
-        """Note whether a mount is to be written to, and the work directory of an upper outside the store.
+    def set_options(self, mount_id: str, options: Mapping[str, Any], work: Path | None) -> None:
+        """Have a mount use *options* instead of those it had, from the next time it is mounted.
 
-        Raises `NotFound`, and `Conflict` or `BadRequest` where it cannot be.
+        With "ro" among them it takes no writes. Without, *work* becomes the work directory of an upper
+        outside the store; None leaves that as it is. Atomic; may be repeated; not durable: a power cut may
+        undo it.
+        Raises `NotFound`, and `Conflict` or `BadRequest` where the layers of the mount do not go with the
+        options.
         """
-        mounts.set_read_only(self._db, mount_id, read_only, work)
+        mounts.set_options(self._db, mount_id, options, work)
 
     def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
         """Note where a mount is mounted, and since when (aware); raises `NotFound`."""
