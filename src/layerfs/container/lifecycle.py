@@ -124,7 +124,7 @@ def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None
 
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import names, namespaces, spec, users
+    from layerfs.container import hostfiles, namespaces, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
@@ -133,11 +133,11 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     hostname = spec.hostname_of(mount.id, mount.container)
     if other := namespaces.container_of(host["NetworkMode"]):
-        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+        named = hostfiles.points(files.directory(root, _running(root, other, "network")[0]))
     else:
         if host["NetworkMode"] not in ("host", "none"):
             raise NotFound(f"network {host['NetworkMode']} not found: give host or none")
-        named = names.write(own, hostname, mount.container.get("Domainname", ""), host)
+        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host)
     points = [files.found(point, own, tree) for point in points_of(mount)]
     taken = {point["Destination"] for point in points}
     user = users.find_user(tree, mount.config.get("User") or "")
