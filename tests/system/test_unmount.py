@@ -243,9 +243,9 @@ def test_a_daemon_stopped_during_a_request_is_not_waited_for(stack: Stack, layer
     os.kill(pid, signal.SIGSTOP)
     try:
         # The socket takes the request all the same.
-        asking = "from layerfs.control import client; client._check_not_stopped = lambda *a: None; "
-        asking += "client.PING_PATIENCE = 1.0; "
-        asking += f"client.exchange({stack.name!r}, 'GET', '/layerfs/status', ())"
+        asking = "from layerfs.mounting import exchange; exchange._check_not_stopped = lambda *a: None; "
+        asking += "exchange.PING_PATIENCE = 1.0; "
+        asking += f"exchange.exchange({stack.name!r}, 'GET', '/layerfs/status', ())"
         done = subprocess.run(
             [layerfs.words[0], "-c", asking], env=layerfs.environment, capture_output=True, text=True,
             timeout=PATIENCE, check=False,

@@ -13,13 +13,15 @@ from typing import Any
 
 import trio
 
-from layerfs.api.api import App
-from layerfs.client.client import Client
+from layerfs.api import app
+from layerfs.api.server import App
+from layerfs.client.client import Client, local_place
 from layerfs.errors import Conflict
 from layerfs.host.rundir import RunLock, socket_path
 from layerfs.store import Store
 from layerfs.store.model import Image, Mount
 from layerfs.union.changes import Change, changes
+from layerfs.unixhttp.message import Request, Response
 from layerfs.unixhttp.peer import listen
 from layerfs.unixhttp.server import serve
 
@@ -157,3 +159,10 @@ def make_tree(path: Path) -> Path:
 def ask(root: Path, method: str, path: str, body: bytes = b"", **parameters: Any) -> Any:
     """Return the JSON of the answer to a request about the store at *root*, in this process."""
     return Client.local(root).request(method, path, body=body, **parameters)
+
+
+def whole_answer(root: Path, request: Request) -> Response:
+    """Return the answer to *request* about the store at *root*, which is no stream, from this process."""
+    answer = app.answer(local_place(root), request)
+    assert isinstance(answer, Response)
+    return answer

@@ -292,7 +292,7 @@ async def test_mounts_of_another_store_are_left_alone(root: Path, mount: Mount, 
 
 
 def test_the_stand_in_is_a_live_mount(root: Path, mount: Mount) -> None:
-    from layerfs.api.live import LiveMount
+    from layerfs.mounting.served import LiveMount
 
     live: LiveMount = DirectoryMount(root, mount, "/mnt/x")
     assert live.name == "base"

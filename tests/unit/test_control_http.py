@@ -7,16 +7,17 @@ import os
 import random
 import socket
 import tempfile
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 import trio
 
-from layerfs.api.api import App
+from layerfs.api.server import App
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.unixhttp import connection, server, turns
-from layerfs.unixhttp.message import MAX_BODY, Request, Response, Stream, json_response
+from layerfs.unixhttp.message import MAX_BODY, Request, Response, Stream, Upload, json_response
 from layerfs.unixhttp.peer import listen
 from tests.unit.control_support import connect, exchange, serving
 
@@ -288,13 +289,13 @@ async def test_streams_are_chunked_and_end_with_their_client(sock: Path) -> None
         async def handle(self, request: Request) -> Stream:
             return Stream(200, self.chunks())
 
-        async def chunks(self) -> AsyncGenerator[bytes, None]:
+        def chunks(self) -> Generator[bytes, None, None]:
             try:
                 while True:
                     yield b"tick\n"
-                    await trio.sleep(0.01)
+                    time.sleep(0.01)
             finally:
-                closed.set()
+                trio.from_thread.run_sync(closed.set)
 
     async with serving(Streaming(sock.parent), sock):
         with trio.fail_after(5):
@@ -386,11 +387,14 @@ async def test_the_loop_goes_on_between_the_pieces_of_a_body(
             await trio.lowlevel.checkpoint()
             turns_of_others += 1
 
+    def read(upload: Upload) -> None:
+        while upload.read(65536):
+            pass
+
     class Reading(Echo):
         async def handle(self, request: Request) -> Response | Stream:
             if request.upload is not None:
-                async for _ in request.upload:
-                    pass
+                await trio.to_thread.run_sync(read, request.upload)
             return await super().handle(request)
 
     async with serving(Reading(), sock), trio.open_nursery() as nursery:

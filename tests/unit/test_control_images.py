@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from layerfs.api import table
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.store import Store
 from layerfs.unixhttp.message import Query, Request
-from tests.unit.control_support import ask, make_tree
+from tests.unit.control_support import ask, make_tree, whole_answer
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def status(root: Path, method: str, path: str, query: tuple[tuple[str, str], ...] = ()) -> int:
-    return table.answer(root, Request(method, path, Query(query))).status
+    return whole_answer(root, Request(method, path, Query(query))).status
 
 
 def test_list(root: Path) -> None:
@@ -105,7 +104,7 @@ def test_versions(root: Path) -> None:
     ],
 )
 def test_what_is_not_there(root: Path, method: str, path: str) -> None:
-    answer = table.answer(root, Request(method, path))
+    answer = whole_answer(root, Request(method, path))
     assert answer.status == 404
     assert json.loads(answer.body) == {"message": "page not found"}
 
@@ -216,6 +215,6 @@ def test_without_a_store(tmp_path: Path) -> None:
 
 def test_a_damaged_store_is_told_of(root: Path) -> None:
     (root / "layerfs.db").write_bytes(b"garbage" * 1000)
-    answer = table.answer(root, Request("GET", "/images/json"))
+    answer = whole_answer(root, Request("GET", "/images/json"))
     assert answer.status == 500
     assert "damaged" in json.loads(answer.body)["message"]

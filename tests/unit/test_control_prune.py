@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.api import table
+from layerfs.api import app
 from layerfs.api.times import parse_until
+from layerfs.client.client import local_place
 from layerfs.errors import BadRequest
 from layerfs.store import Store
-from layerfs.unixhttp.message import Query, Request
-from tests.unit.control_support import ask, make_tree
+from layerfs.unixhttp.message import Query, Request, Stream
+from tests.unit.control_support import ask, make_tree, whole_answer
 from tests.unit.test_cli_commands import Run, fails, run
 from tests.unit.test_store_usage import committed
 
@@ -49,7 +50,7 @@ def test_disk_usage(root: Path) -> None:
     assert set(ask(root, "GET", "/system/df", type=["image"])) == {"Images", "LayersSize"}
     with pytest.raises(BadRequest, match="unknown object type 'x'"):
         ask(root, "GET", "/system/df", type=["x"])
-    listed = table.answer(root, Request("GET", "/images/json", Query((("shared-size", "1"),))))
+    listed = whole_answer(root, Request("GET", "/images/json", Query((("shared-size", "1"),))))
     assert [image["SharedSize"] for image in json.loads(listed.body)] == [0, 3_000_006, 3_000_006]
 
 
@@ -83,8 +84,9 @@ def test_mounts_are_pruned(root: Path) -> None:
 
 
 def ask_events(root: Path) -> list[dict[str, dict[str, object]]]:
-    answer = table.answer(root, Request("GET", "/events", Query((("since", "1"),))))
-    return [json.loads(line) for line in answer.body.splitlines()]
+    answer = app.answer(local_place(root), Request("GET", "/events", Query((("since", "1"),))))
+    assert isinstance(answer, Stream)
+    return [json.loads(line) for line in b"".join(answer.chunks).splitlines()]
 
 
 @pytest.mark.parametrize(

@@ -1,111 +1,117 @@
-"""Answers that a layerfs command makes, a process of its own beside the mount that this one serves."""
+"""Answers that a layerfs command makes, in a process of its own: long work does not slow this one down."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import trio
-
 from layerfs.errors import LayerfsError
-from layerfs.unixhttp.message import Headers, Response, Stream, error_response
+from layerfs.host.polling import readable
+from layerfs.unixhttp.message import Headers, Stream, Upload
 
 _CHUNK = 1 << 18
+_HEARTBEAT = 1.0
+"""Seconds between two signs of life of a stream that has nothing to say."""
 
 
-async def output(root: Path, arguments: list[str], headers: Headers) -> Response | Stream:
+def output(root: Path, arguments: Sequence[str], headers: Headers) -> Stream:
     """Return what `layerfs ARGUMENTS` on the store at *root* writes, as it comes.
 
-    Where the command fails before it has written anything the answer is an error; later, its end is missing.
+    Raises `LayerfsError` where the command fails before it has written anything; later, the end is missing.
     """
-    process = await _started(root, arguments, subprocess.DEVNULL)
-    assert process.stdout is not None
+    process = _start(root, arguments, subprocess.DEVNULL)
+    pieces = _pieces(process)
     try:
-        first = await process.stdout.receive_some(_CHUNK)
-        if not first:
-            return error_response(500, await _failure(process))
-    except BaseException:
-        await _end(process)
-        raise
-    return Stream(200, _pieces(process, bytes(first)), headers)
+        first = next(piece for piece in pieces if piece)
+    except StopIteration:
+        raise LayerfsError("the command wrote nothing") from None
+    return Stream(200, _after(first, pieces), headers)
 
 
-async def fed(root: Path, arguments: list[str], data: AsyncGenerator[bytes, None]) -> str:
-    """Return all that `layerfs ARGUMENTS` writes, given *data* as its input.
-
-    Raises `LayerfsError` if the command fails, or if *data* does: then it is ended before it has seen all.
-    """
-    process = await _started(root, arguments, subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    said = bytearray()
-    failures: list[LayerfsError] = []
+def _after(first: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_feed, process, data, failures)
-            while part := await process.stdout.receive_some(_CHUNK):
-                said += part
-            nursery.cancel_scope.cancel()  # it wants no more
-        if failures:
-            raise failures[0]
-        if await process.wait() != 0:
-            raise LayerfsError(await _failure(process))
+        yield first
+        yield from pieces
     finally:
-        await _end(process)
-    return said.decode(errors="replace")
+        pieces.close()
 
 
-async def _feed(
-    process: trio.Process, data: AsyncGenerator[bytes, None], failures: list[LayerfsError]
-) -> None:
+def _pieces(process: subprocess.Popen[bytes]) -> Generator[bytes, None, None]:
+    """Yield what *process* writes, and end it. Raises `LayerfsError` if it fails."""
+    assert process.stdout is not None
+    with _ended(process):
+        while True:
+            if not readable([process.stdout.fileno()], _HEARTBEAT):
+                yield b""
+            elif piece := os.read(process.stdout.fileno(), _CHUNK):
+                yield piece
+            else:
+                break
+        if process.wait() != 0:
+            raise LayerfsError(_complaint(process))
+
+
+def fed(root: Path, arguments: Sequence[str], upload: Upload) -> str:
+    """Return all that `layerfs ARGUMENTS` writes, given *upload* as its input.
+
+    Raises `LayerfsError` if the command fails, or if *upload* does: then it is ended before it has seen all.
+    """
+    process = _start(root, arguments, subprocess.PIPE)
     assert process.stdin is not None
-    async with aclosing(data):
+    assert process.stdout is not None
+    said: list[bytes] = []
+    reader = threading.Thread(target=lambda stdout: said.append(stdout.read()), args=(process.stdout,))
+    with _ended(process):
+        reader.start()
         try:
-            with suppress(trio.BrokenResourceError):  # it has seen enough
-                async for piece in data:
-                    await process.stdin.send_all(piece)
-        except LayerfsError as error:
-            failures.append(error)
-            process.kill()
-    await process.stdin.aclose()
+            with suppress(BrokenPipeError):  # it has seen enough
+                while piece := upload.read(_CHUNK):
+                    process.stdin.write(piece)
+        except LayerfsError:
+            process.kill()  # before it learns that its input has ended
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+            reader.join()
+        if process.wait() != 0:
+            raise LayerfsError(_complaint(process))
+    return b"".join(said).decode(errors="replace")
 
 
-async def _started(root: Path, arguments: list[str], stdin: int) -> trio.Process:
+def _start(root: Path, arguments: Sequence[str], stdin: int) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-m", "layerfs", "--root", str(root), *arguments]
-    return await trio.lowlevel.open_process(
-        words, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    environment = {**os.environ, "LAYERFS_ENGINE": "none"}  # it is to do the work, not to ask for it
+    return subprocess.Popen(
+        words, bufsize=0, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
 
 
-async def _pieces(process: trio.Process, piece: bytes) -> AsyncGenerator[bytes, None]:
-    assert process.stdout is not None
-    try:
-        while piece:
-            yield piece
-            piece = bytes(await process.stdout.receive_some(_CHUNK))
-        if await process.wait() != 0:
-            raise LayerfsError(await _failure(process))
-    finally:
-        await _end(process)
+class _ended:
+    """Ends a process and closes its pipes when the block ends."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
 
 
-async def _failure(process: trio.Process) -> str:
+def _complaint(process: subprocess.Popen[bytes]) -> str:
     """Return the line that *process*, which has failed, complained with."""
     assert process.stderr is not None
-    said = bytearray()
-    while part := await process.stderr.receive_some(_CHUNK):
-        said += part
-    await process.wait()
-    return said.decode(errors="replace").strip().removeprefix("layerfs: ") or "the command has failed"
-
-
-async def _end(process: trio.Process) -> None:
-    with trio.CancelScope(shield=True):
-        process.kill()
-        await process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                await pipe.aclose()
+    said = process.stderr.read().decode(errors="replace")
+    return said.strip().removeprefix("layerfs: ") or "the command has failed"

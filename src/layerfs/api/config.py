@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from layerfs.errors import BadRequest
+from layerfs.mounting.mount import Commit
 from layerfs.unixhttp.message import Query, Request
 
 
-@dataclass(frozen=True, slots=True)
-class CommitRequest:
-    """The parameters of `POST /commit`."""
-
-    reference: str | None
-    comment: str
-    author: str
-    changes: tuple[str, ...]
-    """Dockerfile instructions."""
-    pause: bool | None
-    """Whether the processes of a container are to stand still meanwhile; None: if they can, as dockerd."""
-
-
-def commit_request(request: Request) -> CommitRequest:
+def commit_request(request: Request) -> Commit:
     """Return what *request* asks for; raise `BadRequest` when it makes no sense.
 
     Changes come as repeated parameters, as one with a line each (docker-py), or as a container
     configuration in the body; the body's are applied first.
     """
     lines = [line.strip() for text in request.query.all("changes") for line in text.splitlines()]
-    return CommitRequest(
+    return Commit(
         reference=joined_reference(request.query),
         comment=request.query.get("comment"),
         author=request.query.get("author"),

@@ -1,43 +1,28 @@
-"""Routes about mounts, which Docker calls containers: list, inspect, commit, changes, stop, remove.
-
-What only a running mount's own daemon can do is passed on to it; see `here` for that side. A mount
-that is not running is worked on in the store, under its run lock, so that no daemon starts meanwhile.
-"""
+"""Routes about mounts, which Docker calls containers: list, inspect, commit, changes, stop, remove."""
 
 from __future__ import annotations
 
-import os
 import re
-import time
+import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from layerfs.api import shapes
-from layerfs.api.config import CommitRequest, commit_request
+from layerfs.api.config import commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
-from layerfs.api.state import not_running, state_of
+from layerfs.api.state import state_of
 from layerfs.container import ending
-from layerfs.errors import BadRequest, Conflict, NotFound, StoreBusy
-from layerfs.host.mounttable import detach
+from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import directory, look
-from layerfs.host.rundir import RunLock, log_path, running_pid
 from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from layerfs.store import Store
     from layerfs.store.model import Image, Mount
-    from layerfs.union.changes import Change
 
 NOT_MODIFIED = Response(304)
 NO_CONTENT = Response(204)
-STORE_PATIENCE = 10.0
-"""Seconds to wait for another process that writes to the store."""
-DAEMON_PATIENCE = 10.0
-"""Seconds to wait for a daemon that is about to end, or to answer."""
 
 
 def list_containers(call: Call) -> Response:
@@ -74,7 +59,7 @@ def _limit(call: Call) -> int:
 
 def inspect_container(call: Call) -> Response:
     """Return everything about one mount."""
-    mount = find_mount(call, call.names["name"])
+    mount = call.row(call.names["name"])
     upper = call.store.layer(mount.upper) if mount.upper else None
     layers = call.store.layers_of(mount)
     found = shapes.container_inspect(mount, _image_of(call, mount), layers, upper)
@@ -90,13 +75,6 @@ def _sizes(call: Call, mount: Mount) -> dict[str, int]:
     return {"SizeRw": written, "SizeRootFs": written + below}
 
 
-def find_mount(call: Call, name: str) -> Mount:
-    """Return the mount that *name* names, with or without Docker's leading slash, or an id or its start."""
-    if not name.removeprefix("/"):
-        raise BadRequest("give the name of a mount")
-    return call.store.mount(name.removeprefix("/"))
-
-
 def _image_of(call: Call, mount: Mount) -> Image | None:
     """Return the image that *mount* was made from, None when it has none or it is gone."""
     try:
@@ -105,130 +83,23 @@ def _image_of(call: Call, mount: Mount) -> Image | None:
         return None
 
 
-def forward(call: Call, mount: Mount, path: str, **query: str) -> Response | None:
-    """Let the daemon of *mount* answer the call at *path*, its query's parameters replaced by *query*.
-
-    Returns None when no daemon runs it. One that is just starting or ending is waited for.
-    """
-    from layerfs.client.client import NotListeningError, exchange
-
-    pairs = [(name, value) for name, value in call.query.pairs if name not in query]
-    deadline = time.monotonic() + DAEMON_PATIENCE
-    while True:
-        if running_pid(mount.name) is None:
-            return None
-        try:
-            answer = exchange(
-                mount.name, call.request.method, path, [*pairs, *query.items()], call.request.body
-            )
-            break
-        except NotListeningError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.005)
-    if answer.status == 404:
-        raise Conflict(f"the running mount called {mount.name} belongs to another store than {call.root}")
-    return answer
-
-
-def ended(mount: Mount, answer: Response) -> Response:
-    """Return *answer*, that of a daemon asked to unmount; when it has, wait until it has ended too.
-
-    So whoever comes next finds the mount's name free. The daemon itself, which may have asked on
-    behalf of a client, cannot wait for its own end. Raises `Conflict` when it does not end.
-    """
-    deadline = time.monotonic() + DAEMON_PATIENCE
-    while answer.status < 300 and (pid := running_pid(mount.name)) not in (None, os.getpid()):
-        if time.monotonic() > deadline:
-            raise Conflict(
-                f"{mount.name} is unmounted, but its daemon (process {pid}) has not ended after "
-                f"{DAEMON_PATIENCE:g} seconds: see {log_path(mount.name)}"
-            )
-        time.sleep(0.005)
-    return answer
-
-
-def check_unused(mount: Mount) -> None:
-    """Raise `Conflict` for the filesystem of a container that runs: it needs it."""
-    record = look(mount.id)
-    if record is not None and record.alive():
-        raise Conflict(
-            f"{mount.name} is the filesystem of a container that runs (process {record.pid}): "
-            f"'layerfs stop {mount.name}' ends the container and unmounts it"
-        )
-
-
 def commit(call: Call) -> Response:
-    """Make an image of what was written to a mount."""
-    wanted = commit_request(call.request)
-    mount = find_mount(call, call.query.get("container"))
-    if answer := forward(call, mount, "/commit", container=mount.id):
-        return answer
-    call.store.check_commit(wanted.reference, wanted.changes)
-    with RunLock(mount.name):
-        mount = call.store.mount(mount.id)
-        if mount.started is not None:
-            raise not_running(mount)  # its daemon died: what is in its upper may be incomplete
-        image = _commit_at_rest(call.store, mount, wanted)
-    from layerfs.store import settle
+    """Make an image of what was written to a mount.
 
-    settle.start(call.root, image.layers[-1])
-    return committed(image, mount.name, call.store.outside_upper(call.store.mount(mount.id)))
-
-
-def _commit_at_rest(store: Store, mount: Mount, wanted: CommitRequest) -> Image:
-    """Commit *mount*, which no daemon runs; another process that writes to the store is waited for."""
-    upper = store.prepare_upper(mount)
-    deadline = time.monotonic() + STORE_PATIENCE
-    try:
-        while True:
-            try:
-                return store.commit(
-                    mount,
-                    upper,
-                    reference=wanted.reference,
-                    comment=wanted.comment,
-                    author=wanted.author,
-                    changes=wanted.changes,
-                )
-            except StoreBusy:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.01)
-    except BaseException:
-        store.abandon_upper(mount, upper)
-        raise
-
-
-def committed(image: Image, name: str, outside: Path | None) -> Response:
-    """Return the answer to a commit of the mount called *name* that made *image*.
-
-    An upper *outside* the store is empty then, which surprises: the member "Warnings" says so.
+    An upper outside the store is empty then, which surprises: the member "Warnings" says so.
     """
-    answer: dict[str, object] = {"Id": shapes.digest(image.id)}
-    if outside is not None:
-        answer["Warnings"] = [
-            f"{outside} is empty now: what was written to it is in the image {image.id[:12]}. "
-            f"The mount {name} still shows it; a new mount of {outside} does not"
-        ]
+    wanted = commit_request(call.request)
+    made = call.mount(call.query.get("container")).commit(wanted)
+    answer: dict[str, object] = {"Id": shapes.digest(made.image)}
+    if made.warnings:
+        answer["Warnings"] = list(made.warnings)
     return json_response(answer, 201)
 
 
 def changes(call: Call) -> Response:
-    """Return what was written to a mount since its last commit."""
-    mount = find_mount(call, call.names["name"])
-    if answer := forward(call, mount, f"/containers/{mount.id}/changes"):
-        return answer
-    from layerfs.union.changes import changes as compare
-
-    if mount.upper is None:
-        return changed(())
-    return changed(compare(call.store.stack_of(mount, upper=True)))
-
-
-def changed(items: Iterable[Change]) -> Response:
-    """Return the answer to a request for changes; like dockerd's, it is null where there are none."""
-    return json_response([shapes.change(item) for item in items] or None)
+    """Return what was written to a mount since its last commit; like dockerd's answer, null for nothing."""
+    found = call.mount(call.names["name"]).changes()
+    return json_response([shapes.change(item) for item in found] or None)
 
 
 def stop(call: Call) -> Response:
@@ -237,30 +108,28 @@ def stop(call: Call) -> Response:
     The process gets the signal that its image names, or SIGTERM, and SIGKILL after `t` seconds. With
     `force`, a mount is unmounted even while it is in use.
     """
-    mount = find_mount(call, call.names["name"])
-    if _is_container(mount):
-        return _stop_container(call, mount)
-    if answer := forward(call, mount, f"/containers/{mount.id}/stop"):
-        return ended(mount, answer)
-    with RunLock(mount.name) as lock:
-        mount = call.store.mount(mount.id)
-        if mount.started is None:
-            return NOT_MODIFIED
-        clear_away(call, mount, lock)
+    row = call.row(call.names["name"])
+    if not row.container or (call.serves(row) and look(row.id) is None):
+        return NO_CONTENT if call.mount_of(row).unmount(force=call.query.flag("force")) else NOT_MODIFIED
+    was_restarting = row.container.get("Restarting")
+    call.store.update_container(row.id, None, Stopped=True, Restarting=False)
+    if not directory(row.id).exists():
+        return NO_CONTENT if was_restarting else NOT_MODIFIED
+    ending.end(row, *how_to_end(call, row))
+    _clear_away(call, row)
+    with suppress(NotFound):  # it may have been removed at its end
+        call.store.update_container(row.id, "stop")
     return NO_CONTENT
 
 
-def _is_container(mount: Mount) -> bool:
-    """Return whether *mount* is a container that this process can clear away after, not being its daemon."""
-    return bool(mount.container) and running_pid(mount.name) != os.getpid()
-
-
-def _stop_container(call: Call, mount: Mount) -> Response:
-    if not directory(mount.id).exists():
-        return NOT_MODIFIED
-    ending.end(mount, *how_to_end(call, mount))
-    ending.clear_away(call.root, mount.id)
-    return NO_CONTENT
+def _clear_away(call: Call, row: Mount) -> None:
+    """Clear away after the container *row*, whose process has ended."""
+    if call.serves(row):
+        # Its supervisor does the rest: this process cannot wait for its own end.
+        with suppress(Conflict):
+            call.mount_of(row).unmount(force=True)
+    else:
+        ending.clear_away(call.root, row.id)
 
 
 def how_to_end(call: Call, mount: Mount) -> tuple[int, float | None]:
@@ -283,53 +152,34 @@ def _stop_signal(mount: Mount) -> int:
 
 def kill(call: Call) -> Response:
     """Send a signal to the process of a container."""
-    mount = find_mount(call, call.names["name"])
-    if not ending.send(mount, signal_number(call.query.get("signal") or "KILL")):
+    mount = call.row(call.names["name"])
+    number = signal_number(call.query.get("signal") or "KILL")
+    if mount.container and number in (signal.SIGKILL, _stop_signal(mount)):
+        call.store.update_container(mount.id, None, Stopped=True, Restarting=False)
+    if not ending.send(mount, number):
         raise Conflict(f"{mount.name} is not running" if mount.container else f"{mount.name} is no container")
     return NO_CONTENT
 
 
-def clear_away(call: Call, mount: Mount, lock: RunLock) -> None:
-    """Do what the dead daemon of *mount* did not: unmount it, note that, and remove it if it is ephemeral.
-
-    *lock* is the mount's.
-    """
-    if mount.mountpoint is not None:
-        detach(mount.mountpoint, lock.device)
-    if mount.ephemeral:
-        call.store.remove_mount(mount.id)
-        lock.forget()
-    else:
-        call.store.set_unmounted(mount.id)
-
-
 def remove(call: Call) -> Response:
-    """Remove a mount and its upper layer; with `force`, unmount it first."""
-    mount = find_mount(call, call.names["name"])
-    if _is_container(mount) and directory(mount.id).exists():
-        _end_container(call, mount)
+    """Remove a mount and its upper layer; with `force`, end the container in it and unmount it first."""
+    row = call.row(call.names["name"])
+    if row.container and directory(row.id).exists():
+        record = look(row.id)
+        if record is not None and record.alive() and not call.query.flag("force"):
+            raise Conflict(f"cannot remove {row.name}: it is running; stop it first, or force its removal")
+        if call.serves(row):
+            call.store.update_container(row.id, "kill", AutoRemove=True)
+        ending.end(row)
+        _clear_away(call, row)
         try:
-            mount = call.store.mount(mount.id)
+            row = call.store.mount(row.id)
         except NotFound:
             return NO_CONTENT  # it was to be removed at its end
-    if answer := forward(call, mount, f"/containers/{mount.id}"):
-        return ended(mount, answer)
-    with RunLock(mount.name) as lock:
-        mount = call.store.mount(mount.id)
-        if mount.started is not None and mount.mountpoint is not None:
-            detach(mount.mountpoint, lock.device)  # its daemon is dead
-        call.store.remove_mount(mount.id)
-        lock.forget()
+        if call.serves(row):
+            return NO_CONTENT  # who clears away removes it
+    call.mount_of(row).remove(force=call.query.flag("force"))
     return NO_CONTENT
-
-
-def _end_container(call: Call, mount: Mount) -> None:
-    """End the process of a container that is to be removed, if that is forced, and clear away after it."""
-    record = look(mount.id)
-    if record is not None and record.alive() and not call.query.flag("force"):
-        raise Conflict(f"cannot remove {mount.name}: it is running; stop it first, or force its removal")
-    ending.end(mount)
-    ending.clear_away(call.root, mount.id)
 
 
 ROUTES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,11 @@ from layerfs.api.shapes import digest
 from layerfs.api.times import parse_time
 from layerfs.errors import BadRequest
 from layerfs.store.model import Event
-from layerfs.unixhttp.message import Response
+from layerfs.unixhttp.message import Stream
 
 HEADERS = (("Content-Type", "application/json"),)
+POLL_SECONDS = 0.25
+"""How often somebody who watches events looks for new ones."""
 _FILTERS = ("container", "event", "image", "type")
 
 
@@ -108,10 +110,20 @@ def _names(event: Event) -> set[str]:
     return names - {""}
 
 
-def past_events(call: Call) -> Response:
-    """Return the events that were, for a caller that does not stay to see those that will be."""
-    watch = parse_watch(call)
-    return Response(200, recorded(call, watch, None)[1], HEADERS)
+def watch(call: Call) -> Stream:
+    """Return the events that the call asks for: past ones, and those to come until the client leaves."""
+    return Stream(200, _watched(call, parse_watch(call)), HEADERS)
 
 
-ROUTES = (route("GET", "/events", past_events),)
+def _watched(call: Call, watch: Watch) -> Generator[bytes, None, None]:
+    last: int | None = None
+    while True:
+        over = watch.over or call.place.alone  # before looking, so that nothing falls between
+        last, lines = recorded(call, watch, last)
+        yield lines
+        if over:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+ROUTES = (route("GET", "/events", watch),)

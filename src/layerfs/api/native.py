@@ -5,35 +5,32 @@
 
 from __future__ import annotations
 
-from layerfs.api.containers import NO_CONTENT, check_unused, clear_away, ended, find_mount, forward
+from layerfs.api.containers import NO_CONTENT
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import digest
-from layerfs.api.state import not_running
+from layerfs.container.ending import check_unused
 from layerfs.errors import BadRequest
-from layerfs.host.rundir import RunLock
+from layerfs.mounting.resting import not_running
 from layerfs.unixhttp.message import Response, json_response
 
 
 def status(call: Call) -> Response:
     """Return figures about the daemon that runs a mount."""
-    mount = find_mount(call, call.query.get("name"))
-    answer = forward(call, mount, "/layerfs/status", name=mount.id)
-    if answer is None:
-        raise not_running(mount)
-    return answer
+    return json_response(call.mount(call.query.get("name")).status())
 
 
 def unmount(call: Call) -> Response:
     """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
-    mount = find_mount(call, call.query.get("name"))
-    check_unused(mount)
-    if answer := forward(call, mount, "/layerfs/unmount", name=mount.id):
-        return ended(mount, answer)
-    with RunLock(mount.name) as lock:
-        mount = call.store.mount(mount.id)
-        if mount.started is None:
-            raise not_running(mount)
-        clear_away(call, mount, lock)
+    mount = call.mount(call.query.get("name"))
+    check_unused(mount.mount_id, mount.name)
+    if not mount.unmount(force=call.query.flag("force")):
+        raise not_running(call.store.mount(mount.mount_id))
+    return NO_CONTENT
+
+
+def flush(call: Call) -> Response:
+    """Bring what was written to a mount until now from the kernel's cache into its upper."""
+    call.mount(call.query.get("name")).flush()
     return NO_CONTENT
 
 
@@ -86,6 +83,7 @@ def _reference(call: Call) -> str:
 ROUTES = (
     route("GET", "/layerfs/status", status),
     route("POST", "/layerfs/unmount", unmount),
+    route("POST", "/layerfs/flush", flush),
     route("GET", "/layerfs/verify", verify),
     route("GET", "/layerfs/fsck", fsck),
     route("POST", "/layerfs/fsck", fsck),

@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.unixhttp.message import Query, Request, Response
+from layerfs.errors import BadRequest
+from layerfs.unixhttp.message import Answer, Query, Request
 
 if TYPE_CHECKING:
+    from layerfs.mounting.mount import Mount
+    from layerfs.mounting.request import MountRequest
+    from layerfs.mounting.served import LiveMount
     from layerfs.store import Store
+    from layerfs.store.model import Mount as Row
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where requests are answered."""
+
+    root: Path
+    """The root of the store."""
+    launch: Callable[[MountRequest], str]
+    """Mounts, and returns the name of the mount: see `layerfs.mounting.launch.start`."""
+    live: LiveMount | None = None
+    """The mount that this process serves."""
+    alone: bool = False
+    """Whether this process exists for the one request: what takes long is done here, not by a child."""
+
+
+@dataclass
 class Call:
-    """One request on its way through its route, with the store it concerns.
+    """One request on its way through its route; `store` belongs to the thread that uses it first."""
 
-    A call belongs to one thread from the first use of `store` to `close`.
-    """
+    place: Place
+    request: Request
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the path has for the names in the route's."""
 
-    def __init__(self, root: Path, request: Request, names: Mapping[str, str]) -> None:
-        """Take the store's *root*, the *request*, and the *names* that its route found in its path."""
-        self.root = root
-        self.request = request
-        self.names = names
+    @property
+    def root(self) -> Path:
+        """The root of the store."""
+        return self.place.root
 
     @property
     def query(self) -> Query:
-        """The request's query."""
+        """The query of the request."""
         return self.request.query
 
     @cached_property
@@ -40,22 +60,47 @@ class Call:
 
         return Store(self.root, create=False)
 
-    @contextmanager
-    def of_this_thread(self) -> Iterator[Call]:
-        """Yield the same call with a store that belongs to the thread that asks, and close that."""
-        own = Call(self.root, self.request, self.names)
-        try:
-            yield own
-        finally:
-            own.close()
+    def row(self, name: str) -> Row:
+        """Return the row of the mount called *name*, or `/NAME`, or whose id begins so."""
+        if not name.removeprefix("/"):
+            raise BadRequest("give the name of a mount")
+        return self.store.mount(name.removeprefix("/"))
+
+    def mount(self, name: str) -> Mount:
+        """Return the mount that *name* names; no name is the mount that this process serves.
+
+        That one is found without a look at the store: the loop which serves it waits for nothing.
+        """
+        live = self.place.live
+        if live is not None and name.removeprefix("/") in ("", live.name, live.mount_id):
+            return self._served(live)
+        return self.mount_of(self.row(name))
+
+    def mount_of(self, row: Row) -> Mount:
+        """Return the mount *row*."""
+        from layerfs.mounting.find import mount_of
+
+        live = self.place.live
+        return self._served(live) if live and live.mount_id == row.id else mount_of(self.store, row)
+
+    def serves(self, row: Row) -> bool:
+        """Return whether this process serves the mount *row*, so that it cannot wait for its end."""
+        return self.place.live is not None and self.place.live.mount_id == row.id
+
+    @staticmethod
+    def _served(live: LiveMount) -> Mount:
+        from layerfs.mounting.served import Served
+
+        return Served(live)
 
     def close(self) -> None:
-        """Close the store if it was opened."""
+        """Close the store if it was opened; the next use, perhaps in another thread, opens it again."""
         if "store" in self.__dict__:
             self.store.close()
+            del self.store
 
 
-Handler = Callable[[Call], Response]
+Handler = Callable[[Call], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +110,13 @@ class Route:
     method: str
     pattern: re.Pattern[str]
     handler: Handler
+    upload: bool = False
+    """Whether *handler* reads the body itself, piece by piece."""
+    waits: bool = False
+    """Whether *handler* may wait for as long as a container runs."""
 
 
-def route(method: str, path: str, handler: Handler) -> Route:
+def route(method: str, path: str, handler: Handler, *, upload: bool = False, waits: bool = False) -> Route:
     """Return a route; `{name}` in *path* stands for one or more characters, slashes among them."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(path))
-    return Route(method, re.compile(pattern), handler)
+    return Route(method, re.compile(pattern), handler, upload, waits)

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from layerfs.api.times import duration
-from layerfs.errors import Conflict
 from layerfs.host import freezer
 from layerfs.host.record import directory, look
 from layerfs.host.rundir import running_pid
@@ -58,6 +57,9 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
             return None  # somebody has mounted it to look into it
         if record is not None and record.exit_code is None:  # it has ended just now
             return MountState(daemon, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
+    if known.get("Restarting"):
+        status = f"Restarting ({known['ExitCode']}) {_age(known['FinishedAt'])} ago"
+        return MountState(None, False, "restarting", status)
     if not known.get("StartedAt"):
         return MountState(None, False, "created", "Created")
     if not known.get("FinishedAt"):  # the machine was switched off, or its supervisor was killed
@@ -68,16 +70,3 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
 def _age(since: datetime | str) -> str:
     moment = datetime.fromisoformat(since) if isinstance(since, str) else since
     return duration((datetime.now(UTC) - moment).total_seconds())
-
-
-def not_running(mount: Mount) -> Conflict:
-    """Return the error for *mount*, whose daemon is needed and does not run."""
-    if mount.container:
-        again = f"run 'layerfs start {mount.name}' to start it again"
-        if (record := look(mount.id)) and record.alive():
-            again = f"the daemon of its files has ended: run 'layerfs stop {mount.name}', then {again[4:]}"
-        return Conflict(f"{mount.name} is not running; {again}")
-    resume = f"run 'layerfs mount --name {mount.name} {mount.mountpoint or 'MOUNTPOINT'}' to resume"
-    if mount.started is not None:
-        return Conflict(f"{mount.name} is not running (its daemon ended without unmounting); {resume}")
-    return Conflict(f"{mount.name} is not mounted; {resume}")

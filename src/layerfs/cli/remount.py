@@ -7,10 +7,11 @@ import json
 import os
 
 from layerfs.cli.options import option_names
-from layerfs.client.client import exchange, to_error
 from layerfs.errors import Conflict, NotFound, from_os_error
 from layerfs.host import holders, mountcalls, mounttable
 from layerfs.host.rundir import owner
+from layerfs.mounting.exchange import exchange
+from layerfs.unixhttp.message import to_error
 
 _READ_ONLY = 1
 _FLAGS = {

@@ -1,54 +1,80 @@
-"""How the command line asks: the same API, of a mount's daemon or, where none is needed, in place."""
+"""The client of the API: it asks the engine where one runs, or has the answer made in this process."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+import os
+import socket
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from layerfs import errors
-from layerfs.host.polling import readable
-from layerfs.host.rundir import is_stopped, log_path, running_pid, socket_path
+from layerfs.host.rundir import engine_socket, running_pid
 from layerfs.unixhttp.message import (
+    Query,
     Request,
     Response,
-    build_target,
-    parse_target,
+    Stream,
+    Takeover,
+    Upload,
+    to_error,
 )
 
 if TYPE_CHECKING:
-    import socket
+    from layerfs.api.routes import Place
+    from layerfs.mounting.request import MountRequest
 
 Pairs = Sequence[tuple[str, str]]
 Parameter = str | bool | Sequence[str] | None
-PATIENCE = 600.0
-"""Seconds that a daemon may work on one request: collecting gigabytes from the kernel takes its time."""
-PING_PATIENCE = 10.0
-"""Seconds after which a daemon that does not answer must at least answer that it is there."""
+Taken = tuple[socket.socket, bytes]
+"""A connection that was taken over, and what has come over it already."""
+
+
+class Transport(Protocol):
+    """How requests travel."""
+
+    def send(self, request: Request) -> Response:
+        """Return the whole answer to *request*."""
+
+    def stream(self, request: Request) -> Stream:
+        """Return the answer to *request* as it comes."""
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """Return the connection that *request* opens, or the refusal."""
 
 
 class Client:
-    """Asks the control API; made by `Client.local` or `Client.for_mount`."""
+    """Asks the API; made by `Client.of`, `Client.local` or `Client.for_mount`."""
 
-    def __init__(self, send: Callable[[Request], Response]) -> None:
-        """Ask by *send*, which takes a request and returns its answer."""
-        self._send = send
+    def __init__(self, transport: Transport) -> None:
+        """Ask by *transport*."""
+        self._transport = transport
+
+    @property
+    def in_place(self) -> bool:
+        """Whether this process answers itself."""
+        return isinstance(self._transport, _InPlace)
+
+    @classmethod
+    def of(cls, root: Path) -> Client:
+        """Return a client for the store at *root*: of its engine if one runs here, else `Client.local`.
+
+        `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
+        """
+        given = os.environ.get("LAYERFS_ENGINE")
+        if given == "none" or not (path := Path(given) if given else engine_socket()).exists():
+            return cls.local(root)
+        return cls(_EngineOrInPlace(path, root))
 
     @classmethod
     def local(cls, root: Path) -> Client:
-        """Return a client that answers in this process, from the store at *root*.
+        """Return a client whose requests this process answers, from the store at *root*.
 
-        What only a running mount can do is passed on to that mount's daemon.
+        What only a running mount can do is passed on to the daemon of that mount.
         """
-
-        def send(request: Request) -> Response:
-            from layerfs.api import table
-
-            return table.answer(root, request)
-
-        return cls(send)
+        return cls(_InPlace(root))
 
     @classmethod
     def for_mount(cls, name: str) -> Client:
@@ -60,22 +86,79 @@ class Client:
             raise errors.Conflict(
                 f"{name} is not running; run 'layerfs mount --name {name} MOUNTPOINT' first"
             )
+        return cls(_Daemon(name))
 
-        def send(request: Request) -> Response:
-            return exchange(name, request.method, request.path, request.query.pairs, request.body)
-
-        return cls(send)
-
-    def request(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        **parameters: Parameter,
+    ) -> Any:
         """Send a request and return the JSON of its answer, None for an empty one.
 
         Raises the `LayerfsError` that the answer's status stands for, with its message.
         """
-        target = build_target(path, _pairs(parameters)).encode()
-        answer = self._send(Request(method, *parse_target(target), body))
+        answer = self._transport.send(_request(method, path, body, headers, parameters))
         if answer.status >= 400:
             raise to_error(answer)
         return json.loads(answer.body) if answer.body else None
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        upload: Upload | None = None,
+        **parameters: Parameter,
+    ) -> Generator[bytes, None, None]:
+        """Send a request and return the pieces of its answer as they come; some are empty.
+
+        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        """
+        return self.open(method, path, body=body, headers=headers, upload=upload, **parameters).chunks
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        upload: Upload | None = None,
+        **parameters: Parameter,
+    ) -> Stream:
+        """Do what `stream` does, and return the whole answer, with its headers."""
+        request = _request(method, path, body, headers, parameters, upload)
+        answer = self._transport.stream(request)
+        if answer.status >= 400:
+            raise to_error(Response(answer.status, b"".join(answer.chunks)))
+        return answer
+
+    def take_over(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Taken:
+        """Send a request after which the connection is a channel; return that, and what has come already.
+
+        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        """
+        answer = self._transport.take_over(_request(method, path, body, None, parameters))
+        if isinstance(answer, Response):
+            raise to_error(answer)
+        return answer
+
+
+def _request(
+    method: str,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str] | None,
+    parameters: Mapping[str, Parameter],
+    upload: Upload | None = None,
+) -> Request:
+    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {}, upload=upload)
 
 
 def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
@@ -91,102 +174,137 @@ def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
     return pairs
 
 
-def to_error(answer: Response) -> errors.LayerfsError:
-    """Return the error that *answer*, of a status of 400 or more, tells of."""
-    try:
-        message = str(json.loads(answer.body)["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"the daemon answered with status {answer.status} and no explanation"
-    kinds: Mapping[int, type[errors.LayerfsError]] = {
-        kind.http_status: kind
-        for kind in (
-            errors.BadRequest,
-            errors.Forbidden,
-            errors.NotFound,
-            errors.Conflict,
-            errors.StoreBusy,
-            errors.NoSpace,
-        )
-    }
-    return kinds.get(answer.status, errors.LayerfsError)(message)
+class _InPlace:
+    """Answers in this process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Stream):
+            return Response(answer.status, b"".join(answer.chunks), answer.headers)
+        assert isinstance(answer, Response)
+        return answer
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Response):
+            return Stream(answer.status, _one(answer.body), answer.headers)
+        assert isinstance(answer, Stream)
+        return answer
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Response):
+            return answer
+        assert isinstance(answer, Takeover)
+        ours, theirs = socket.socketpair()
+        threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
+        return ours, b""
 
 
-class NotListeningError(errors.Conflict):
-    """Nobody listens on the socket of a daemon: it is just starting, or ending."""
+def _one(piece: bytes) -> Generator[bytes, None, None]:
+    yield piece
 
 
-def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"") -> Response:
-    """Send one request to the daemon of the mount called *name*, and return its answer.
-
-    Raises `Conflict` when there is none, `NotListeningError` where nothing was sent yet. A daemon that works
-    on it is waited for, `PATIENCE` seconds at most; one that is stopped, or that answers nobody, is not.
-    """
-    from http.client import HTTPException
-
-    from layerfs.unixhttp.transport import UnixConnection
-
-    pid = running_pid(name) or 0
-    _check_not_stopped(name, pid)
-    connection = UnixConnection(socket_path(name), PING_PATIENCE)
-    try:
-        connection.connect()
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotListeningError(str(_silent(name, pid, str(error.strerror)))) from error
-    except OSError as error:
-        raise _silent(name, pid, error.strerror or f"waited {PING_PATIENCE:g} seconds") from error
-    try:
-        connection.request(
-            method, build_target(path, query), body or None, {"Content-Type": "application/json"}
-        )
-        _wait_for_answer(connection.sock, name, pid, f"{method} {path}")
-        answer = connection.getresponse()
-        return Response(answer.status, answer.read(), (("Content-Type", answer.headers.get_content_type()),))
-    except (OSError, HTTPException) as error:
-        if isinstance(error, TimeoutError):
-            reason = f"waited {PING_PATIENCE:g} seconds"
-        else:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _silent(name, pid, reason) from error
-    finally:
-        connection.close()
+def _run_and_close(answer: Takeover, connection: socket.socket) -> None:
+    with connection:
+        answer.run(connection, b"")
 
 
-def _wait_for_answer(connection: socket.socket, name: str, pid: int, what: str) -> None:
-    """Return when there is something to read; raise `Conflict` when none is to be expected any more."""
-    deadline = time.monotonic() + PATIENCE
-    while not readable([connection.fileno()], PING_PATIENCE):
-        _check_not_stopped(name, pid)
-        if not _pings(name):
-            raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")
-        if time.monotonic() > deadline:
-            raise _silent(name, pid, f"waited {PATIENCE:g} seconds for {what}, which it is still working on")
+class _EngineOrInPlace:
+    """Asks the engine on a socket if it has the same store and mounts; else answers in place."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        from layerfs.unixhttp.client import UnixClient
+
+        namespace = os.readlink("/proc/self/ns/mnt")
+        self._engine = UnixClient(path, {"layerfs-root": str(root), "layerfs-namespace": namespace})
+        self._in_place = _InPlace(root)
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        try:
+            answer = self._engine.send(request)
+        except _NOBODY:
+            return self._in_place.send(request)
+        except OSError as error:
+            raise _lost(error) from None
+        return self._in_place.send(request) if answer.status == errors.OtherStore.http_status else answer
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        try:
+            answer = self._engine.stream(request)
+        except _NOBODY:
+            return self._in_place.stream(request)
+        except OSError as error:
+            raise _lost(error) from None
+        return self._in_place.stream(request) if answer.status == errors.OtherStore.http_status else answer
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        try:
+            answer = self._engine.take_over(request)
+        except _NOBODY:
+            return self._in_place.take_over(request)
+        except OSError as error:
+            raise _lost(error) from None
+        if isinstance(answer, Response) and answer.status == errors.OtherStore.http_status:
+            return self._in_place.take_over(request)
+        return answer
 
 
-def _pings(name: str) -> bool:
-    """Tell whether the daemon of *name* answers anything at all."""
-    from http.client import HTTPException
-
-    from layerfs.unixhttp.transport import UnixConnection
-
-    connection = UnixConnection(socket_path(name), PING_PATIENCE)
-    try:
-        connection.request("GET", "/_ping")
-        return connection.getresponse().status < 500
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
+_NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
+"""How connecting fails where no engine listens, or one of another user."""
 
 
-def _check_not_stopped(name: str, pid: int) -> None:
-    if is_stopped(pid):
-        raise errors.Conflict(
-            f"the daemon of {name} (process {pid}) is stopped: 'kill -CONT {pid}' lets it go on"
-        )
-
-
-def _silent(name: str, pid: int, reason: str) -> errors.Conflict:
-    return errors.Conflict(
-        f"the daemon of {name} (process {pid}) runs, but does not answer on {socket_path(name)} ({reason}); "
-        f"see {log_path(name)}"
+def _lost(error: OSError) -> errors.LayerfsError:
+    return errors.LayerfsError(
+        f"the engine ended the connection ({error.strerror or error}): see 'layerfs ps -a' for what was done"
     )
+
+
+class _Daemon:
+    """Asks the daemon of a mount."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        from layerfs.mounting.exchange import exchange
+
+        return exchange(self._name, request.method, request.path, request.query.pairs, request.body)
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        answer = self.send(request)
+        return Stream(answer.status, _one(answer.body), answer.headers)
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        return Response(501, b'{"message": "this socket is that of one mount: ask the engine"}')
+
+
+def local_place(root: Path) -> Place:
+    """Return where requests are answered that this process makes and answers itself."""
+
+    def launch(request: MountRequest) -> str:
+        from layerfs.api.server import start_mount
+
+        return start_mount(request)
+
+    from layerfs.api.routes import Place
+
+    return Place(root, launch, alone=True)

@@ -48,6 +48,16 @@ def end(mount: Mount, number: int = signal.SIGKILL, patience: float | None = 0.0
         raise Conflict(f"{mount.name} was killed but does not end: its process waits for something")
 
 
+def check_unused(mount_id: str, name: str) -> None:
+    """Raise `Conflict` if a container runs in the mount *mount_id*, called *name*."""
+    record = look(mount_id)
+    if record is not None and record.alive():
+        raise Conflict(
+            f"{name} is the filesystem of a container that runs (process {record.pid}): "
+            f"'layerfs stop {name}' ends the container and unmounts it"
+        )
+
+
 def clear_away(root: Path, mount_id: str) -> None:
     """Have cleared away what a container that has ended leaves, and wait for that; fine if it is done.
 
@@ -56,7 +66,7 @@ def clear_away(root: Path, mount_id: str) -> None:
     """
     if directory(mount_id).exists():
         process = subprocess.Popen(
-            [sys.executable, "-m", "layerfs.container.finish", str(root), mount_id],
+            [sys.executable, "-m", "layerfs.engine.finish", str(root), mount_id],
             stdin=subprocess.DEVNULL,
             cwd="/",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,16 +20,21 @@ from typing import TYPE_CHECKING
 
 from layerfs.container import files, ociruntime, supervisor
 from layerfs.container.ociruntime import ContainerError, Runtime
+from layerfs.container.restart import wants_restart
 from layerfs.container.stored import host_config, points_of
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
 from layerfs.host.rundir import forget, running_pid
+from layerfs.mounting.find import mount_of
 from layerfs.store import Store
 
 if TYPE_CHECKING:
+    from layerfs.mounting.request import MountRequest
     from layerfs.store.model import Mount
+
+    Launch = Callable[[MountRequest], str]
 
 UNKNOWN = 255
 """The exit code of a container of which nobody knows how it ended, as Docker's after a crash."""
@@ -47,11 +53,19 @@ def check_possible() -> None:
     supervisor.find_conmon()
 
 
-def start(root: Path, mount: Mount, before: Callable[[Record], None] = lambda record: None) -> bool:
-    """Mount the tree of the container *mount* and start its process; return False if it runs already.
+def start(
+    root: Path,
+    mount: Mount,
+    launch: Launch,
+    before: Callable[[Record], None] = lambda record: None,
+    *,
+    again: bool = False,
+) -> bool:
+    """Mount the tree of the container *mount* by *launch* and start its process; return False if it runs.
 
-    *before* is called when everything is ready but the process has not begun: attach then, and no output
-    is missed. Raises `LayerfsError`; then nothing of it runs, and the reason is noted in the store.
+    *again*: its restart policy wants it, not a person. *before* is called when everything is ready but the
+    process has not begun: attach then, and no output is missed. Raises `LayerfsError`; then nothing of it
+    runs, and the reason is noted in the store.
     """
     check_possible()
     with Lock(mount.id) as lock:
@@ -68,7 +82,7 @@ def start(root: Path, mount: Mount, before: Callable[[Record], None] = lambda re
             try:
                 _take_down(root, mount, lock)  # what is left of a start that was killed, if anything
                 lock.clear()
-                _start(root, mount, lock, before)
+                _start(root, mount, lock, launch, before, again)
             except BaseException as error:
                 if isinstance(error, OSError):
                     error = from_os_error(error, f"start {mount.name}")
@@ -79,7 +93,13 @@ def start(root: Path, mount: Mount, before: Callable[[Record], None] = lambda re
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let signals that would end this process raise `KeyboardInterrupt`: there is something to undo."""
+    """Let signals that would end this process raise `KeyboardInterrupt`: there is something to undo.
+
+    A server has its own way to end, and only the main thread of a process receives signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -93,15 +113,17 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None]) -> None:
-    from layerfs.mounting import launch
+def _start(
+    root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None], again: bool
+) -> None:
+    from layerfs.mounting.request import MountRequest
 
     tree = lock.path / "rootfs"
     with suppress(FileExistsError):
         os.mkdir(tree)
     if running_pid(mount.name) is not None:
         raise Conflict(f"{mount.name} is mounted on {mount.mountpoint}: unmount it first")
-    launch.start(launch.MountRequest(mountpoint=str(tree), root=root, name=mount.name))
+    launch(MountRequest(mountpoint=str(tree), root=root, name=mount.name))
     _write_spec(root, mount, lock.path, tree)
     oci_runtime, pid = _create(root, mount, lock.path)
     record = Record(pid, born(pid) or 0, oci_runtime.path)
@@ -118,6 +140,9 @@ def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None
             FinishedAt=None,
             ExitCode=0,
             Error="",
+            Restarting=False,
+            Stopped=False,
+            **({} if again else {"RestartCount": 0}),
             OOMKilled=False,
         )
 
@@ -247,6 +272,13 @@ def finish(root: Path, mount_id: str) -> int | None:
         return code
 
 
+def will_restart(root: Path, mount_id: str) -> bool:
+    """Return whether the container is to be started again, unless somebody stops it before."""
+    with Store(root) as store, suppress(NotFound):
+        return bool(store.mount(mount_id).container.get("Restarting"))
+    return False
+
+
 def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
     """Wait until the container *mount* has ended and somebody, perhaps we, has cleared away after it.
 
@@ -278,7 +310,8 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
-            if host_config(store.mount(mount_id).container)["AutoRemove"]:
+            row = store.mount(mount_id)
+            if host_config(row.container)["AutoRemove"]:
                 store.remove_mount(mount_id)
                 forget(mount.name)
             else:
@@ -289,6 +322,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
                     FinishedAt=finished.isoformat(),
                     ExitCode=code,
                     Error=why,
+                    Restarting=wants_restart(row, code),
                     OOMKilled=starved,
                 )
     lock.write(Record(record.pid, record.born, record.runtime, code))
@@ -297,10 +331,8 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
 
 def _unmount(root: Path, mount: Mount) -> None:
     """Unmount the tree of a container, whoever may already be doing that. Raises `LayerfsError`."""
-    from layerfs.client.client import Client
-
-    with suppress(Conflict, NotFound):  # it is being unmounted, or is not mounted any more
-        Client.local(root).request("POST", "/layerfs/unmount", name=mount.id, force=True)
+    with suppress(Conflict, NotFound), Store(root) as store:
+        mount_of(store, store.mount(mount.id)).unmount(force=True)
     deadline = time.monotonic() + _END_PATIENCE
     while (pid := running_pid(mount.name)) is not None:
         if time.monotonic() > deadline:

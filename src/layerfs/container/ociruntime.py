@@ -30,6 +30,8 @@ class ContainerError(LayerfsError):
         """Say *message*; *exit_code* is Docker's: 126 not executable, 127 not found, 125 anything else."""
         super().__init__(message)
         self.exit_code = exit_code
+        if self.is_about_the_command:
+            self.http_status = 400
 
     @property
     def is_about_the_command(self) -> bool:

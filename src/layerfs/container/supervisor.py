@@ -1,7 +1,7 @@
 """The process that stays with a container: conmon(8), as Podman and CRI-O use it.
 
 It holds the terminal or the pipes, writes the log, lets clients attach, notes the exit code, and runs a
-command at the end: the one that clears away (`layerfs.container.finish`).
+command at the end: the one that clears away (`layerfs.engine.finish`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def _arguments(oci: Runtime, wanted: Supervised) -> list[str]:
     ]
     arguments += [
         f"--exit-command-arg={word}"
-        for word in ("-m", "layerfs.container.finish", str(wanted.root), wanted.mount_id)
+        for word in ("-m", "layerfs.engine.finish", str(wanted.root), wanted.mount_id)
     ]
     options = {"-t": wanted.terminal, "-i": wanted.stdin, "--leave-stdin-open": wanted.stdin_stays_open}
     return [*arguments, *(option for option, given in options.items() if given)]

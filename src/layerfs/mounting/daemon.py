@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from layerfs.api.api import App
 from layerfs.errors import BadRequest, Conflict, LayerfsError
 from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.collector import Collector
@@ -46,10 +45,9 @@ from layerfs.union.marking import Marking, Trust
 from layerfs.union.stack import close_all
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
-from layerfs.unixhttp import server
-from layerfs.unixhttp.peer import listen
 
 if TYPE_CHECKING:
+    from layerfs.mounting.served import Serve
     from layerfs.store.model import Image
 
 _log = logging.getLogger(__name__)
@@ -66,7 +64,7 @@ _FEWEST_DESCRIPTORS = 16
 class Daemon:
     """Serves the mount *mount_id* of the store at *root* on the directory *mountpoint*.
 
-    It is what the control room calls a live mount (`layerfs.api.live.LiveMount`).
+    It is what the API calls a live mount (`layerfs.mounting.served.LiveMount`).
     """
 
     def __init__(self, root: Path, mount_id: str, mountpoint: str, source: str, read_only: bool) -> None:
@@ -96,9 +94,10 @@ class Daemon:
 
     # -- life -----------------------------------------------------------------------------------
 
-    def run(self, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
+    def run(self, serve: Serve, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
 
+        *serve* answers on the socket of the mount.
         *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
         ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
@@ -122,7 +121,7 @@ class Daemon:
                 self._inside = Inside(self._collector, place, device)
                 try:
                     serves(device)
-                    trio.run(self._serve, ready)
+                    trio.run(self._serve, serve, ready)
                 finally:
                     session.drop_attributes(self._filesystem)
                     session.close()  # first: an unmount may wait for answers, which nobody gives any more
@@ -184,17 +183,17 @@ class Daemon:
             options.add("ro")
         return frozenset(options)
 
-    async def _serve(self, ready: Callable[[], None]) -> None:
+    async def _serve(self, serve: Serve, ready: Callable[[], None]) -> None:
         gc.freeze()  # what has been imported stays, and need not be looked at again
         gc.set_threshold(_NODES_A_COLLECTION, 50, 50)
-        listener = listen(rundir.socket_path(self.name))
+        socket = rundir.socket_path(self.name)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
                 # Should serving fail, this waits for an answer that never comes: then let it wait alone.
                 await self._inside.is_answered()
                 bdi.tune(self._inside.device)
-                await nursery.start(server.serve, listener, App(self.root, self))
+                await nursery.start(serve, self, self.root, socket)
                 await nursery.start(self._obey_signals)
                 nursery.start_soon(self._settle)
                 await trio.to_thread.run_sync(self._set_mounted)
@@ -203,7 +202,7 @@ class Daemon:
                 self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
         finally:
-            rundir.socket_path(self.name).unlink(missing_ok=True)
+            socket.unlink(missing_ok=True)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,9 +24,11 @@ from layerfs.fuse import session
 from layerfs.host import holders, mounttable, rundir
 from layerfs.host.ownership import open_own
 from layerfs.host.polling import readable
+from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
 
 if TYPE_CHECKING:
+    from layerfs.mounting.served import Serve
     from layerfs.store.model import Image, Mount
 
 _log = logging.getLogger(__name__)
@@ -39,32 +41,10 @@ _END_PATIENCE = 10.0
 """Seconds that a process may take to end that has nothing else to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """What somebody wants mounted, and where.
-
-    An *image*, or *lowers* (plain directories, top-most first, with *upper* and *work* if it is to be
-    written to), or, with a *name* alone, the mount of that name as it was left. Without a name one is
-    made up, and the mount is forgotten when it is unmounted.
-    """
-
-    mountpoint: str
-    root: Path
-    name: str | None = None
-    image: str | None = None
-    lowers: tuple[str, ...] = ()
-    upper: str | None = None
-    work: str | None = None
-    read_only: bool = False
-    foreground: bool = False
-    source: str | None = None
-    """What the mount table shows as the mount's source: its name if None."""
-    options: dict[str, str | bool] = field(default_factory=dict)
-
-
-def start(request: MountRequest) -> str:
+def start(request: MountRequest, serve: Serve) -> str:
     """Mount what *request* asks for; return the mount's name once the mount answers.
 
+    The daemon has *serve* answer on the socket of the mount.
     In the foreground this process becomes the daemon, and it returns when the mount has ended.
     Raises `LayerfsError`; then nothing is left behind.
     """
@@ -84,9 +64,9 @@ def start(request: MountRequest) -> str:
         wanted = _Wanted(request.root, mount.id, mountpoint, request.source or name, read_only)
         try:
             if request.foreground:
-                _run(wanted, lock, _Report(-1))
+                _run(wanted, lock, _Report(-1), serve)
             else:
-                _start_daemon(wanted, lock)
+                _start_daemon(wanted, lock, serve)
         except LayerfsError:
             if new:
                 with Store(request.root) as store:
@@ -146,7 +126,7 @@ def _wait_for_end(name: str) -> None:
 
 def _ask_to_end(name: str) -> None:
     """Have the daemon of *name* end, of whose mount there are only copies that nobody uses."""
-    from layerfs.client.client import exchange
+    from layerfs.mounting.exchange import exchange
 
     with suppress(LayerfsError):
         exchange(name, "POST", "/layerfs/unmount", [("force", "1")])
@@ -233,7 +213,7 @@ def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | N
     return upper == wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
 
 
-def _start_daemon(wanted: _Wanted, lock: rundir.RunLock) -> None:
+def _start_daemon(wanted: _Wanted, lock: rundir.RunLock, serve: Serve) -> None:
     """Fork the daemon and return when it answers; raise what it reports if it does not come to that.
 
     A fork, not a new interpreter: everything is imported already, which makes mounting quick.
@@ -245,7 +225,7 @@ def _start_daemon(wanted: _Wanted, lock: rundir.RunLock) -> None:
     pid = os.fork()
     if pid == 0:
         os.close(answer)
-        _be_daemon(wanted, lock, _Report(report), output)
+        _be_daemon(wanted, lock, _Report(report), output, serve)
     os.close(report)
     os.close(output)
     with os.fdopen(answer, "rb") as pipe:
@@ -283,7 +263,7 @@ def _name_of(lock: rundir.RunLock) -> str:
     return lock.path.stem
 
 
-def _be_daemon(wanted: _Wanted, lock: rundir.RunLock, report: _Report, log: int) -> NoReturn:
+def _be_daemon(wanted: _Wanted, lock: rundir.RunLock, report: _Report, log: int, serve: Serve) -> NoReturn:
     """Run as the daemon, in a session of its own with *log* as its output, and end the process."""
     status = 1
     try:
@@ -293,7 +273,7 @@ def _be_daemon(wanted: _Wanted, lock: rundir.RunLock, report: _Report, log: int)
             os.dup2(source, target)
         _close_all_but({lock.fd, report.pipe})
         os.chdir("/")
-        _run(wanted, lock, report)
+        _run(wanted, lock, report, serve)
         status = 0
     except LayerfsError as error:
         report.give(json.dumps([type(error).__name__, str(error)]).encode())
@@ -327,7 +307,7 @@ def _log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
-def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report) -> None:
+def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report, serve: Serve) -> None:
     from layerfs.mounting.daemon import Daemon
 
     _log_to_stderr()
@@ -335,7 +315,7 @@ def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report) -> None:
     lock.set_pid(os.getpid())
     try:
         daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source, wanted.read_only)
-        daemon.run(lock.set_device, lambda: report.give(b"ok"))
+        daemon.run(serve, lock.set_device, lambda: report.give(b"ok"))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None

@@ -247,8 +247,12 @@ class Store:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
         return external.committed_from(self._db, path)
 
-    def update_container(self, mount_id: str, action: str, **values: Any) -> None:
-        """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+    def rename_mount(self, mount_id: str, name: str) -> None:
+        """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""
+        mounts.rename(self._db, mount_id, name)
+
+    def update_container(self, mount_id: str, action: str | None, **values: Any) -> None:
+        """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
 
     def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:
@@ -265,6 +269,10 @@ class Store:
     def set_unmounted(self, mount_id: str) -> None:
         """Note that a mount is not mounted any more; raises `NotFound`."""
         mounts.set_unmounted(self._db, mount_id)
+
+    def set_mountpoint(self, mount_id: str, mountpoint: str | None) -> None:
+        """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
+        mounts.set_mountpoint(self._db, mount_id, mountpoint)
 
     def remove_mount(self, mount_id: str) -> None:
         """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`."""

@@ -1,11 +1,13 @@
-"""One connection of the control server: requests are read, answered in turn, and answered in full."""
+"""One connection of a server: requests are read, answered in turn, and answered in full."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Sequence
+import os
+import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import h11
 import trio
+from trio import from_thread, to_thread
 
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.unixhttp.message import (
@@ -22,13 +25,14 @@ from layerfs.unixhttp.message import (
     Request,
     Response,
     Stream,
+    Takeover,
     error_response,
     parse_target,
 )
 from layerfs.unixhttp.turns import Turns
 
 if TYPE_CHECKING:
-    from layerfs.api.api import App
+    from layerfs.unixhttp.message import Application
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,10 @@ LINGER_SECONDS = 2.0
 CHUNK = 64 * 1024
 HEADER_CHUNK = 4 * 1024
 """Bytes to receive at once while a header is expected."""
+
+
+STREAMS = trio.CapacityLimiter(1000)
+"""Answers that come piece by piece, and connections taken over, each of which keeps a thread."""
 
 
 class _RefusedError(Exception):
@@ -88,7 +96,7 @@ def _body_in(events: Sequence[h11.Event]) -> tuple[bytes, bool]:
 class Connection:
     """The server's side of one connection."""
 
-    def __init__(self, stream: trio.SocketStream, app: App, turns: Turns) -> None:
+    def __init__(self, stream: trio.SocketStream, app: Application, turns: Turns) -> None:
         """Prepare to serve *stream* with *app*; *turns* are those of all connections of the server."""
         self._stream = stream
         self._app = app
@@ -124,7 +132,10 @@ class Connection:
             if self._answering.cancelled_caught:
                 return
             if isinstance(answer, Stream):
-                await self._send_stream(answer)
+                await self._send_stream(answer, head=request.method == "HEAD")
+                return
+            if isinstance(answer, Takeover):
+                await self._hand_over(answer, upgrade="upgrade" in request.headers)
                 return
             if request.upload is not None and self._http.their_state is h11.SEND_BODY:
                 await self._linger()
@@ -148,10 +159,11 @@ class Connection:
                 return None
             async with self._turns:
                 path, query = parse_target(head.target)
-                request = Request(head.method.decode("ascii"), path, query)
+                headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
+                request = Request(head.method.decode("ascii"), path, query, headers=headers)
                 takes_upload = self._app.takes_upload(request)
             if takes_upload:
-                return replace(request, upload=self._upload())
+                return replace(request, upload=_Upload(self))
             with trio.fail_after(RECEIVE_SECONDS):
                 return replace(request, body=await self._read_body(head))
         except trio.TooSlowError:
@@ -162,22 +174,18 @@ class Connection:
         except LayerfsError as error:
             raise _RefusedError(error.http_status, str(error)) from None
 
-    async def _upload(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body that follows as it comes. Raises `BadRequest`."""
-        counter = _Pieces()
-        ended = False
-        while not ended:
-            try:
-                with trio.fail_after(UPLOAD_SECONDS):
-                    events = await self._next_events()
-            except trio.TooSlowError:
-                raise BadRequest(f"nothing more came for {UPLOAD_SECONDS:g} seconds") from None
-            except h11.RemoteProtocolError:
-                raise BadRequest("the request ended before its body did") from None
-            data, ended = _body_in(events)
-            counter.add(len(events), len(data))
-            if data:
-                yield data
+    async def next_piece(self, counter: _Pieces) -> tuple[bytes, bool]:
+        """Return the next piece of a body that a route reads, and whether it is the last."""
+        try:
+            with trio.fail_after(UPLOAD_SECONDS):
+                events = await self._next_events()
+        except trio.TooSlowError:
+            raise BadRequest(f"nothing more came for {UPLOAD_SECONDS:g} seconds") from None
+        except (h11.RemoteProtocolError, trio.BrokenResourceError):
+            raise BadRequest("the request ended before its body did") from None
+        data, ended = _body_in(events)
+        counter.add(len(events), len(data))
+        return data, ended
 
     async def _read_body(self, head: h11.Request) -> bytes:
         """Return the body that follows *head*, at most `MAX_BODY` bytes."""
@@ -244,20 +252,58 @@ class Connection:
         data += self._http.send(h11.EndOfMessage()) or b""
         await self._send(data)
 
-    async def _send_stream(self, answer: Stream) -> None:
+    async def _send_stream(self, answer: Stream, *, head: bool) -> None:
         """Send the pieces of *answer* as they come, until they or the client end."""
-        async with contextlib.aclosing(answer.chunks) as chunks, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
             try:
                 await self._send(self._head(answer.status, answer.headers, close=True))
-                async for chunk in chunks:
-                    await self._send(self._http.send(h11.Data(data=chunk)) or b"")
+                await to_thread.run_sync(self._push, answer, head, limiter=STREAMS)
                 await self._send(self._http.send(h11.EndOfMessage()) or b"")
             except trio.BrokenResourceError:
                 pass  # the client went away
             except Exception:
                 log.exception("a streamed answer failed")  # its end is missing, which tells the client
             nursery.cancel_scope.cancel()
+
+    def _push(self, answer: Stream, head: bool) -> None:
+        """Send the pieces of *answer*, in a thread, until they end or the loop has no more use for them."""
+        with contextlib.closing(answer.chunks) as chunks:
+            if head:
+                return
+            for chunk in chunks:
+                if chunk:
+                    from_thread.run(self._send_piece, chunk)
+                else:
+                    from_thread.check_cancelled()
+
+    async def _send_piece(self, data: bytes) -> None:
+        await self._send(self._http.send(h11.Data(data=data)) or b"")
+
+    async def _hand_over(self, answer: Takeover, *, upgrade: bool) -> None:
+        """Give the connection to *answer*, and wait until it is done with it."""
+        start = "HTTP/1.1 101 UPGRADED" if upgrade else "HTTP/1.1 200 OK"
+        headers = [*answer.headers]
+        if upgrade:
+            headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]
+        await self._send("".join([start, *(f"\r\n{k}: {v}" for k, v in headers), "\r\n\r\n"]).encode("ascii"))
+        early = bytes(self._http.trailing_data[0])
+        # A descriptor of its own: trio closes its own whenever it likes.
+        taken = socket.socket(fileno=os.dup(self._stream.socket.fileno()))
+        with taken:
+            taken.setblocking(True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._shut_down_when_cancelled, taken)
+                with trio.CancelScope(shield=True):
+                    await to_thread.run_sync(answer.run, taken, early, limiter=STREAMS)
+                nursery.cancel_scope.cancel()
+
+    async def _shut_down_when_cancelled(self, taken: socket.socket) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with contextlib.suppress(OSError):
+                taken.shutdown(socket.SHUT_RDWR)
 
     async def _send(self, data: bytes) -> None:
         """Send *data*; a client that does not take it in time counts as gone."""
@@ -280,3 +326,21 @@ class Connection:
             await self._stream.send_eof()
             while await self._stream.receive_some(CHUNK):
                 pass
+
+
+class _Upload:
+    """A body as a route reads it, in the thread that answers."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._counter = _Pieces()
+        self._data = memoryview(b"")
+        self._ended = False
+
+    def read(self, size: int, /) -> bytes:
+        """See `Upload`."""
+        while not self._data and not self._ended:
+            piece, self._ended = from_thread.run(self._connection.next_piece, self._counter)
+            self._data = memoryview(piece)
+        part, self._data = bytes(self._data[:size]), self._data[size:]
+        return part

@@ -1,18 +1,31 @@
-"""Requests and responses of the control API, apart from how they travel.
+"""Requests and answers of the API, apart from how they travel.
 
-The server reads them from a socket, the command line makes them itself: both hand them to the same routes.
+The server reads requests from a socket, the command line makes them. Both hand them to the same routes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 from layerfs import __version__
-from layerfs.errors import BadRequest
+from layerfs.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    LayerfsError,
+    NoSpace,
+    NotFound,
+    NotSupported,
+    StoreBusy,
+    Unauthorized,
+)
+
+if TYPE_CHECKING:
+    import socket
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -52,6 +65,16 @@ class Query:
         return self.get(name).strip().lower() not in ("", "0", "no", "false", "none")
 
 
+class Upload(Protocol):
+    """The body of a request, read piece by piece."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return up to *size* bytes, waiting for the client if need be; nothing at the end of the body.
+
+        Raises `BadRequest` if the client stops before the end.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: *path* is decoded and has no version prefix once it reaches a route."""
@@ -61,8 +84,10 @@ class Request:
     query: Query = field(default_factory=Query)
     body: bytes = b""
     version: tuple[int, int] = API_VERSION
-    upload: AsyncGenerator[bytes, None] | None = None
-    """A body that comes piece by piece, for the one route that takes such."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The header, with names in lower case."""
+    upload: Upload | None = None
+    """The body, instead of *body*, where the route asks for it piece by piece."""
 
     def json(self) -> dict[str, Any]:
         """Return the JSON object of the body, `{}` for none or `null`; raise `BadRequest` for others."""
@@ -90,11 +115,40 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """An answer whose body comes piece by piece; the server closes *chunks* when the client has gone."""
+    """An answer whose body comes piece by piece.
+
+    *chunks* runs in a thread. While it waits it yields nothing (`b""`) at least every second, so that the
+    server notices a client that has gone; then it is closed.
+    """
 
     status: int
-    chunks: AsyncGenerator[bytes, None]
+    chunks: Generator[bytes, None, None]
     headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """An answer after which the connection belongs to *run*: Docker's "hijacking".
+
+    *run* is called in a thread with the socket and what the client has sent ahead. It returns when it is done
+    with the connection, and soon after the socket has been shut down. The server closes the socket.
+    """
+
+    run: Callable[[socket.socket, bytes], None]
+    headers: Headers = ()
+
+
+Answer = Response | Stream | Takeover
+
+
+class Application(Protocol):
+    """What a server serves."""
+
+    def takes_upload(self, request: Request) -> bool:
+        """Return whether the body of *request*, whose head alone has come, is read piece by piece."""
+
+    async def handle(self, request: Request) -> Answer:
+        """Return the answer to *request*; errors are answers too. Raises nothing but `Cancelled`."""
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -130,3 +184,25 @@ def build_target(path: str, pairs: Sequence[tuple[str, str]]) -> str:
     """Return the request target of *path* with the parameters *pairs*."""
     target = quote(path, safe="/:@")
     return f"{target}?{urlencode(pairs)}" if pairs else target
+
+
+def to_error(answer: Response) -> LayerfsError:
+    """Return the error that *answer*, of a status of 400 or more, tells of."""
+    try:
+        message = str(json.loads(answer.body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = f"the daemon answered with status {answer.status} and no explanation"
+    kinds: Mapping[int, type[LayerfsError]] = {
+        kind.http_status: kind
+        for kind in (
+            BadRequest,
+            Unauthorized,
+            Forbidden,
+            NotFound,
+            Conflict,
+            NotSupported,
+            StoreBusy,
+            NoSpace,
+        )
+    }
+    return kinds.get(answer.status, LayerfsError)(message)

@@ -1,0 +1,132 @@
+"""Every route, how a request finds its own, and how it is answered: in place, or by a server's threads."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from layerfs.api import (
+    archives,
+    attaching,
+    containers,
+    copying,
+    create,
+    events,
+    execs,
+    export,
+    images,
+    mounting,
+    native,
+    prune,
+    registries,
+    running,
+    system,
+    usage,
+    watching,
+)
+from layerfs.api.routes import Call, Place, Route
+from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
+from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+ROUTES = (
+    *system.ROUTES,
+    *usage.ROUTES,
+    *prune.ROUTES,
+    *archives.ROUTES,
+    *images.ROUTES,
+    *registries.ROUTES,
+    *copying.ROUTES,
+    *containers.ROUTES,
+    *create.ROUTES,
+    *running.ROUTES,
+    *watching.ROUTES,
+    *attaching.ROUTES,
+    *execs.ROUTES,
+    *export.ROUTES,
+    *events.ROUTES,
+    *native.ROUTES,
+    *mounting.ROUTES,
+)
+_VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
+
+
+def find(place: Place, request: Request) -> tuple[Route, Call]:
+    """Return the route of *request*, and the call to give to its handler.
+
+    Raises `BadRequest` for API versions that are not answered, `NotFound` where there is no route, for
+    the method too, as dockerd does.
+    """
+    _check_store(place, request)
+    if match := _VERSIONED.fullmatch(request.path):
+        version = int(match[1]), int(match[2])
+        if version < MIN_API_VERSION:
+            raise BadRequest(
+                "client version {}.{} is too old. Minimum supported API version is {}.{}, please upgrade "
+                "your client to a newer version".format(*version, *MIN_API_VERSION)
+            )
+        if version > API_VERSION:
+            raise BadRequest(
+                "client version {}.{} is too new. Maximum supported API version is {}.{}".format(
+                    *version, *API_VERSION
+                )
+            )
+        request = replace(request, path=match[3], version=version)
+    for route in ROUTES:
+        if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
+            return route, Call(place, request, names.groupdict())
+    raise NotFound("page not found")
+
+
+def _check_store(place: Place, request: Request) -> None:
+    """Raise `OtherStore` if *request* is for another store, or from another mount namespace."""
+    root, namespace = (request.headers.get(name) for name in ("layerfs-root", "layerfs-namespace"))
+    if root is not None and root != str(place.root):
+        raise OtherStore(f"this engine serves {place.root}")
+    if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
+        raise OtherStore("this engine is in another mount namespace")
+
+
+def run(route: Route, call: Call) -> Answer:
+    """Return the answer of *route* to *call*, an error as the answer that tells of it; never raises."""
+    answer: Answer | None = None
+    try:
+        answer = route.handler(call)
+    except Exception as error:
+        answer = failure(error)
+    finally:
+        call.close()  # a stream may go on in another thread
+    return replace(answer, chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
+
+
+def _closing(answer: Stream, call: Call) -> Generator[bytes, None, None]:
+    """Yield the pieces of *answer*, and close the store of *call* after them."""
+    try:
+        yield from answer.chunks
+    finally:
+        answer.chunks.close()
+        call.close()
+
+
+def failure(error: Exception) -> Answer:
+    """Return the answer that tells of *error*; one that is nobody's fault but ours goes to the log."""
+    if isinstance(error, OSError):
+        error = from_os_error(error, "answer the request")
+    if isinstance(error, LayerfsError):
+        return error_response(error.http_status, str(error))
+    import logging
+
+    logging.getLogger(__name__).error("a request failed", exc_info=error)
+    return error_response(500, f"internal error: {type(error).__name__}: {error}")
+
+
+def answer(place: Place, request: Request) -> Answer:
+    """Answer *request* in this thread; never raises."""
+    try:
+        return run(*find(place, request))
+    except LayerfsError as error:
+        return failure(error)

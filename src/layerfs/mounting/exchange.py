@@ -1,0 +1,102 @@
+"""One request to the daemon of a mount, over the mount's socket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from layerfs import errors
+from layerfs.host.polling import readable
+from layerfs.host.rundir import is_stopped, log_path, running_pid, socket_path
+from layerfs.unixhttp.message import Response, build_target
+
+if TYPE_CHECKING:
+    import socket
+
+Pairs = Sequence[tuple[str, str]]
+PATIENCE = 600.0
+"""Seconds that a daemon may work on one request: collecting gigabytes from the kernel takes its time."""
+PING_PATIENCE = 10.0
+"""Seconds after which a daemon that does not answer must at least answer that it is there."""
+
+
+class NotListeningError(errors.Conflict):
+    """Nobody listens on the socket of a daemon: it is just starting, or ending."""
+
+
+def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"") -> Response:
+    """Send one request to the daemon of the mount called *name*, and return its answer.
+
+    Raises `Conflict` when there is none, `NotListeningError` where nothing was sent yet. A daemon that works
+    on it is waited for, `PATIENCE` seconds at most; one that is stopped, or that answers nobody, is not.
+    """
+    from http.client import HTTPException
+
+    from layerfs.unixhttp.transport import UnixConnection
+
+    pid = running_pid(name) or 0
+    _check_not_stopped(name, pid)
+    connection = UnixConnection(socket_path(name), PING_PATIENCE)
+    try:
+        connection.connect()
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NotListeningError(str(_silent(name, pid, str(error.strerror)))) from error
+    except OSError as error:
+        raise _silent(name, pid, error.strerror or f"waited {PING_PATIENCE:g} seconds") from error
+    try:
+        connection.request(
+            method, build_target(path, query), body or None, {"Content-Type": "application/json"}
+        )
+        _wait_for_answer(connection.sock, name, pid, f"{method} {path}")
+        answer = connection.getresponse()
+        return Response(answer.status, answer.read(), (("Content-Type", answer.headers.get_content_type()),))
+    except (OSError, HTTPException) as error:
+        if isinstance(error, TimeoutError):
+            reason = f"waited {PING_PATIENCE:g} seconds"
+        else:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _silent(name, pid, reason) from error
+    finally:
+        connection.close()
+
+
+def _wait_for_answer(connection: socket.socket, name: str, pid: int, what: str) -> None:
+    """Return when there is something to read; raise `Conflict` when none is to be expected any more."""
+    deadline = time.monotonic() + PATIENCE
+    while not readable([connection.fileno()], PING_PATIENCE):
+        _check_not_stopped(name, pid)
+        if not _pings(name):
+            raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")
+        if time.monotonic() > deadline:
+            raise _silent(name, pid, f"waited {PATIENCE:g} seconds for {what}, which it is still working on")
+
+
+def _pings(name: str) -> bool:
+    """Tell whether the daemon of *name* answers anything at all."""
+    from http.client import HTTPException
+
+    from layerfs.unixhttp.transport import UnixConnection
+
+    connection = UnixConnection(socket_path(name), PING_PATIENCE)
+    try:
+        connection.request("GET", "/_ping")
+        return connection.getresponse().status < 500
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _check_not_stopped(name: str, pid: int) -> None:
+    if is_stopped(pid):
+        raise errors.Conflict(
+            f"the daemon of {name} (process {pid}) is stopped: 'kill -CONT {pid}' lets it go on"
+        )
+
+
+def _silent(name: str, pid: int, reason: str) -> errors.Conflict:
+    return errors.Conflict(
+        f"the daemon of {name} (process {pid}) runs, but does not answer on {socket_path(name)} ({reason}); "
+        f"see {log_path(name)}"
+    )

@@ -1,0 +1,83 @@
+"""What can be asked of a mount, whoever has it: this process, another one, or nobody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerfs.union.changes import Change
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What a commit is to make of what was written."""
+
+    reference: str | None = None
+    """The tag of the image."""
+    comment: str = ""
+    author: str = ""
+    changes: Sequence[str] = ()
+    """Dockerfile instructions for the configuration of the image."""
+    pause: bool | None = None
+    """Whether the processes of a container stand still meanwhile; None: if they can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit has made."""
+
+    image: str
+    """The id of the image, 64 hexadecimal digits."""
+    warnings: tuple[str, ...] = ()
+
+
+class Mount(Protocol):
+    """One mount. It is `Served` by this process, `Remote` if another one serves it, or `Resting`.
+
+    The methods wait for their result, so the loop that serves a mount must not call them. They raise
+    `LayerfsError` with one line for people; then the mount is as it was.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the mount."""
+
+    @property
+    def mount_id(self) -> str:
+        """The id of the mount in the store, 64 hexadecimal digits."""
+
+    def commit(self, wanted: Commit) -> Committed:
+        """Seal what was written as the top layer of a new image; the mount goes on with an empty upper.
+
+        Atomic. Not durable: a power cut within the next seconds may undo it. Everything whose write(2) had
+        returned before the call is in the layer.
+        """
+
+    def changes(self) -> Sequence[Change]:
+        """Return what was written since the last commit, sorted by path."""
+
+    def flush(self) -> None:
+        """Bring what was written until now into the upper, where others can read it. Idempotent."""
+
+    def status(self) -> dict[str, Any]:
+        """Return figures about the daemon, as JSON has them. Raises `Conflict` where none runs."""
+
+    def unmount(self, *, force: bool) -> bool:
+        """Unmount, and return once the mount has ended; return False if it was not mounted.
+
+        What was written stays. Raises `Conflict` if the mount is in use, unless by *force*.
+        """
+
+    def remove(self, *, force: bool) -> None:
+        """Remove the mount and its upper from the store; by *force*, unmount it before. Images stay."""
+
+
+def outside_warning(upper: object, image: str, name: str) -> str:
+    """Return the warning of a commit of *name* that made *image* of an *upper* outside the store."""
+    return (
+        f"{upper} is empty now: what was written to it is in the image {image[:12]}. "
+        f"The mount {name} still shows it; a new mount of {upper} does not"
+    )

@@ -1,0 +1,129 @@
+"""A mount that another process serves: what is asked of it travels over its socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerfs.errors import Conflict
+from layerfs.host.rundir import log_path, running_pid
+from layerfs.mounting.exchange import NotListeningError, Pairs, exchange
+from layerfs.mounting.mount import Commit, Committed
+from layerfs.unixhttp.message import Response, to_error
+
+if TYPE_CHECKING:
+    from layerfs.mounting.mount import Mount
+    from layerfs.union.changes import Change
+
+PATIENCE = 10.0
+"""Seconds to wait for a daemon that is about to start or to end."""
+_KINDS = "CAD"
+"""What the numbers of Docker's changes mean."""
+
+
+class Remote:
+    """A `Mount` that the daemon of another process serves.
+
+    Where that has ended meanwhile, *otherwise* is asked: the mount as it is without a daemon.
+    """
+
+    def __init__(self, root: Path, name: str, mount_id: str, otherwise: Callable[[], Mount]) -> None:
+        """Prepare to ask the daemon of the mount *mount_id* of the store at *root*."""
+        self._root = root
+        self.name = name
+        self.mount_id = mount_id
+        self._otherwise = otherwise
+
+    def commit(self, wanted: Commit) -> Committed:
+        """See `Mount`."""
+        pairs = [
+            ("container", self.mount_id),
+            ("repo", wanted.reference or ""),
+            ("comment", wanted.comment),
+            ("author", wanted.author),
+            *(("changes", change) for change in wanted.changes),
+        ]
+        if wanted.pause is not None:
+            pairs.append(("pause", str(int(wanted.pause))))
+        answer = self._ask("POST", "/commit", pairs)
+        if answer is None:
+            return self._otherwise().commit(wanted)
+        made = json.loads(answer.body)
+        return Committed(made["Id"].removeprefix("sha256:"), tuple(made.get("Warnings") or ()))
+
+    def changes(self) -> Sequence[Change]:
+        """See `Mount`."""
+        from layerfs.union.changes import Change
+
+        answer = self._ask("GET", f"/containers/{self.mount_id}/changes", [])
+        if answer is None:
+            return self._otherwise().changes()
+        return [
+            Change(_KINDS[item["Kind"]], os.fsencode(item["Path"])) for item in json.loads(answer.body) or ()
+        ]
+
+    def flush(self) -> None:
+        """See `Mount`."""
+        if self._ask("POST", "/layerfs/flush", [("name", self.mount_id)]) is None:
+            self._otherwise().flush()
+
+    def status(self) -> dict[str, Any]:
+        """See `Mount`."""
+        answer = self._ask("GET", "/layerfs/status", [("name", self.mount_id)])
+        if answer is None:
+            return self._otherwise().status()
+        status: dict[str, Any] = json.loads(answer.body)
+        return status
+
+    def unmount(self, *, force: bool) -> bool:
+        """See `Mount`. Returns once the daemon has ended too: the name is free for the next one."""
+        pairs = [("name", self.mount_id), ("force", "1" if force else "")]
+        if self._ask("POST", "/layerfs/unmount", pairs) is None:
+            return self._otherwise().unmount(force=force)
+        self._wait_for_end()
+        return True
+
+    def remove(self, *, force: bool) -> None:
+        """See `Mount`. Returns once the daemon has ended too."""
+        answer = self._ask("DELETE", f"/containers/{self.mount_id}", [("force", "1" if force else "")])
+        if answer is None:
+            self._otherwise().remove(force=force)
+        else:
+            self._wait_for_end()
+
+    def _ask(self, method: str, path: str, pairs: Pairs) -> Response | None:
+        """Return the answer of the daemon, None when none runs. One that starts or ends is waited for.
+
+        Raises the error that the answer tells of.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while running_pid(self.name) is not None:
+            try:
+                answer = exchange(self.name, method, path, pairs)
+            except NotListeningError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+                continue
+            if answer.status == 404:
+                raise Conflict(
+                    f"the running mount called {self.name} belongs to another store than {self._root}"
+                )
+            if answer.status >= 400:
+                raise to_error(answer)
+            return answer
+        return None
+
+    def _wait_for_end(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while (pid := running_pid(self.name)) is not None:
+            if time.monotonic() > deadline:
+                raise Conflict(
+                    f"{self.name} is unmounted, but its daemon (process {pid}) has not ended after "
+                    f"{PATIENCE:g} seconds: see {log_path(self.name)}"
+                )
+            time.sleep(0.005)

@@ -1,0 +1,130 @@
+"""A mount that no process serves. It is worked on in the store, under the run lock: no daemon starts then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from layerfs.errors import Conflict, StoreBusy
+from layerfs.host.mounttable import detach
+from layerfs.host.record import look
+from layerfs.host.rundir import RunLock
+from layerfs.mounting.mount import Commit, Committed, outside_warning
+
+if TYPE_CHECKING:
+    from layerfs.store import Store
+    from layerfs.store.model import Image
+    from layerfs.store.model import Mount as Row
+    from layerfs.union.changes import Change
+
+STORE_PATIENCE = 10.0
+"""Seconds to wait for another process that writes to the store."""
+
+
+class Resting:
+    """A `Mount` that no daemon serves."""
+
+    def __init__(self, store: Store, row: Row) -> None:
+        """Work on the mount *row* of *store*, which belongs to the calling thread."""
+        self._store = store
+        self._row = row
+
+    @property
+    def name(self) -> str:
+        """See `Mount`."""
+        return self._row.name
+
+    @property
+    def mount_id(self) -> str:
+        """See `Mount`."""
+        return self._row.id
+
+    def commit(self, wanted: Commit) -> Committed:
+        """See `Mount`. Raises `Conflict` where a daemon died: what is in the upper may be incomplete."""
+        from layerfs.store import settle
+
+        self._store.check_commit(wanted.reference, wanted.changes)
+        with RunLock(self.name):
+            row = self._store.mount(self.mount_id)
+            if row.started is not None:
+                raise not_running(row)
+            image = self._commit(row, wanted)
+        settle.start(self._store.root, image.layers[-1])
+        outside = self._store.outside_upper(self._store.mount(self.mount_id))
+        return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+
+    def _commit(self, row: Row, wanted: Commit) -> Image:
+        """Commit; another process that writes to the store is waited for."""
+        upper = self._store.prepare_upper(row)
+        deadline = time.monotonic() + STORE_PATIENCE
+        try:
+            while True:
+                try:
+                    return self._store.commit(
+                        row,
+                        upper,
+                        reference=wanted.reference,
+                        comment=wanted.comment,
+                        author=wanted.author,
+                        changes=wanted.changes,
+                    )
+                except StoreBusy:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+        except BaseException:
+            self._store.abandon_upper(row, upper)
+            raise
+
+    def changes(self) -> Sequence[Change]:
+        """See `Mount`."""
+        from layerfs.union.changes import changes
+
+        if self._row.upper is None:
+            return ()
+        return list(changes(self._store.stack_of(self._row, upper=True)))
+
+    def flush(self) -> None:
+        """Do nothing: nobody has anything in a cache."""
+
+    def status(self) -> dict[str, Any]:
+        """Raise `Conflict`: there is no daemon."""
+        raise not_running(self._row)
+
+    def unmount(self, *, force: bool) -> bool:
+        """Take away what a dead daemon left; return False where there is nothing."""
+        with RunLock(self.name) as lock:
+            row = self._store.mount(self.mount_id)
+            if row.started is None:
+                return False
+            if row.mountpoint is not None:
+                detach(row.mountpoint, lock.device)
+            if row.ephemeral:
+                self._store.remove_mount(row.id)
+                lock.forget()
+            else:
+                self._store.set_unmounted(row.id)
+        return True
+
+    def remove(self, *, force: bool) -> None:
+        """See `Mount`."""
+        with RunLock(self.name) as lock:
+            row = self._store.mount(self.mount_id)
+            if row.started is not None and row.mountpoint is not None:
+                detach(row.mountpoint, lock.device)  # its daemon is dead
+            self._store.remove_mount(row.id)
+            lock.forget()
+
+
+def not_running(row: Row) -> Conflict:
+    """Return the error for the mount *row*, whose daemon is needed and does not run."""
+    if row.container:
+        again = f"run 'layerfs start {row.name}' to start it again"
+        if (record := look(row.id)) and record.alive():
+            again = f"the daemon of its files has ended: run 'layerfs stop {row.name}', then {again[4:]}"
+        return Conflict(f"{row.name} is not running; {again}")
+    resume = f"run 'layerfs mount --name {row.name} {row.mountpoint or 'MOUNTPOINT'}' to resume"
+    if row.started is not None:
+        return Conflict(f"{row.name} is not running (its daemon ended without unmounting); {resume}")
+    return Conflict(f"{row.name} is not mounted; {resume}")

@@ -1,0 +1,129 @@
+"""A mount that this process serves: what is asked of it, in a thread, is done by the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trio import from_thread
+
+from layerfs.errors import Conflict
+from layerfs.mounting.mount import Commit, Committed, outside_warning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import trio
+
+    from layerfs.store.model import Image
+    from layerfs.union.changes import Change
+
+
+class LiveMount(Protocol):
+    """A mount that this process serves, as its loop sees it: the daemon.
+
+    Every method raises `LayerfsError` with one line for people, and leaves the mount as it was then.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the mount."""
+
+    @property
+    def mount_id(self) -> str:
+        """The id of the mount in the store, 64 hexadecimal digits."""
+
+    @property
+    def mountpoint(self) -> str:
+        """Where it is mounted, an absolute path."""
+
+    @property
+    def outside_upper(self) -> Path | None:
+        """The directory that was brought along to take the writes, None where the store has its own."""
+
+    async def commit(
+        self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
+    ) -> Image:
+        """See `Mount.commit`."""
+
+    async def changes(self) -> list[Change]:
+        """See `Mount.changes`."""
+
+    async def flush(self) -> None:
+        """See `Mount.flush`."""
+
+    def status(self) -> dict[str, Any]:
+        """See `Mount.status`."""
+
+    async def unmount(self, *, force: bool) -> None:
+        """See `Mount.unmount`. The process ends by itself after the answer has been sent."""
+
+    async def remove(self, *, force: bool) -> None:
+        """See `Mount.remove`. The process ends by itself after the answer has been sent."""
+
+
+class Serve(Protocol):
+    """Answers on the socket of a mount."""
+
+    async def __call__(
+        self, live: LiveMount, root: Path, path: Path, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Answer on the socket *path* for *live*, a mount of the store at *root*, until cancelled."""
+
+
+class Served:
+    """A `Mount` that the loop of this process serves; for the threads that this loop has started."""
+
+    def __init__(self, live: LiveMount) -> None:
+        """Have *live* do what is asked."""
+        self._live = live
+        self.name = live.name
+        self.mount_id = live.mount_id
+
+    def commit(self, wanted: Commit) -> Committed:
+        """See `Mount`."""
+
+        async def commit() -> Image:
+            return await self._live.commit(
+                reference=wanted.reference,
+                comment=wanted.comment,
+                author=wanted.author,
+                changes=wanted.changes,
+                pause=wanted.pause,
+            )
+
+        image = from_thread.run(commit)
+        outside = from_thread.run_sync(lambda: self._live.outside_upper)
+        return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+
+    def changes(self) -> Sequence[Change]:
+        """See `Mount`."""
+        return from_thread.run(self._live.changes)
+
+    def flush(self) -> None:
+        """See `Mount`."""
+        from_thread.run(self._live.flush)
+
+    def status(self) -> dict[str, Any]:
+        """See `Mount`."""
+        return from_thread.run_sync(self._live.status)
+
+    def unmount(self, *, force: bool) -> bool:
+        """See `Mount`. This process ends after it."""
+
+        async def unmount() -> None:
+            await self._live.unmount(force=force)
+
+        from_thread.run(unmount)
+        return True
+
+    def remove(self, *, force: bool) -> None:
+        """See `Mount`. This process ends after it."""
+        if not force:
+            why = f"it is mounted on {self._live.mountpoint}; unmount it first, or force its removal"
+            raise Conflict(f"cannot remove {self.name}: {why}")
+
+        async def remove() -> None:
+            await self._live.remove(force=True)
+
+        from_thread.run(remove)
