@@ -15,7 +15,7 @@ from layerfs.container import (
     devices,
     mountpoints,
     namespaces,
-    ports,
+    portbindings,
     resources,
     security,
     tmpfs,
@@ -77,7 +77,7 @@ def taken(members: Members, default_network: str) -> tuple[dict[str, Any], list[
     if found["NetworkMode"] in ("", "default"):
         found["NetworkMode"] = default_network
     found["LogConfig"] = _log(members.member("LogConfig"))
-    found["PortBindings"] = ports.bindings(members)
+    found["PortBindings"] = portbindings.bindings(members)
     found["RestartPolicy"] = restart_policy(members)
     found["ConsoleSize"] = _console_size(members)
     found["OomScoreAdj"] = members.number("OomScoreAdj")
@@ -281,10 +281,9 @@ def _check_sysctls(found: Mapping[str, Any]) -> None:
 
 def _refuse(found: Mapping[str, Any]) -> None:
     """Refuse what layerfs does not do, rather than not doing it."""
-    if found["Links"]:
-        raise BadRequest(
-            "links are not supported: connect the containers to one network, and use their names"
-        )
+    for text in found["Links"] or ():
+        if not re.fullmatch(r"/?[\w.-]{1,128}(:(/[\w.-]+/)?[\w.-]{1,128})?", text, re.ASCII):
+            raise BadRequest(f"bad format for links: {text[:80]}")
     if found.get("StorageOpt"):
         raise BadRequest("--storage-opt is not supported: a container's layer is limited by its filesystem")
     if found["Cgroup"]:

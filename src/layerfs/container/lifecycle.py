@@ -149,7 +149,7 @@ def _start(
 
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import names, namespaces, spec, users
+    from layerfs.container import hostfiles, namespaces, shm, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
@@ -158,13 +158,15 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     hostname = spec.hostname_of(mount.id, mount.container)
     if other := namespaces.container_of(host["NetworkMode"]):
-        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+        named = hostfiles.points(files.directory(root, _running(root, other, "network")[0]))
     else:
         if host["NetworkMode"] not in ("host", "none"):
             raise NotFound(f"network {host['NetworkMode']} not found: give host or none")
-        named = names.write(own, hostname, mount.container.get("Domainname", ""), host)
+        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host)
     points = [files.found(point, own, tree) for point in points_of(mount)]
     taken = {point["Destination"] for point in points}
+    memory = shm.set_up(bundle, host, lambda name: directory(_running(root, name, "IPC")[0]))
+    named += [point for point in memory if point["Destination"] not in host.get("Tmpfs", {})]
     user = users.find_user(tree, mount.config.get("User") or "")
     built = spec.build(
         mount_id=mount.id,
@@ -238,11 +240,14 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
 
 def _take_down(root: Path, mount: Mount | None, lock: Lock) -> None:
     """Take away a container that was made but perhaps not started, whoever made it. Raises `LayerfsError`."""
+    from layerfs.container import shm
+
     if lock.is_empty():
         return
     record = lock.read()
     for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
         oci_runtime.delete(lock.path.name)
+    shm.take_down(lock.path)
     if mount is not None and mounted_at(str(lock.path / "rootfs")):
         _unmount(root, mount)
 
@@ -297,6 +302,7 @@ def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
 
 
 def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
+    from layerfs.container import shm
     from layerfs.container.spec import cgroups_path
 
     mount_id = lock.path.name
@@ -307,6 +313,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
         cgroups_path(mount_id, host_config(mount.container))
     )
     Runtime(record.runtime).delete(mount_id)
+    shm.take_down(lock.path)
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):

@@ -23,6 +23,7 @@ _OPENAT2 = 437
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_REMOUNT = 32
 _OPEN_TREE_CLONE = 1
 _CLOSE_RANGE_UNSHARE = 2
@@ -73,6 +74,12 @@ def umount(path: bytes, *, lazy: bool, follow: bool = False) -> None:
 def remount(path: bytes, flags: int) -> None:
     """Change the flags of the mount at *path*, and of its filesystem, to *flags*: mount(2), MS_REMOUNT."""
     _check(_libc.mount(None, path, None, ctypes.c_ulong(_MS_REMOUNT | flags), None), path)
+
+
+def mount_tmpfs(path: bytes, options: bytes) -> None:
+    """Mount a tmpfs with *options* at *path*, from which nothing can be executed: mount(2)."""
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _check(_libc.mount(b"shm", path, b"tmpfs", ctypes.c_ulong(flags), options), path)
 
 
 def clone_tree(fd: int) -> int:

@@ -6,9 +6,8 @@ They lie in the container's directory in the store, and are bound over the image
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,32 +28,27 @@ _NAMESERVERS = ("8.8.8.8", "8.8.4.4")
 """What dockerd takes where a machine's own nameserver cannot be reached from a container."""
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """What the network that a container is connected to adds to these files."""
-
-    addresses: Sequence[str] = ()
-    """The container's own."""
-    nameservers: Sequence[str] = ()
-    """Those of the network itself, which know the names of other containers."""
-    gateway: str = ""
-    """The address of this machine, as containers reach it: "host-gateway"."""
-    hosts: Sequence[tuple[str, str]] = ()
-    """More addresses and their names."""
-
-
 def write(
-    own: Path, hostname: str, domain: str, host_config: Mapping[str, Any], network: Network = Network()
+    own: Path,
+    hostname: str,
+    domain: str,
+    host_config: Mapping[str, Any],
+    *,
+    lines: Sequence[str] = (),
+    resolv: str | None = None,
+    gateway: str = "",
 ) -> list[mountpoints.Point]:
     """Write the files into the directory *own* and return where to mount them.
 
-    On the host's network they say what the host's do. Raises `BadRequest` and `OSError`.
+    On the host's network they say what the host's do. A network that the container is connected to adds:
+    *lines* for /etc/hosts, the container's own addresses among them; the text *resolv* of /etc/resolv.conf;
+    and the address of this machine in it, *gateway*. Raises `BadRequest` and `OSError`.
     """
     full = f"{hostname}.{domain} {hostname}" if domain else hostname
     contents = {
-        "hosts": _hosts(full, host_config, network),
+        "hosts": _hosts(full, host_config, lines, gateway),
         "hostname": f"{hostname}\n",
-        "resolv.conf": _resolver(host_config, network),
+        "resolv.conf": _resolver(host_config) if resolv is None else resolv,
     }
     for name, content in contents.items():
         path = own / name
@@ -68,22 +62,20 @@ def points(own: Path) -> list[mountpoints.Point]:
     return [mountpoints.bind(str(own / name), f"/etc/{name}") for name in _NAMES]
 
 
-def _hosts(full: str, host_config: Mapping[str, Any], network: Network) -> str:
+def _hosts(full: str, host_config: Mapping[str, Any], lines: Sequence[str], gateway: str) -> str:
     shared = host_config["NetworkMode"] == "host"
-    lines = [(_text("/etc/hosts") if shared else _LOCAL).rstrip()]
-    for text in host_config["ExtraHosts"] or ():
-        name, _, address = text.partition(":")
+    text = [(_text("/etc/hosts") if shared else _LOCAL).rstrip()]
+    for extra in host_config["ExtraHosts"] or ():
+        name, _, address = extra.partition(":")
         if address == "host-gateway":
-            address = "127.0.0.1" if shared else network.gateway
+            address = "127.0.0.1" if shared else gateway
         if not address:
             raise BadRequest("unable to derive the IP value for host-gateway")
-        lines.append(f"{address.strip('[]')}\t{name}")
-    lines += [f"{address}\t{name}" for address, name in network.hosts]
-    own = network.addresses or ("127.0.1.1",)
-    return "\n".join([*lines, *(f"{address}\t{full}" for address in own)]) + "\n"
+        text.append(f"{address.strip('[]')}\t{name}")
+    return "\n".join([*text, *(lines or [f"127.0.1.1\t{full}"])]) + "\n"
 
 
-def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
+def _resolver(host_config: Mapping[str, Any]) -> str:
     """Return a resolv.conf(5): the machine's, with what the container wants otherwise."""
     mode = host_config["NetworkMode"]
     servers, search, options = host_config["Dns"], host_config["DnsSearch"], host_config["DnsOptions"]
@@ -98,8 +90,6 @@ def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
         found["nameserver"] = found["nameserver"] or list(_NAMESERVERS)
     if servers:
         found["nameserver"] = list(servers)
-    if network.nameservers:
-        found["nameserver"] = list(network.nameservers)
     if search:
         found["search"] = [text for text in search if text != "."]
     if options:
@@ -126,14 +116,6 @@ def _is_loopback(text: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(text.partition("%")[0]).is_loopback
     return False
-
-
-def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
-    """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
-    if host_config["Dns"]:
-        return list(host_config["Dns"])
-    found = [text for text in _parsed(_text("/etc/resolv.conf"))["nameserver"] if not _is_loopback(text)]
-    return found or list(_NAMESERVERS)
 
 
 def _text(path: str) -> str:
