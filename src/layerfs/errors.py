@@ -51,16 +51,22 @@ class Conflict(LayerfsError):
     http_status = 409
 
 
-class NotSupported(LayerfsError):
-    """Docker's API has it, and layerfs does not do it (HTTP 501)."""
-
-    http_status = 501
-
-
 class StoreBusy(LayerfsError):
     """Another process holds the store's write lock; trying again shortly will do (HTTP 503)."""
 
     http_status = 503
+
+
+class OtherStore(LayerfsError):
+    """The engine has another store, or sees other mounts, than who asks (HTTP 421)."""
+
+    http_status = 421
+
+
+class NotImplementedHere(LayerfsError):
+    """Docker can do it, layerfs does not (HTTP 501)."""
+
+    http_status = 501
 
 
 class NoSpace(LayerfsError):

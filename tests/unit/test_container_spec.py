@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import seccomp, spec
-from layerfs.container.settings import Wanted, bind, configuration, environment, settings
+from layerfs.container import capabilities, mountpoints, seccomp, spec
+from layerfs.container.settings import Wanted, bind, described, environment, request
 from layerfs.container.users import User
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.signals import signal_number
 
 IMAGE = {"Cmd": ["image-cmd"], "Entrypoint": ["/entry"], "Env": ["A=1", "B=2"], "Labels": {"x": "y"}}
+
+
+def configuration(image: dict[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """Return the configuration of a container that `layerfs run` makes."""
+    return described(image, request(wanted)).config
+
+
+def settings(wanted: Wanted) -> dict[str, Any]:
+    """Return the settings of a container that `layerfs run` makes."""
+    return described(IMAGE, request(wanted)).settings
 
 
 @pytest.mark.parametrize(
@@ -100,23 +110,22 @@ ROOT = User(0, 0)
 
 def build(user: User = ROOT, network: str = "host", **config: Any) -> dict[str, Any]:
     """Return a specification."""
+    body = {"Hostname": "host", "HostConfig": {"NetworkMode": network}}
     return spec.build(
         mount_id="0" * 64,
         root=Path("/tree"),
         config={"Cmd": ["true"], **config},
+        settings=described({"Cmd": ["true"]}, body).settings,
         user=user,
-        hostname="host",
-        network=network,
-        terminal=False,
-        binds=[["/a", "/b", "ro"]],
+        points=[mountpoints.bind("/a", "/b", writable=False)],
     )
 
 
 def test_rights() -> None:
     of_root, of_jane = build()["process"], build(User(1000, 100, (10,), "/home/jane"))["process"]
-    assert of_root["capabilities"]["effective"] == list(spec.CAPABILITIES)
+    assert of_root["capabilities"]["effective"] == list(capabilities.DEFAULT)
     assert "CAP_SYS_ADMIN" not in of_root["capabilities"]["bounding"]
-    assert of_jane["capabilities"] == {"bounding": list(spec.CAPABILITIES)}
+    assert of_jane["capabilities"] == {"bounding": list(capabilities.DEFAULT)}
     assert of_jane["user"] == {"uid": 1000, "gid": 100, "additionalGids": [10]}
     assert "HOME=/home/jane" in of_jane["env"]
 
@@ -136,6 +145,7 @@ def test_mounts_and_namespaces() -> None:
     assert built["mounts"][-1]["options"] == ["rbind", "rprivate", "ro"]
     assert "ro" in next(mount for mount in built["mounts"] if mount["destination"] == "/sys")["options"]
     assert {"type": "network"} not in built["linux"]["namespaces"]
+    assert built["linux"]["sysctl"] == {}
     assert {"type": "network"} in build(network="none")["linux"]["namespaces"]
     assert built["linux"]["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
 
@@ -185,7 +195,7 @@ def test_a_profile_becomes_a_filter() -> None:
 
 
 def test_the_installed_profile() -> None:
-    found = seccomp.default_filter(spec.CAPABILITIES)
+    found = seccomp.default_filter(capabilities.DEFAULT)
     assert found is not None, "install golang-github-containers-common"
     assert {"read", "openat", "clone", "chroot"} <= allowed(found)
     assert {"bpf", "init_module"} <= allowed(found, "SCMP_ACT_ERRNO") - allowed(found)
@@ -236,9 +246,9 @@ def test_the_profile_of_an_administrator_is_used_as_it_is(
     own = tmp_path / "seccomp.json"
     monkeypatch.setattr(seccomp, "OWN_PROFILE", own)
     own.write_text(json.dumps({**PROFILE, "syscalls": [{"names": ["keyctl"], "action": "SCMP_ACT_ALLOW"}]}))
-    found = seccomp.default_filter(spec.CAPABILITIES)
+    found = seccomp.default_filter(capabilities.DEFAULT)
     assert found is not None
     assert rules(found, "keyctl") == [("ALLOW", None)]
     own.write_text("[" * 100_000)
     with pytest.raises(LayerfsError, match="is not a seccomp profile"):
-        seccomp.default_filter(spec.CAPABILITIES)
+        seccomp.default_filter(capabilities.DEFAULT)

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api import (
     archives,
+    attaching,
     containers,
     copying,
+    create,
     events,
+    execs,
     export,
     images,
+    mounting,
     native,
     prune,
     registries,
+    running,
     system,
     usage,
+    watching,
 )
 from layerfs.api.routes import Call, Place, Route
-from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
+from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
 
 if TYPE_CHECKING:
@@ -35,9 +42,15 @@ ROUTES = (
     *registries.ROUTES,
     *copying.ROUTES,
     *containers.ROUTES,
+    *create.ROUTES,
+    *running.ROUTES,
+    *watching.ROUTES,
+    *attaching.ROUTES,
+    *execs.ROUTES,
     *export.ROUTES,
     *events.ROUTES,
     *native.ROUTES,
+    *mounting.ROUTES,
 )
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 
@@ -48,6 +61,7 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
     Raises `BadRequest` for API versions that are not answered, `NotFound` where there is no route, for
     the method too, as dockerd does.
     """
+    _check_store(place, request)
     if match := _VERSIONED.fullmatch(request.path):
         version = int(match[1]), int(match[2])
         if version < MIN_API_VERSION:
@@ -66,6 +80,15 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
         if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
             return route, Call(place, request, names.groupdict())
     raise NotFound("page not found")
+
+
+def _check_store(place: Place, request: Request) -> None:
+    """Raise `OtherStore` if *request* is for another store, or from another mount namespace."""
+    root, namespace = (request.headers.get(name) for name in ("layerfs-root", "layerfs-namespace"))
+    if root is not None and root != str(place.root):
+        raise OtherStore(f"this engine serves {place.root}")
+    if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
+        raise OtherStore("this engine is in another mount namespace")
 
 
 def run(route: Route, call: Call) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -110,10 +111,14 @@ def stop(call: Call) -> Response:
     row = call.row(call.names["name"])
     if not row.container or (call.serves(row) and look(row.id) is None):
         return NO_CONTENT if call.mount_of(row).unmount(force=call.query.flag("force")) else NOT_MODIFIED
+    was_restarting = row.container.get("Restarting")
+    call.store.update_container(row.id, None, Stopped=True, Restarting=False)
     if not directory(row.id).exists():
-        return NOT_MODIFIED
+        return NO_CONTENT if was_restarting else NOT_MODIFIED
     ending.end(row, *how_to_end(call, row))
     _clear_away(call, row)
+    with suppress(NotFound):  # it may have been removed at its end
+        call.store.update_container(row.id, "stop")
     return NO_CONTENT
 
 
@@ -148,7 +153,10 @@ def _stop_signal(mount: Mount) -> int:
 def kill(call: Call) -> Response:
     """Send a signal to the process of a container."""
     mount = call.row(call.names["name"])
-    if not ending.send(mount, signal_number(call.query.get("signal") or "KILL")):
+    number = signal_number(call.query.get("signal") or "KILL")
+    if mount.container and number in (signal.SIGKILL, _stop_signal(mount)):
+        call.store.update_container(mount.id, None, Stopped=True, Restarting=False)
+    if not ending.send(mount, number):
         raise Conflict(f"{mount.name} is not running" if mount.container else f"{mount.name} is no container")
     return NO_CONTENT
 

@@ -98,11 +98,11 @@ def write(call: Call) -> Answer:
 def _is_for_another_process(call: Call, mount: Mount) -> bool:
     """Return whether this process must not answer: it serves the mount, or would have to fork its daemon.
 
-    Of a server with threads that use the store, SQLite's state cannot be taken along by a fork.
+    The daemon of one mount has threads that use the store: a fork would take SQLite's state along.
     """
     from layerfs.container import view
 
-    return call.serves(mount) or (not call.place.alone and view.is_at_rest(mount))
+    return call.serves(mount) or (call.place.live is not None and view.is_at_rest(mount))
 
 
 def _asked(call: Call) -> tuple[Mount, str]:

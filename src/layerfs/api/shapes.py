@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.api.state import MountState, state_of
 from layerfs.api.times import ZERO_TIME, timestamp
+from layerfs.container.stored import host_config, shown_points
 from layerfs.store import imageconfig
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from layerfs.store.model import HistoryRow, Image, Layer, Mount, Removal
     from layerfs.union.changes import Change
 
+STREAMS = ("AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce")
 CHANGE_KINDS = {"C": 0, "A": 1, "D": 2}
 
 
@@ -114,9 +116,11 @@ def container_summary(mount: Mount, image: Image | None) -> dict[str, Any]:
         "Labels": labels(mount),
         "State": state.state,
         "Status": state.status,
-        "HostConfig": {"NetworkMode": mount.container.get("NetworkMode", "host")},
+        "HostConfig": {
+            "NetworkMode": host_config(mount.container)["NetworkMode"] if mount.container else "host"
+        },
         "NetworkSettings": {"Networks": {}},
-        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
+        "Mounts": shown_points(mount),
         "Mountpoint": "" if mount.container else mount.mountpoint or "",  # a container's is private
     }
 
@@ -141,44 +145,29 @@ def container_inspect(
         "State": container_state(mount, state),
         "Image": digest(mount.image),
         "Name": f"/{mount.name}",
-        "RestartCount": 0,
+        "RestartCount": mount.container.get("RestartCount", 0),
         "Driver": "layerfs",
         "Platform": "linux",
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": "",
         "ExecIDs": None,
-        "HostConfig": {
-            "NetworkMode": mount.container.get("NetworkMode", "host"),
-            "Binds": [":".join(bind) for bind in mount.container.get("Binds", ())] or None,
-            "AutoRemove": mount.container.get("AutoRemove", False),
-            "ReadonlyRootfs": mount.upper is None,
-        },
+        "HostConfig": host_config(mount.container)
+        if mount.container
+        else {"ReadonlyRootfs": mount.upper is None},
         "GraphDriver": {"Name": "layerfs", "Data": data},
-        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
+        "Mounts": shown_points(mount),
         "Config": {
             **mount.config,
             "Hostname": mount.container.get("Hostname") or mount.id[:12],
-            "Tty": mount.container.get("Tty", False),
-            "OpenStdin": mount.container.get("OpenStdin", False),
-            "StdinOnce": mount.container.get("StdinOnce", False),
-            "Image": image_name(mount, image),
+            "Domainname": mount.container.get("Domainname", ""),
+            **{name: mount.container.get(name, False) for name in STREAMS},
+            "Image": mount.container.get("Image") or image_name(mount, image),
             "Labels": labels(mount),
         },
         "NetworkSettings": {"Networks": {}},
         "Mountpoint": mount.mountpoint or "",
         "Options": {name: value for name, value in mount.options.items() if name != "container"},
-    }
-
-
-def _bind(host: str, destination: str, mode: str) -> dict[str, Any]:
-    return {
-        "Type": "bind",
-        "Source": host,
-        "Destination": destination,
-        "Mode": mode,
-        "RW": mode == "rw",
-        "Propagation": "rprivate",
     }
 
 
@@ -189,9 +178,9 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     return {
         "Status": state.state,
         "Running": state.pid is not None,
-        "Paused": False,
-        "Restarting": False,
-        "OOMKilled": False,
+        "Paused": state.state == "paused",
+        "Restarting": state.state == "restarting",
+        "OOMKilled": known.get("OOMKilled", False),
         "Dead": state.dead,
         "Pid": state.pid or 0,
         "ExitCode": 255 if exited and started and not known.get("FinishedAt") else known.get("ExitCode", 0),

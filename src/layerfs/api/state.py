@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from layerfs.api.times import duration
+from layerfs.host import freezer
 from layerfs.host.record import directory, look
 from layerfs.host.rundir import running_pid
 
@@ -47,12 +48,18 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
     if record is not None and record.alive():
         if daemon is None:
             return MountState(record.pid, True, "dead", "Dead (the daemon of its files has ended)")
-        return MountState(record.pid, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
+        since = f"Up {_age(known.get('StartedAt') or mount.created)}"
+        if freezer.is_frozen(record.pid, mount.id):
+            return MountState(record.pid, False, "paused", f"{since} (Paused)")
+        return MountState(record.pid, False, "running", since)
     if daemon is not None:
         if mount.mountpoint not in (None, str(directory(mount.id) / "rootfs")):
             return None  # somebody has mounted it to look into it
         if record is not None and record.exit_code is None:  # it has ended just now
             return MountState(daemon, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
+    if known.get("Restarting"):
+        status = f"Restarting ({known['ExitCode']}) {_age(known['FinishedAt'])} ago"
+        return MountState(None, False, "restarting", status)
     if not known.get("StartedAt"):
         return MountState(None, False, "created", "Created")
     if not known.get("FinishedAt"):  # the machine was switched off, or its supervisor was killed

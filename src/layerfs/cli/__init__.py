@@ -20,6 +20,7 @@ COMMANDS = {
     "commit": "mounts",
     "container": "groups",
     "df": "prune",
+    "engine": "engine",
     "diff": "mounts",
     "export": "export",
     "exec": "containers",

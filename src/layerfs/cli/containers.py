@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +13,7 @@ from layerfs.cli.shared import each
 from layerfs.errors import Conflict, LayerfsError
 
 if TYPE_CHECKING:
-    from layerfs.store.model import Mount
+    from layerfs.client.client import Client
 
 
 def check_terminal(tty: bool, interactive: bool) -> None:
@@ -31,46 +30,53 @@ def warn_unfiltered() -> None:
         render.note(seccomp.UNFILTERED)
 
 
-def find(root: Path, name: str) -> Mount:
-    """Return the container called *name*; raises `NotFound`, and `Conflict` for a mount that is none."""
-    from layerfs.store import Store
-
-    with Store(root, create=False) as store:
-        mount = store.mount(name)
-    if not mount.container:
-        raise Conflict(f"{mount.name} is a mount, not a container: 'layerfs run' makes containers")
-    return mount
+def describe(client: Client, name: str) -> dict[str, Any]:
+    """Return what is known of the container *name*; raises `Conflict` for a mount that is none."""
+    found: dict[str, Any] = client.request("GET", f"/containers/{name}/json")
+    if not found["Config"].get("Image") or not found["HostConfig"].get("NetworkMode"):
+        raise Conflict(f"{found['Name'][1:]} is a mount, not a container: 'layerfs run' makes containers")
+    return found
 
 
-def start_attached(root: Path, mount: Mount, *, stdin: bool) -> int:
-    """Start the container *mount* with our output, and input if *stdin*; return the exit code of its process.
+def start(client: Client, name: str) -> None:
+    """Start the container *name*. Raises `ContainerError`, whose exit code says what is at fault."""
+    from layerfs.container.ociruntime import ContainerError, failure
 
-    Returns 0 when the user left it running. Raises `LayerfsError`.
+    try:
+        client.request("POST", f"/containers/{name}/start")
+    except LayerfsError as error:
+        raise ContainerError(str(error), failure(str(error)).exit_code) from None
+
+
+def start_attached(client: Client, name: str, *, tty: bool, stdin: bool, remove: bool) -> int:
+    """Start the container *name* with our output, and input if *stdin*; return the exit code of its process.
+
+    Returns 0 when the user left it running. *remove*: it is removed at its end. Raises `LayerfsError`.
     """
-    from layerfs.container import lifecycle
-    from layerfs.container.attach import Attachment
-    from layerfs.container.ociruntime import ContainerError
-    from layerfs.host.record import Record, Watch, directory
+    import json
 
-    opened: list[tuple[Attachment, Watch]] = []
+    from layerfs.client.attachment import Joined
 
-    def attach(record: Record) -> None:
-        bundle = directory(mount.id)
-        attachment = Attachment(bundle, record, tty=mount.container["Tty"], stdin=stdin)
-        opened.append((attachment, Watch(mount.id)))
-
-    from layerfs.api.server import start_mount
-
-    if not lifecycle.start(root, mount, start_mount, attach):
-        raise Conflict(f"{mount.name} is running already")
-    ((attachment, watch),) = opened
-    with watch:
-        with attachment:
-            if not attachment.run():
-                return 0
-        code = lifecycle.wait(root, mount, watch)
-    if code is None:
-        raise ContainerError(f"nobody knows how {mount.name} ended")
+    connection, early = client.take_over(
+        "POST", f"/containers/{name}/attach", stream=True, stdin=stdin, stdout=True, stderr=True
+    )
+    condition = "removed" if remove else "next-exit"
+    end = client.stream("POST", f"/containers/{name}/wait", condition=condition)
+    with connection:
+        start(client, name)
+        joined = Joined(
+            connection,
+            early,
+            tty=tty,
+            stdin=stdin,
+            resize=lambda rows, columns: client.request(
+                "POST", f"/containers/{name}/resize", h=str(rows), w=str(columns)
+            ),
+            pass_on=lambda number: client.request("POST", f"/containers/{name}/kill", signal=str(number)),
+        )
+        if not joined.run():
+            return 0
+    code: int = json.loads(b"".join(end))["StatusCode"]
     return code
 
 
@@ -84,23 +90,27 @@ def start_command(root: Path, names: tuple[str, ...], attach: bool, interactive:
 
     With -a or -i, exits with the status of the command.
     """
-    from layerfs.container import lifecycle
+    from layerfs.client.client import Client
 
+    client = Client.of(root)
     warn_unfiltered()
     if not (attach or interactive):
-        from layerfs.api.server import start_mount
 
-        def start(name: str) -> None:
-            lifecycle.start(root, find(root, name), start_mount)
+        def begin(name: str) -> None:
+            describe(client, name)
+            start(client, name)
             click.echo(name)
 
-        return each(names, start)
+        return each(names, begin)
     if len(names) > 1:
         raise Conflict("only one container can be attached to: give one name")
-    mount = find(root, names[0])
-    stdin = interactive and mount.container["OpenStdin"]
-    check_terminal(mount.container["Tty"], stdin)
-    return start_attached(root, mount, stdin=stdin)
+    found = describe(client, names[0])
+    if found["State"]["Running"]:
+        raise Conflict(f"{names[0]} is running already")
+    tty, stdin = found["Config"]["Tty"], interactive and found["Config"]["OpenStdin"]
+    check_terminal(tty, stdin)
+    remove = found["HostConfig"]["AutoRemove"]
+    return start_attached(client, found["Id"], tty=tty, stdin=stdin, remove=remove)
 
 
 @click.command("stop")
@@ -114,9 +124,11 @@ def stop_command(root: Path, names: tuple[str, ...], seconds: int) -> int:
     """
     from layerfs.client.client import Client
 
+    client = Client.of(root)
+
     def stop(name: str) -> None:
-        find(root, name)
-        Client.local(root).request("POST", f"/containers/{name}/stop", t=str(seconds))
+        describe(client, name)
+        client.request("POST", f"/containers/{name}/stop", t=str(seconds))
         click.echo(name)
 
     return each(names, stop)
@@ -130,9 +142,11 @@ def kill_command(root: Path, names: tuple[str, ...], text: str) -> int:
     """Send a signal to the processes that containers began with."""
     from layerfs.client.client import Client
 
+    client = Client.of(root)
+
     def kill(name: str) -> None:
-        find(root, name)
-        Client.local(root).request("POST", f"/containers/{name}/kill", signal=text)
+        describe(client, name)
+        client.request("POST", f"/containers/{name}/kill", signal=text)
         click.echo(name)
 
     return each(names, kill)
@@ -143,21 +157,19 @@ def kill_command(root: Path, names: tuple[str, ...], text: str) -> int:
 @click.pass_obj
 def wait_command(root: Path, names: tuple[str, ...]) -> int:
     """Wait until containers have ended, and print their exit codes."""
-    from layerfs.container import lifecycle
-    from layerfs.host.record import Watch
+    import json
+
+    from layerfs.client.client import Client
+
+    client = Client.of(root)
 
     def wait(name: str) -> None:
-        mount = find(root, name)
-        try:
-            watch = Watch(mount.id)
-        except FileNotFoundError:
-            code = mount.container.get("ExitCode")
-        else:
-            with watch:
-                code = lifecycle.wait(root, mount, watch)
-        if code is None:
+        found = describe(client, name)
+        if found["State"]["Status"] == "created":
             raise Conflict(f"{name} was not started")
-        click.echo(code)
+        click.echo(
+            json.loads(b"".join(client.stream("POST", f"/containers/{found['Id']}/wait")))["StatusCode"]
+        )
 
     return each(names, wait)
 
@@ -170,22 +182,23 @@ def wait_command(root: Path, names: tuple[str, ...]) -> int:
 @click.pass_obj
 def logs_command(root: Path, name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
     """Show what a container wrote."""
-    from layerfs.container import files, logs
-    from layerfs.host import record
+    from layerfs.client.attachment import Demultiplexer
+    from layerfs.client.client import Client
 
-    mount = find(root, name)
-
-    def goes_on() -> bool:
-        found = record.look(mount.id)
-        return found is not None and found.alive()
-
-    outputs = {b"stdout": sys.stdout.buffer, b"stderr": sys.stderr.buffer}
-    pieces = logs.read(files.log_path(root, mount.id), tail=tail, goes_on=goes_on if follow else None)
+    client = Client.of(root)
+    found = describe(client, name)
+    pieces = client.stream(
+        "GET",
+        f"/containers/{found['Id']}/logs",
+        stdout=True,
+        stderr=True,
+        follow=follow,
+        timestamps=timestamps,
+        tail="" if tail is None else str(tail),
+    )
+    output = Demultiplexer(tty=found["Config"]["Tty"])
     for piece in pieces:
-        output = outputs[piece.stream]
-        output.write(piece.time + b" " + piece.text if timestamps else piece.text)
-        if follow:
-            output.flush()
+        output.feed(piece)
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -215,17 +228,43 @@ def exec_command(
 
     Exits with the command's status; 126 means that it could not be executed, 127 that it was not found.
     """
-    from layerfs.container.processes import Execution, execute
+    import json
+
+    from layerfs.client.attachment import Joined
+    from layerfs.client.client import Client
+    from layerfs.container.ociruntime import ContainerError
 
     if not detach:
         check_terminal(tty, interactive)
-    wanted = Execution(
-        command=command,
-        environment=environment,
-        workdir=workdir,
-        user=user,
-        terminal=tty,
-        stdin=interactive,
-        detached=detach,
-    )
-    return execute(find(root, name), wanted)
+        if tty and not any(os.isatty(fd) for fd in (0, 1, 2)):
+            raise ContainerError("there is no terminal to use: leave out -t, or run it from one", 1)
+    client = Client.of(root)
+    body = {
+        "Cmd": list(command),
+        "Env": list(environment),
+        "WorkingDir": workdir,
+        "User": user,
+        "Tty": tty,
+        "AttachStdin": interactive and not detach,
+        "AttachStdout": not detach,
+        "AttachStderr": not detach,
+    }
+    made = client.request("POST", f"/containers/{name}/exec", body=json.dumps(body).encode())["Id"]
+    start = json.dumps({"Detach": detach, "Tty": tty}).encode()
+    if detach:
+        client.request("POST", f"/exec/{made}/start", body=start)
+        return 0
+    connection, early = client.take_over("POST", f"/exec/{made}/start", body=start)
+    with connection:
+        Joined(
+            connection,
+            early,
+            tty=tty,
+            stdin=interactive,
+            resize=lambda rows, columns: client.request(
+                "POST", f"/exec/{made}/resize", h=str(rows), w=str(columns)
+            ),
+            pass_on=lambda number: client.request("POST", f"/layerfs/exec/{made}/kill", signal=str(number)),
+        ).run()
+    code = client.request("GET", f"/exec/{made}/json")["ExitCode"]
+    return 0 if code is None else int(code)

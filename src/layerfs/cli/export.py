@@ -35,7 +35,7 @@ def export_command(root: Path, name: str, output: str | None) -> None:
         raise UsageError("an archive is nothing for a terminal: give --output, or redirect standard output")
     with Store(root, create=False) as store:
         mount_id = store.mount(name).id
-        Client.local(root).request("POST", "/layerfs/flush", name=mount_id)
+        Client.of(root).request("POST", "/layerfs/flush", name=mount_id)
         mount = store.mount(mount_id)
         stack = store.stack_of(mount, upper=True)
         try:

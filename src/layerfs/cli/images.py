@@ -27,7 +27,7 @@ def images_command(
     REFERENCE picks some of them: "debian", "debian:*".
     """
     filters = f'{{"reference": [{_quoted(reference)}]}}' if reference else ""
-    found = Client.local(root).request("GET", "/images/json", all=every, filters=filters)
+    found = Client.of(root).request("GET", "/images/json", all=every, filters=filters)
     rows = [
         _image_row(image, tag, no_trunc) for image in found for tag in image["RepoTags"] or ["<none>:<none>"]
     ]
@@ -81,7 +81,7 @@ class _HistoryCommand(click.Command):
 @click.pass_obj
 def history_command(root: Path, image: str, no_trunc: bool, quiet: bool, human: bool, form: str) -> None:
     """Show how an image came to be, the newest step first."""
-    found = Client.local(root).request("GET", f"/images/{image}/history")
+    found = Client.of(root).request("GET", f"/images/{image}/history")
     rows = [_history_row(item, no_trunc, human) for item in found]
     if quiet:
         render.show("\n".join(row["ID"] for row in rows))
@@ -115,7 +115,7 @@ def tag_command(root: Path, source: str, target: str) -> None:
 
     SOURCE is a name or an id, TARGET a name as in [HOST/]NAME[:TAG]; the tag is "latest" if none is given.
     """
-    Client.local(root).request("POST", f"/images/{source}/tag", repo=target)
+    Client.of(root).request("POST", f"/images/{source}/tag", repo=target)
 
 
 @click.command("rmi")
@@ -127,7 +127,7 @@ def rmi_command(root: Path, images: tuple[str, ...], force: bool) -> int:
 
     A name in IMAGES is removed, and the image with its last name. What a mount or another image uses stays.
     """
-    client = Client.local(root)
+    client = Client.of(root)
 
     def remove(image: str) -> None:
         for record in client.request("DELETE", f"/images/{image}", force=force):
@@ -147,7 +147,7 @@ def verify_command(root: Path, reference: str, accept: bool) -> int:
     Prints a line for each file that differs, and for each layer that is unverified because the machine
     stopped before it was on disk. Fails if there is one.
     """
-    client = Client.local(root)
+    client = Client.of(root)
     if accept:
         client.request("POST", "/layerfs/verify", ref=reference)
     found = client.request("GET", "/layerfs/verify", ref=reference)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from layerfs.cli.options import MountOptions, parse_options
 from layerfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from layerfs.client.client import Client
 
 
 @click.command("mount")
@@ -97,10 +103,15 @@ def start(
         raise UsageError("an upper directory goes with lower directories: give --lower too")
     if (wanted.upper is None) != (wanted.work is None) and not (wanted.upper and wanted.read_only):
         raise UsageError("an upper directory and a work directory go together: give both or neither")
-    from layerfs.api.server import start_mount
-    from layerfs.mounting import launch
+    from layerfs.client.client import Client
 
-    request = launch.MountRequest(
+    client = Client.of(root)
+    if not client.in_place and not foreground:
+        return _by_engine(client, wanted, mountpoint, source)
+    from layerfs.api.server import start_mount
+    from layerfs.mounting.launch import MountRequest
+
+    request = MountRequest(
         mountpoint=mountpoint,
         root=root,
         name=wanted.name,
@@ -114,3 +125,20 @@ def start(
         options=wanted.switches,
     )
     return start_mount(request)
+
+
+def _by_engine(client: Client, wanted: MountOptions, mountpoint: str, source: str | None) -> str:
+    """Have the engine mount, by a process that has imported everything already; return the name."""
+    body = {
+        "mountpoint": os.path.abspath(mountpoint),
+        "name": wanted.name,
+        "image": wanted.image,
+        "lowers": [os.path.abspath(path) for path in wanted.lowers],
+        "upper": None if wanted.upper is None else os.path.abspath(wanted.upper),
+        "work": None if wanted.work is None else os.path.abspath(wanted.work),
+        "read_only": wanted.read_only,
+        "source": source,
+        "options": wanted.switches,
+    }
+    name: str = client.request("POST", "/layerfs/mounts", body=json.dumps(body).encode())["Name"]
+    return name

@@ -53,10 +53,10 @@ def commit_command(
     several files is cut at one moment.
     """
     if pause:
-        from layerfs.cli.containers import find
+        from layerfs.cli.containers import describe
 
-        find(root, name)
-    answer = Client.local(root).request(
+        describe(Client.of(root), name)
+    answer = Client.of(root).request(
         "POST",
         "/commit",
         container=name,
@@ -79,7 +79,7 @@ def diff_command(root: Path, name: str) -> None:
 
     A stands for added, C for changed, D for deleted.
     """
-    found = Client.local(root).request("GET", f"/containers/{name}/changes") or ()
+    found = Client.of(root).request("GET", f"/containers/{name}/changes") or ()
     render.show("\n".join(f"{KINDS[item['Kind']]} {render.printable(item['Path'])}" for item in found))
 
 
@@ -91,7 +91,7 @@ def diff_command(root: Path, name: str) -> None:
 @click.pass_obj
 def ps_command(root: Path, every: bool, quiet: bool, no_trunc: bool, form: str) -> None:
     """List mounts."""
-    found = Client.local(root).request("GET", "/containers/json", all=every)
+    found = Client.of(root).request("GET", "/containers/json", all=every)
     rows = [_mount_row(item, no_trunc) for item in found]
     if quiet:
         render.show("\n".join(row["ID"] for row in rows))
@@ -130,7 +130,7 @@ def rm_command(root: Path, names: tuple[str, ...], force: bool) -> int:
 
     What was committed stays: images are not touched.
     """
-    client = Client.local(root)
+    client = Client.of(root)
 
     def remove(name: str) -> None:
         client.request("DELETE", f"/containers/{name}", force=force)
@@ -150,7 +150,7 @@ def umount_command(root: Path, name: str, force: bool, lazy: bool) -> None:
     NAME is its name, or the directory it is mounted on. What was written stays:
     'layerfs mount --name NAME MOUNTPOINT' resumes it.
     """
-    client = Client.local(root)
+    client = Client.of(root)
 
     def unmount(name: str) -> None:
         client.request("POST", "/layerfs/unmount", name=name, force=force or lazy)

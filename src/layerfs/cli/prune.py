@@ -27,7 +27,7 @@ def df_command(root: Path, verbose: bool, form: str) -> None:
     RECLAIMABLE is what would go with the images that no mount uses ('layerfs prune --all'), with the mounts
     that are not mounted, and, as layers, with both ('layerfs prune --all --mounts').
     """
-    found = Client.local(root).request("GET", "/layerfs/df")
+    found = Client.of(root).request("GET", "/layerfs/df")
     if verbose:
         parts = {"Images": _images(found), "Mounts": _mounts(found), "Layers": _layers(found)}
         if form == "json":
@@ -149,7 +149,7 @@ def prune_command(root: Path, every: bool, mounts: bool, force: bool, filters: t
     ]
     if not force:
         _confirm(what)
-    client = Client.local(root)
+    client = Client.of(root)
     lines = [*client.request("POST", "/layerfs/recover")]
     freed = 0
     if mounts:

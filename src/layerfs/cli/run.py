@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import secrets
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerfs.errors import BadRequest, LayerfsError, NotFound
+from layerfs.cli import render
+from layerfs.errors import LayerfsError, NotFound
 
 if TYPE_CHECKING:
-    from layerfs.container.settings import Wanted
-    from layerfs.store import Store
-    from layerfs.store.model import Image, Mount
+    from layerfs.client.client import Client
 
 
 class RunCommand(click.Command):
@@ -124,52 +123,63 @@ def run_command(
         remove=remove,
     )
     from layerfs.cli import containers
-    from layerfs.container import lifecycle
+    from layerfs.client.client import Client
+    from layerfs.container.settings import request
 
-    lifecycle.check_possible()
+    client = Client.of(root)
+    if client.in_place:
+        from layerfs.container import lifecycle
+
+        lifecycle.check_possible()
     if not detach:
         containers.check_terminal(tty, interactive)
     containers.warn_unfiltered()
-    mount = _create(
-        root, name if name is not None else f"container-{secrets.token_hex(4)}", image, wanted, pull
-    )
+    body = {**request(wanted), "Image": image}
+    identifier = create(client, root, name, body, pull)
     if detach:
-        from layerfs.api.server import start_mount
-
-        lifecycle.start(root, mount, start_mount)
-        click.echo(mount.id)
+        containers.start(client, identifier)
+        click.echo(identifier)
         return 0
-    return containers.start_attached(root, mount, stdin=interactive)
+    return containers.start_attached(client, identifier, tty=tty, stdin=interactive, remove=remove)
 
 
-def _create(root: Path, name: str, reference: str, wanted: Wanted, pull: str) -> Mount:
-    """Make the mount of a container, of an image that is pulled if need be; raises `LayerfsError`."""
-    from layerfs.container.settings import configuration, settings
-    from layerfs.store import Store
+def create(client: Client, root: Path, name: str | None, body: dict[str, Any], pull: str) -> str:
+    """Make the container that *body* describes, of an image that is pulled if need be; return its id.
 
-    chosen = settings(wanted)
-    with Store(root) as store:
-        image = _find_image(store, reference, pull)
-        if image.os != "linux":
-            raise BadRequest(f"{reference} is an image for {image.os}, not for linux")
-        config = configuration(image.config, wanted)
-        return store.create_mount(name, image=image, options={"container": chosen}, config=config)
-
-
-def _find_image(store: Store, reference: str, pull: str) -> Image:
-    """Return the image called *reference*, from its registry if *pull* says so; raises `LayerfsError`."""
+    Raises `LayerfsError`.
+    """
+    reference: str = body["Image"]
+    if pull == "always":
+        _pull(root, reference)
     try:
-        if pull != "always":
-            return store.resolve(reference)
-    except NotFound:
-        if pull == "never":
+        made = _create(client, name, body)
+    except NotFound as error:
+        if pull != "missing" or "No such image" not in str(error):
             raise
         click.echo(f"Unable to find image '{reference}' locally", err=True)
+        _pull(root, reference)
+        made = _create(client, name, body)
+    for warning in made["Warnings"]:
+        render.note(f"warning: {warning}")
+    identifier: str = made["Id"]
+    return identifier
+
+
+def _create(client: Client, name: str | None, body: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = client.request(
+        "POST", "/containers/create", body=json.dumps(body).encode(), name=name
+    )
+    return made
+
+
+def _pull(root: Path, reference: str) -> None:
     from layerfs.archive.limits import Limits
-    from layerfs.distribution.pull import pull as bring
+    from layerfs.distribution.pull import pull
     from layerfs.distribution.remotes import Remote
     from layerfs.distribution.skopeo import Options
+    from layerfs.store import Store
     from layerfs.store.references import normalize
 
-    remote = Remote("docker", f"//{normalize(reference)}")
-    return bring(store, remote, None, Options(), limits=Limits(), progress=sys.stderr.isatty()).image
+    with Store(root) as store:
+        remote = Remote("docker", f"//{normalize(reference)}")
+        pull(store, remote, None, Options(), limits=Limits(), progress=sys.stderr.isatty())

@@ -20,7 +20,7 @@ from layerfs.errors import NotFound
 @click.pass_obj
 def inspect_command(root: Path, names: tuple[str, ...]) -> int:
     """Show all about mounts and images, as a JSON array."""
-    client = Client.local(root)
+    client = Client.of(root)
     found: list[Any] = []
 
     def inspect(name: str) -> None:
@@ -52,7 +52,7 @@ def status_command(root: Path, name: str | None, form: str) -> int:
 
     Without NAME, shows every mount that runs.
     """
-    client = Client.local(root)
+    client = Client.of(root)
     if name is not None:
         names = [name]
     else:
@@ -92,7 +92,7 @@ def fsck_command(root: Path, repair: bool, contents: bool) -> int:
     Prints a line for each problem and what to do about it, and fails if one remains. Mounts may stay in use.
     """
     method = "POST" if repair else "GET"
-    found = Client.local(root).request(method, "/layerfs/fsck", contents=contents)
+    found = Client.of(root).request(method, "/layerfs/fsck", contents=contents)
     for problem in found:
         subject, what = render.printable(problem["Subject"]), render.printable(problem["What"])
         end = " (repaired)" if problem["Repaired"] else f": {render.printable(problem['Remedy'])}"

@@ -1,15 +1,26 @@
-"""The client of the API: it asks a server, or has the answer made in this process where none runs."""
+"""The client of the API: it asks the engine where one runs, or has the answer made in this process."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import socket
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from layerfs import errors
-from layerfs.host.rundir import running_pid
-from layerfs.unixhttp.message import Answer, Request, Response, build_target, parse_target, to_error
+from layerfs.host.rundir import engine_socket, running_pid
+from layerfs.unixhttp.message import (
+    Query,
+    Request,
+    Response,
+    Stream,
+    Takeover,
+    Upload,
+    to_error,
+)
 
 if TYPE_CHECKING:
     from layerfs.api.routes import Place
@@ -17,14 +28,45 @@ if TYPE_CHECKING:
 
 Pairs = Sequence[tuple[str, str]]
 Parameter = str | bool | Sequence[str] | None
+Taken = tuple[socket.socket, bytes]
+"""A connection that was taken over, and what has come over it already."""
+
+
+class Transport(Protocol):
+    """How requests travel."""
+
+    def send(self, request: Request) -> Response:
+        """Return the whole answer to *request*."""
+
+    def stream(self, request: Request) -> Stream:
+        """Return the answer to *request* as it comes."""
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """Return the connection that *request* opens, or the refusal."""
 
 
 class Client:
-    """Asks the control API; made by `Client.local` or `Client.for_mount`."""
+    """Asks the API; made by `Client.of`, `Client.local` or `Client.for_mount`."""
 
-    def __init__(self, send: Callable[[Request], Answer]) -> None:
-        """Ask by *send*, which takes a request and returns its answer."""
-        self._send = send
+    def __init__(self, transport: Transport) -> None:
+        """Ask by *transport*."""
+        self._transport = transport
+
+    @property
+    def in_place(self) -> bool:
+        """Whether this process answers itself."""
+        return isinstance(self._transport, _InPlace)
+
+    @classmethod
+    def of(cls, root: Path) -> Client:
+        """Return a client for the store at *root*: of its engine if one runs here, else `Client.local`.
+
+        `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
+        """
+        given = os.environ.get("LAYERFS_ENGINE")
+        if given == "none" or not (path := Path(given) if given else engine_socket()).exists():
+            return cls.local(root)
+        return cls(_EngineOrInPlace(path, root))
 
     @classmethod
     def local(cls, root: Path) -> Client:
@@ -32,13 +74,7 @@ class Client:
 
         What only a running mount can do is passed on to the daemon of that mount.
         """
-
-        def send(request: Request) -> Answer:
-            from layerfs.api import app
-
-            return app.answer(local_place(root), request)
-
-        return cls(send)
+        return cls(_InPlace(root))
 
     @classmethod
     def for_mount(cls, name: str) -> Client:
@@ -50,25 +86,79 @@ class Client:
             raise errors.Conflict(
                 f"{name} is not running; run 'layerfs mount --name {name} MOUNTPOINT' first"
             )
+        return cls(_Daemon(name))
 
-        def send(request: Request) -> Answer:
-            from layerfs.mounting.exchange import exchange
-
-            return exchange(name, request.method, request.path, request.query.pairs, request.body)
-
-        return cls(send)
-
-    def request(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        **parameters: Parameter,
+    ) -> Any:
         """Send a request and return the JSON of its answer, None for an empty one.
 
         Raises the `LayerfsError` that the answer's status stands for, with its message.
         """
-        target = build_target(path, _pairs(parameters)).encode()
-        answer = self._send(Request(method, *parse_target(target), body))
-        assert isinstance(answer, Response), "this route streams"
+        answer = self._transport.send(_request(method, path, body, headers, parameters))
         if answer.status >= 400:
             raise to_error(answer)
         return json.loads(answer.body) if answer.body else None
+
+    def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        upload: Upload | None = None,
+        **parameters: Parameter,
+    ) -> Generator[bytes, None, None]:
+        """Send a request and return the pieces of its answer as they come; some are empty.
+
+        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        """
+        return self.open(method, path, body=body, headers=headers, upload=upload, **parameters).chunks
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        upload: Upload | None = None,
+        **parameters: Parameter,
+    ) -> Stream:
+        """Do what `stream` does, and return the whole answer, with its headers."""
+        request = _request(method, path, body, headers, parameters, upload)
+        answer = self._transport.stream(request)
+        if answer.status >= 400:
+            raise to_error(Response(answer.status, b"".join(answer.chunks)))
+        return answer
+
+    def take_over(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Taken:
+        """Send a request after which the connection is a channel; return that, and what has come already.
+
+        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        """
+        answer = self._transport.take_over(_request(method, path, body, None, parameters))
+        if isinstance(answer, Response):
+            raise to_error(answer)
+        return answer
+
+
+def _request(
+    method: str,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str] | None,
+    parameters: Mapping[str, Parameter],
+    upload: Upload | None = None,
+) -> Request:
+    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {}, upload=upload)
 
 
 def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
@@ -82,6 +172,129 @@ def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
         else:
             pairs += [(name, item) for item in value or ()]
     return pairs
+
+
+class _InPlace:
+    """Answers in this process."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Stream):
+            return Response(answer.status, b"".join(answer.chunks), answer.headers)
+        assert isinstance(answer, Response)
+        return answer
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Response):
+            return Stream(answer.status, _one(answer.body), answer.headers)
+        assert isinstance(answer, Stream)
+        return answer
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        from layerfs.api import app
+
+        answer = app.answer(local_place(self._root), request)
+        if isinstance(answer, Response):
+            return answer
+        assert isinstance(answer, Takeover)
+        ours, theirs = socket.socketpair()
+        threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
+        return ours, b""
+
+
+def _one(piece: bytes) -> Generator[bytes, None, None]:
+    yield piece
+
+
+def _run_and_close(answer: Takeover, connection: socket.socket) -> None:
+    with connection:
+        answer.run(connection, b"")
+
+
+class _EngineOrInPlace:
+    """Asks the engine on a socket if it has the same store and mounts; else answers in place."""
+
+    def __init__(self, path: Path, root: Path) -> None:
+        from layerfs.unixhttp.client import UnixClient
+
+        namespace = os.readlink("/proc/self/ns/mnt")
+        self._engine = UnixClient(path, {"layerfs-root": str(root), "layerfs-namespace": namespace})
+        self._in_place = _InPlace(root)
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        try:
+            answer = self._engine.send(request)
+        except _NOBODY:
+            return self._in_place.send(request)
+        except OSError as error:
+            raise _lost(error) from None
+        return self._in_place.send(request) if answer.status == errors.OtherStore.http_status else answer
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        try:
+            answer = self._engine.stream(request)
+        except _NOBODY:
+            return self._in_place.stream(request)
+        except OSError as error:
+            raise _lost(error) from None
+        return self._in_place.stream(request) if answer.status == errors.OtherStore.http_status else answer
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        try:
+            answer = self._engine.take_over(request)
+        except _NOBODY:
+            return self._in_place.take_over(request)
+        except OSError as error:
+            raise _lost(error) from None
+        if isinstance(answer, Response) and answer.status == errors.OtherStore.http_status:
+            return self._in_place.take_over(request)
+        return answer
+
+
+_NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
+"""How connecting fails where no engine listens, or one of another user."""
+
+
+def _lost(error: OSError) -> errors.LayerfsError:
+    return errors.LayerfsError(
+        f"the engine ended the connection ({error.strerror or error}): see 'layerfs ps -a' for what was done"
+    )
+
+
+class _Daemon:
+    """Asks the daemon of a mount."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def send(self, request: Request) -> Response:
+        """See `Transport`."""
+        from layerfs.mounting.exchange import exchange
+
+        return exchange(self._name, request.method, request.path, request.query.pairs, request.body)
+
+    def stream(self, request: Request) -> Stream:
+        """See `Transport`."""
+        answer = self.send(request)
+        return Stream(answer.status, _one(answer.body), answer.headers)
+
+    def take_over(self, request: Request) -> Taken | Response:
+        """See `Transport`."""
+        return Response(501, b'{"message": "this socket is that of one mount: ask the engine"}')
 
 
 def local_place(root: Path) -> Place:

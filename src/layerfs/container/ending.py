@@ -66,7 +66,7 @@ def clear_away(root: Path, mount_id: str) -> None:
     """
     if directory(mount_id).exists():
         process = subprocess.Popen(
-            [sys.executable, "-m", "layerfs.container.finish", str(root), mount_id],
+            [sys.executable, "-m", "layerfs.engine.finish", str(root), mount_id],
             stdin=subprocess.DEVNULL,
             cwd="/",
         )

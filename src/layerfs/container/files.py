@@ -1,7 +1,7 @@
-"""What a container gets besides its tree: the network's files, and its volumes.
+"""What a container has in the store besides its tree: its log, the network's files, volumes without a name.
 
-They lie in the store, at `containers/ID/`, beside its log: they are no part of what a commit seals, live
-as long as the container, and are removed with it.
+They lie at `containers/ID/`: they are no part of what a commit seals, live as long as the container, and
+are removed with it.
 """
 
 from __future__ import annotations
@@ -10,21 +10,14 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from layerfs.container.rootfs import open_inside
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
 
-_LOCAL = """\
-127.0.0.1\tlocalhost
-::1\tlocalhost ip6-localhost ip6-loopback
-fe00::\tip6-localnet
-ff00::\tip6-mcastprefix
-ff02::1\tip6-allnodes
-ff02::2\tip6-allrouters
-"""
+if TYPE_CHECKING:
+    from layerfs.container.mountpoints import Point
 
 
 def directory(store: Path, mount_id: str) -> Path:
@@ -37,63 +30,35 @@ def log_path(store: Path, mount_id: str) -> Path:
     return directory(store, mount_id) / "log"
 
 
-def network_files(own: Path, hostname: str, network: str) -> list[list[str]]:
-    """Write /etc/hosts, /etc/hostname and /etc/resolv.conf into the directory *own*; return them as binds.
+def found(point: Point, own: Path, root: Path) -> Point:
+    """Return a mount point with a path as its source; makes what has to be made for that.
 
-    On the host's network they say what the host's do. Raises `OSError`.
+    A volume without a name is a directory below *own*, which begins with what the image mounted at *root*
+    has there. Raises `LayerfsError`.
     """
-    hosts = _text("/etc/hosts") if network == "host" else _LOCAL
-    contents = {
-        "hosts": f"{hosts.rstrip()}\n127.0.1.1\t{hostname}\n",
-        "hostname": f"{hostname}\n",
-        "resolv.conf": _text("/etc/resolv.conf") if network == "host" else "",
-    }
-    for name, content in contents.items():
-        path = own / name
-        path.write_text(content, errors="surrogateescape")
-        path.chmod(0o644)
-    return [[str(own / name), f"/etc/{name}", "rw"] for name in contents]
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="surrogateescape")
-    except OSError:
-        return ""
-
-
-def host_directories(binds: list[list[str]]) -> None:
-    """Make the host directories of *binds* that are not there, as Docker does; raises `LayerfsError`."""
-    for host, _, _ in binds:
-        try:
-            os.stat(host)
-        except FileNotFoundError:
-            try:
-                os.makedirs(host, 0o755, exist_ok=True)
-            except OSError as error:
-                raise from_os_error(error, "make the directory of a volume") from None
-        except OSError as error:
-            raise from_os_error(error, "use the directory of a volume") from None
-
-
-def image_volumes(own: Path, root: Path, config: Mapping[str, Any], taken: set[str]) -> list[list[str]]:
-    """Return binds for the `Volumes` of *config*, but for those destinations that are *taken*.
-
-    Each is a directory below *own*. A new one begins with what the image mounted at *root* has there.
-    Raises `LayerfsError`.
-    """
-    binds = []
-    for number, path in enumerate(sorted(config.get("Volumes") or ())):
-        destination = os.path.normpath(path)
-        if not path.startswith("/") or destination in ("/", "//"):
-            raise BadRequest(f"the image has a volume {path!r}, which is no absolute path below /")
-        if destination in taken:
-            continue
-        volume = own / "volumes" / str(number)
+    if point["Type"] == "volume":
+        if not point["Spec"]["Anonymous"]:
+            raise BadRequest(f"get {point['Name']}: no such volume")
+        volume = own / "volumes" / point["Name"]
         if not volume.exists():
-            _fill(volume, root, destination)
-        binds.append([str(volume), destination, "rw"])
-    return binds
+            _fill(volume, root, point["Destination"])
+        return {**point, "Source": str(volume)}
+    if point["Type"] == "bind" and point["Spec"].get("CreateMountpoint"):
+        _make_directory(point["Source"])
+    return point
+
+
+def _make_directory(path: str) -> None:
+    """Make the host directory *path* if nothing is there, as Docker does; raises `LayerfsError`."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        try:
+            os.makedirs(path, 0o755, exist_ok=True)
+        except OSError as error:
+            raise from_os_error(error, "make the directory of a volume") from None
+    except OSError as error:
+        raise from_os_error(error, "use the directory of a volume") from None
 
 
 def _fill(volume: Path, root: Path, path: str) -> None:

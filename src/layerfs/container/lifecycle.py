@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING
 
 from layerfs.container import files, ociruntime, supervisor
 from layerfs.container.ociruntime import ContainerError, Runtime
+from layerfs.container.restart import wants_restart
+from layerfs.container.stored import host_config, points_of
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
+from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
 from layerfs.host.rundir import forget, running_pid
@@ -51,12 +54,18 @@ def check_possible() -> None:
 
 
 def start(
-    root: Path, mount: Mount, launch: Launch, before: Callable[[Record], None] = lambda record: None
+    root: Path,
+    mount: Mount,
+    launch: Launch,
+    before: Callable[[Record], None] = lambda record: None,
+    *,
+    again: bool = False,
 ) -> bool:
     """Mount the tree of the container *mount* by *launch* and start its process; return False if it runs.
 
-    *before* is called when everything is ready but the process has not begun: attach then, and no output
-    is missed. Raises `LayerfsError`; then nothing of it runs, and the reason is noted in the store.
+    *again*: its restart policy wants it, not a person. *before* is called when everything is ready but the
+    process has not begun: attach then, and no output is missed. Raises `LayerfsError`; then nothing of it
+    runs, and the reason is noted in the store.
     """
     check_possible()
     with Lock(mount.id) as lock:
@@ -67,13 +76,13 @@ def start(
             return False
         if record:
             _finish(root, mount, lock, record)
-            if mount.container["AutoRemove"]:
+            if host_config(mount.container)["AutoRemove"]:
                 raise NotFound(f"no such mount: {mount.name}")
         with _interruptible():
             try:
                 _take_down(root, mount, lock)  # what is left of a start that was killed, if anything
                 lock.clear()
-                _start(root, mount, lock, launch, before)
+                _start(root, mount, lock, launch, before, again)
             except BaseException as error:
                 if isinstance(error, OSError):
                     error = from_os_error(error, f"start {mount.name}")
@@ -104,7 +113,9 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None]) -> None:
+def _start(
+    root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None], again: bool
+) -> None:
     from layerfs.mounting.launch import MountRequest
 
     tree = lock.path / "rootfs"
@@ -123,46 +134,70 @@ def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callabl
     _chosen[:] = [oci_runtime]
     with Store(root) as store:
         store.update_container(
-            mount.id, "start", StartedAt=started.isoformat(), FinishedAt=None, ExitCode=0, Error=""
+            mount.id,
+            "start",
+            StartedAt=started.isoformat(),
+            FinishedAt=None,
+            ExitCode=0,
+            Error="",
+            Restarting=False,
+            Stopped=False,
+            **({} if again else {"RestartCount": 0}),
+            OOMKilled=False,
         )
 
 
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import spec, users
+    from layerfs.container import names, namespaces, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
-    settings = mount.container
-    hostname = settings["Hostname"] or mount.id[:12]
+    host = host_config(mount.container)
     own = files.directory(root, mount.id)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    network = files.network_files(own, hostname, settings["NetworkMode"])
-    binds: list[list[str]] = settings["Binds"]
-    files.host_directories(binds)
-    taken = {destination for _, destination, _ in binds}
-    volumes = files.image_volumes(own, tree, mount.config, taken)
-    mounts = [bind for bind in network if bind[1] not in taken] + volumes + binds
+    hostname = spec.hostname_of(mount.id, mount.container)
+    if other := namespaces.container_of(host["NetworkMode"]):
+        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+    else:
+        if host["NetworkMode"] not in ("host", "none"):
+            raise NotFound(f"network {host['NetworkMode']} not found: give host or none")
+        named = names.write(own, hostname, mount.container.get("Domainname", ""), host)
+    points = [files.found(point, own, tree) for point in points_of(mount)]
+    taken = {point["Destination"] for point in points}
+    user = users.find_user(tree, mount.config.get("User") or "")
     built = spec.build(
         mount_id=mount.id,
         root=tree,
         config=mount.config,
-        user=users.find_user(tree, mount.config.get("User") or ""),
-        hostname=hostname,
-        network=settings["NetworkMode"],
-        terminal=settings["Tty"],
-        binds=sorted(mounts, key=lambda bind: bind[1].count("/")),  # what lies deeper comes later
+        settings=mount.container,
+        user=users.with_groups(tree, user, host["GroupAdd"] or ()),
+        points=[*(point for point in named if point["Destination"] not in taken), *points],
+        joins=namespaces.joined(host, lambda name: _running(root, name, "namespace")[1].pid),
     )
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
 
 
+def _running(root: Path, name: str, what: str) -> tuple[str, Record]:
+    """Return the id and the record of another container; raises `LayerfsError` unless it runs."""
+    with Store(root) as store:
+        other = store.mount(name)
+    record = look(other.id)
+    if record is None or not record.alive():
+        raise Conflict(f"cannot join the {what} of a container that does not run: {other.name}")
+    return other.id, record
+
+
 def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
     """Create the container by the first runtime that can; return it and the pid of the first process."""
+    from layerfs.container import hostconfig
+
     settings = mount.container
     wanted = supervisor.Supervised(
         mount_id=mount.id,
         bundle=bundle,
         log=files.log_path(root, mount.id),
+        log_limit=hostconfig.log_limit(host_config(settings)),
         root=root,
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
@@ -171,7 +206,8 @@ def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
     wanted.log.touch(mode=0o600)
     conmon = supervisor.find_conmon()
     first: ContainerError | None = None
-    for oci_runtime in _chosen or ociruntime.installed():
+    asked = host_config(settings)["Runtime"]
+    for oci_runtime in _chosen or ociruntime.installed() if asked != "crun" else ociruntime.installed(asked):
         try:
             return oci_runtime, supervisor.create(conmon, oci_runtime, wanted)
         except ContainerError as error:
@@ -190,7 +226,7 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
     with suppress(LayerfsError, OSError):
         _take_down(root, mount, lock)
         with Store(root) as store:
-            if mount.container["AutoRemove"]:
+            if host_config(mount.container)["AutoRemove"]:
                 store.remove_mount(mount.id)
                 forget(mount.name)
             else:
@@ -236,6 +272,13 @@ def finish(root: Path, mount_id: str) -> int | None:
         return code
 
 
+def will_restart(root: Path, mount_id: str) -> bool:
+    """Return whether the container is to be started again, unless somebody stops it before."""
+    with Store(root) as store, suppress(NotFound):
+        return bool(store.mount(mount_id).container.get("Restarting"))
+    return False
+
+
 def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
     """Wait until the container *mount* has ended and somebody, perhaps we, has cleared away after it.
 
@@ -254,21 +297,33 @@ def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
 
 
 def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
+    from layerfs.container.spec import cgroups_path
+
     mount_id = lock.path.name
     noted = supervisor.exit_code(lock.path, mount_id)
     code = UNKNOWN if noted is None else noted
     finished = datetime.now(UTC)
+    starved = mount is not None and cgroups.has_run_out_of_memory(
+        cgroups_path(mount_id, host_config(mount.container))
+    )
     Runtime(record.runtime).delete(mount_id)
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
-            if store.mount(mount_id).container["AutoRemove"]:
+            row = store.mount(mount_id)
+            if host_config(row.container)["AutoRemove"]:
                 store.remove_mount(mount_id)
                 forget(mount.name)
             else:
                 why = "" if noted is not None else "its supervisor ended before it did"
                 store.update_container(
-                    mount_id, "die", FinishedAt=finished.isoformat(), ExitCode=code, Error=why
+                    mount_id,
+                    "die",
+                    FinishedAt=finished.isoformat(),
+                    ExitCode=code,
+                    Error=why,
+                    Restarting=wants_restart(row, code),
+                    OOMKilled=starved,
                 )
     lock.write(Record(record.pid, record.born, record.runtime, code))
     return code

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -29,10 +29,11 @@ class Piece(NamedTuple):
 
 def read(
     path: Path, *, tail: int | None = None, goes_on: Callable[[], bool] | None = None
-) -> Iterator[Piece]:
+) -> Generator[Piece | None, None, None]:
     """Yield what the log at *path* has, the last *tail* pieces of it if that is given.
 
-    With *goes_on*, waits for more for as long as it says so. A log that is not there is empty.
+    With *goes_on*, waits for more for as long as it says so, and yields None now and then meanwhile. A log
+    that is not there is empty.
     """
     try:
         file = path.open("rb")
@@ -46,6 +47,7 @@ def read(
             yield from pieces
             if last:
                 return
+            yield None
             time.sleep(_PAUSE)
 
 

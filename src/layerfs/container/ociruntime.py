@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from layerfs.errors import LayerfsError, NotFound
 from layerfs.host import rundir
@@ -27,6 +30,8 @@ class ContainerError(LayerfsError):
         """Say *message*; *exit_code* is Docker's: 126 not executable, 127 not found, 125 anything else."""
         super().__init__(message)
         self.exit_code = exit_code
+        if self.is_about_the_command:
+            self.http_status = 400
 
     @property
     def is_about_the_command(self) -> bool:
@@ -53,11 +58,17 @@ class Runtime:
         """End what is left of a container and make the runtime forget it; fine when it knows none."""
         self._run("delete", "--force", mount_id)
 
-    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def update(self, mount_id: str, resources: Mapping[str, Any]) -> None:
+        """Give a container that runs other limits; raises `ContainerError`: it has those of before then."""
+        done = self._run("update", "--resources", "-", mount_id, text=json.dumps(resources))
+        if done.returncode != 0:
+            raise failure(done.stderr)
+
+    def _run(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(
                 [self.path, *self.options, *arguments],
-                stdin=subprocess.DEVNULL,
+                input=text,
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -69,11 +80,15 @@ class Runtime:
             raise ContainerError(f"{self.path} did not answer within {_PATIENCE:g} seconds") from None
 
 
-def installed() -> list[Runtime]:
-    """Return the runtimes that are installed, the preferred one first.
+def installed(name: str | None = None) -> list[Runtime]:
+    """Return the runtimes that are installed, the preferred one first, or the one called *name*.
 
     `$LAYERFS_RUNTIME`, a name or a path, is the only one if it is set. Raises `NotFound` for none.
     """
+    if name:
+        if path := find_program(name):
+            return [Runtime(path)]
+        raise NotFound(f"the OCI runtime {name} is not installed: install the package {name}")
     wanted = os.environ.get("LAYERFS_RUNTIME")
     paths = [find_program(name) for name in ([wanted] if wanted else RUNTIMES)]
     if found := [Runtime(path) for path in paths if path]:

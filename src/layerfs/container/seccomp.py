@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from layerfs.errors import LayerfsError
+from layerfs.errors import BadRequest, LayerfsError
 
 OWN_PROFILE = Path("/etc/containers/seccomp.json")
 """The profile that an administrator has written (containers.conf(5))."""
@@ -96,6 +96,27 @@ def default_filter(capabilities: Collection[str]) -> dict[str, Any] | None:
         raise LayerfsError(f"{path} is not a seccomp profile: {error}") from None
 
 
+def given_filter(text: str, capabilities: Collection[str]) -> dict[str, Any]:
+    """Return the `linux.seccomp` that the profile *text* means for a process that may have *capabilities*.
+
+    Nothing is taken out of it: whoever gives one decides. Raises `BadRequest` for a text that is no profile,
+    and for a machine that has no filters.
+    """
+    if platform.machine() not in _MACHINES:
+        raise BadRequest(f"seccomp profiles are not supported on {platform.machine()}")
+    try:
+        profile = json.loads(text)
+        if not isinstance(profile, dict):
+            raise TypeError("a profile must be an object")
+        result = convert(profile, capabilities, *_MACHINES[platform.machine()], platform.release())
+        if profile.get("architectures"):
+            result["architectures"] = [str(name) for name in profile["architectures"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise BadRequest(f"Decoding seccomp profile failed: {what}") from None
+    return result
+
+
 def convert(
     profile: dict[str, Any], capabilities: Collection[str], machine: str, architecture: str, kernel: str
 ) -> dict[str, Any]:
@@ -111,7 +132,7 @@ def convert(
         "architectures": [architecture, *subordinate],
         "syscalls": [
             _rule(rule)
-            for rule in profile["syscalls"]
+            for rule in profile.get("syscalls") or ()
             if _applies(rule, frozenset(capabilities), machine, kernel)
         ],
     }

@@ -1,7 +1,7 @@
-"""`config.json` for the OCI runtime: what Docker gives to a container that asks for nothing special.
+"""`config.json` for the OCI runtime: what the configuration and the settings of a container come to.
 
-The form is that of the OCI runtime specification 1.0 (config.md, config-linux.md); capabilities, mounts,
-masked and read-only paths are those of moby's `oci/defaults.go` and `oci/caps/defaults.go`.
+The form is that of the OCI runtime specification 1.0 (config.md, config-linux.md); what is made of Docker's
+members is that of moby's `daemon/oci_linux.go`.
 """
 
 from __future__ import annotations
@@ -12,43 +12,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layerfs.container.seccomp import default_filter
+from layerfs.container import capabilities, devices, mounting, namespaces, resources, security
+from layerfs.container.mountpoints import Point
+from layerfs.container.ociruntime import find_program
 from layerfs.container.settings import absolute, command, environment
+from layerfs.container.stored import host_config
 from layerfs.container.users import User
+from layerfs.errors import NotFound
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CAPABILITIES = tuple(
-    f"CAP_{name}"
-    for name in (
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-        "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
-    )
-)  # fmt: skip
-MASKED = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-    "/sys/devices/virtual/powercap", "/sys/firmware",
-)  # fmt: skip
-READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+INIT = "/sbin/docker-init"
+"""Where the init of a container is, as in Docker's."""
+_INITS = ("docker-init", "tini-static", "tini", "catatonit", "dumb-init")
 _OPEN_FILES = (1024, 524288)
 """The limit of open files, soft and hard, as systemd gives it to services."""
-_SAFE = ("nosuid", "noexec", "nodev")
-_MOUNTS = (
-    ("/proc", "proc", "proc", _SAFE),
-    ("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k")),
-    (
-        "/dev/pts",
-        "devpts",
-        "devpts",
-        ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
-    ),
-    ("/sys", "sysfs", "sysfs", (*_SAFE, "ro")),
-    ("/sys/fs/cgroup", "cgroup", "cgroup", (*_SAFE, "ro")),
-    ("/dev/mqueue", "mqueue", "mqueue", _SAFE),
-    ("/dev/shm", "tmpfs", "shm", (*_SAFE, "mode=1777", "size=65536k")),
-)
-Bind = Sequence[str]
-"""Host path, destination, and "rw" or "ro"."""
+_UNLIMITED = (1 << 64) - 1
+_SYSCTLS = {"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"}
+"""What every network of a container's own allows its users: to ping, and any port."""
 
 
 def build(
@@ -56,86 +36,149 @@ def build(
     mount_id: str,
     root: Path,
     config: Mapping[str, Any],
+    settings: Mapping[str, Any],
     user: User,
-    hostname: str,
-    network: str,
-    terminal: bool,
-    binds: Iterable[Bind],
+    points: Iterable[Point],
+    joins: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the specification of a container *mount_id* whose tree is mounted at *root*.
 
-    *config* is its configuration, *user* who its `User` is in the image; *binds* are mounted in their order.
+    *config* and *settings* are what `settings.described` made of them, *user* who its `User` is in the image.
+    All *points* have a path as their source. *joins* are the paths of the namespaces that exist already, by
+    their kind ("network"): those of other containers (`namespaces.joined`), or a network made for this one.
+    Raises `LayerfsError` for what this machine has not: a device, an init.
     """
-    return {
-        "ociVersion": "1.0.2",
-        "root": {"path": str(root), "readonly": False},
-        "hostname": hostname,
-        "process": process(config, user, hostname=hostname, terminal=terminal),
-        "mounts": [
-            *(
-                {"destination": destination, "type": kind, "source": source, "options": list(options)}
-                for destination, kind, source, options in _MOUNTS
-            ),
-            *(
-                {
-                    "destination": destination,
-                    "type": "bind",
-                    "source": host,
-                    "options": ["rbind", "rprivate", mode],
-                }
-                for host, destination, mode in binds
-            ),
-        ],
-        "linux": {
-            "cgroupsPath": f"/layerfs/{mount_id}",
-            "namespaces": [{"type": kind} for kind in _namespaces(network)],
-            "resources": {"devices": [{"allow": False, "access": "rwm"}, *_allowed_devices()]},
-            "maskedPaths": list(MASKED),
-            "readonlyPaths": list(READ_ONLY),
-            **_seccomp(),
-        },
+    host = host_config(settings)
+    rights = capabilities.of(host)
+    options = security.parse(host["SecurityOpt"] or ())
+    hostname = hostname_of(mount_id, settings)
+    init = _init(host)
+    mounts, propagation = mounting.for_runtime(
+        host, [*points, *init[1]], writable_cgroups=options.writable_cgroups
+    )
+    made, access = devices.for_runtime(host)
+    process_ = process(config, settings, user, hostname=hostname, rights=rights)
+    process_["args"] = [*init[0], *process_["args"]]
+    linux: dict[str, Any] = {
+        "cgroupsPath": cgroups_path(mount_id, host),
+        "namespaces": namespaces.for_runtime(host, joins or {}),
+        "devices": made,
+        "resources": {"devices": access, **resources.for_runtime(host)},
+        "maskedPaths": host["MaskedPaths"] or [],
+        "readonlyPaths": host["ReadonlyPaths"] or [],
+        "sysctl": _sysctls(settings, host),
     }
+    if propagation:
+        linux["rootfsPropagation"] = propagation
+    if filter_ := options.filter(rights, privileged=host["Privileged"]):
+        linux["seccomp"] = filter_
+    result: dict[str, Any] = {
+        "ociVersion": "1.0.2",
+        "root": {"path": str(root), "readonly": host["ReadonlyRootfs"]},
+        "process": process_,
+        "mounts": mounts,
+        "linux": linux,
+    }
+    if host["UTSMode"] != "host":
+        result["hostname"] = hostname
+    if host.get("Annotations"):
+        result["annotations"] = host["Annotations"]
+    return result
 
 
-def process(config: Mapping[str, Any], user: User, *, hostname: str, terminal: bool) -> dict[str, Any]:
-    """Return the member `process`: what runs, as whom, where, and with what rights."""
+def hostname_of(mount_id: str, settings: Mapping[str, Any]) -> str:
+    """Return the name that a container has for itself: the machine's if it shares that, else by its id."""
+    if host_config(settings)["UTSMode"] == "host":
+        return os.uname().nodename
+    return str(settings.get("Hostname") or mount_id[:12])
+
+
+def cgroups_path(mount_id: str, host: Mapping[str, Any]) -> str:
+    """Return the place of a container among the control groups."""
+    return os.path.normpath(f"/{host['CgroupParent'].strip('/') or 'layerfs'}/{mount_id}")
+
+
+def process(
+    config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    user: User,
+    *,
+    hostname: str,
+    rights: Sequence[str],
+) -> dict[str, Any]:
+    """Return the member `process`: what runs, as whom, where, and with what *rights*."""
+    host = host_config(settings)
+    terminal = settings["Tty"]
+    options = security.parse(host["SecurityOpt"] or ())
     own = [PATH, f"HOSTNAME={hostname}", f"HOME={user.home}", *(["TERM=xterm"] if terminal else [])]
-    capabilities: dict[str, list[str]] = {"bounding": list(CAPABILITIES)}
-    if user.uid == 0:
-        capabilities |= {"effective": list(CAPABILITIES), "permitted": list(CAPABILITIES)}
-    soft, hard = _OPEN_FILES
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return {
+    result: dict[str, Any] = {
         "terminal": terminal,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
         "args": command(config),
         "env": environment(own, config.get("Env") or ()),
         "cwd": absolute(config.get("WorkingDir") or "/"),
-        "capabilities": capabilities,
-        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": min(soft, most), "hard": min(hard, most)}],
-        "noNewPrivileges": False,
+        "capabilities": given_rights(user, rights),
+        "rlimits": _limits(host),
+        "noNewPrivileges": options.no_new_privileges,
     }
+    height, width = host["ConsoleSize"]
+    if terminal and height and width:
+        result["consoleSize"] = {"height": height, "width": width}
+    if host["OomScoreAdj"]:
+        result["oomScoreAdj"] = host["OomScoreAdj"]
+    if profile := options.apparmor_profile():
+        result["apparmorProfile"] = profile
+    return result
 
 
-def _namespaces(network: str) -> list[str]:
-    own = ["pid", "ipc", "uts", "mount"]
-    if network == "none":
-        own.append("network")
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
-        own.append("cgroup")  # Docker's default where there are cgroups of version 2 alone
-    return own
+def given_rights(user: User, rights: Sequence[str]) -> dict[str, list[str]]:
+    """Return the member `capabilities` of a process: root has them, others may get them (capabilities(7))."""
+    kinds = ("bounding", "effective", "permitted") if user.uid == 0 else ("bounding",)
+    return {kind: list(rights) for kind in kinds}
 
 
-def _allowed_devices() -> list[dict[str, Any]]:
-    """Return what may be done with devices: anything may be made, only the harmless ones opened."""
-    harmless = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
+def _limits(host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    soft, hard = _OPEN_FILES
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = {"nofile": (min(soft, most), min(hard, most))}
+    limits |= {limit["Name"]: (limit["Soft"], limit["Hard"]) for limit in host["Ulimits"] or ()}
     return [
-        *({"allow": True, "type": kind, "access": "m"} for kind in "cb"),
-        *({"allow": True, "type": "c", "major": a, "minor": b, "access": "rwm"} for a, b in harmless),
-        {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+        {"type": f"RLIMIT_{name.upper()}", "soft": soft & _UNLIMITED, "hard": hard & _UNLIMITED}
+        for name, (soft, hard) in limits.items()
     ]
 
 
-def _seccomp() -> dict[str, Any]:
-    filter_ = default_filter(CAPABILITIES)
-    return {"seccomp": filter_} if filter_ else {}
+def _init(host: Mapping[str, Any]) -> tuple[list[str], list[Point]]:
+    """Return the words before the command of a container that has an init, and what is mounted for it."""
+    if not host.get("Init") or host["PidMode"] not in ("", "private"):
+        return [], []
+    for name in _INITS:
+        if path := find_program(name) or _beside(name):
+            spec = {"NonRecursive": True, "ReadOnlyNonRecursive": True}
+            point = {
+                "Type": "bind", "Source": path, "Destination": INIT, "RW": False, "Propagation": "rprivate",
+                "Spec": spec,
+            }  # fmt: skip
+            return [INIT, "--"], [point]
+    raise NotFound("no init for containers is installed (--init): install the package tini or catatonit")
+
+
+def _beside(name: str) -> str | None:
+    """Return the path of a program that packages put where no PATH leads."""
+    places = (f"{directory}/{name}" for directory in ("/usr/libexec/podman", "/usr/libexec/docker"))
+    return next((path for path in places if os.access(path, os.X_OK)), None)
+
+
+def _sysctls(settings: Mapping[str, Any], host: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    mode = host["NetworkMode"]
+    if mode != "host" and namespaces.container_of(mode) is None:
+        found = {
+            name: value
+            for name, value in _SYSCTLS.items()
+            if os.path.exists(f"/proc/sys/{name.replace('.', '/')}")
+        }
+    if settings.get("Domainname") and host["UTSMode"] != "host":
+        found["kernel.domainname"] = settings["Domainname"]
+    own: dict[str, str] = host.get("Sysctls", {})
+    return found | own

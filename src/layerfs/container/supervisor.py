@@ -1,7 +1,7 @@
 """The process that stays with a container: conmon(8), as Podman and CRI-O use it.
 
 It holds the terminal or the pipes, writes the log, lets clients attach, notes the exit code, and runs a
-command at the end: the one that clears away (`layerfs.container.finish`).
+command at the end: the one that clears away (`layerfs.engine.finish`).
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ class Supervised:
     bundle: Path
     """The directory with config.json; the attach socket and the exit code appear there."""
     log: Path
+    log_limit: int | None
+    """Bytes that the log may have until it begins anew; None for no limit, 0 for no log at all."""
     root: Path
     """The store's root, for the command that clears away."""
     terminal: bool
@@ -94,14 +96,15 @@ def _arguments(oci: Runtime, wanted: Supervised) -> list[str]:
         f"--container-pidfile={bundle}/pid",
         f"--conmon-pidfile={bundle}/conmon.pid",
         f"--exit-dir={bundle}",
-        f"--log-path=k8s-file:{wanted.log}",
+        f"--log-path={'none' if wanted.log_limit == 0 else f'k8s-file:{wanted.log}'}",
+        *([f"--log-size-max={wanted.log_limit}"] if wanted.log_limit else []),
         "--full-attach",
         "--no-sync-log",
         f"--exit-command={sys.executable}",
     ]
     arguments += [
         f"--exit-command-arg={word}"
-        for word in ("-m", "layerfs.container.finish", str(wanted.root), wanted.mount_id)
+        for word in ("-m", "layerfs.engine.finish", str(wanted.root), wanted.mount_id)
     ]
     options = {"-t": wanted.terminal, "-i": wanted.stdin, "--leave-stdin-open": wanted.stdin_stays_open}
     return [*arguments, *(option for option, given in options.items() if given)]

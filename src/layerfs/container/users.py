@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerfs.container.rootfs import read_inside
@@ -47,6 +47,16 @@ def find_user(root: Path | int, wanted: str) -> User:
         return User(uid, _find_group(groups, group), (), home)
     further = {_number(entry[2]) for entry in groups if name and name in entry[3].split(",")}
     return User(uid, gid, tuple(sorted(further - {gid})), home)
+
+
+def with_groups(root: Path, user: User, wanted: Iterable[str]) -> User:
+    """Return *user* with the groups *wanted*, names or numbers, in the image mounted at *root*.
+
+    Raises `BadRequest` for unknown names.
+    """
+    groups = list(_entries(root, "etc/group", 4))
+    further = [_find_group(groups, name) for name in wanted]
+    return replace(user, groups=tuple(dict.fromkeys([*user.groups, *further])))
 
 
 def _find_group(groups: list[list[str]], wanted: str) -> int:

@@ -73,6 +73,15 @@ def _hierarchies() -> list[tuple[str, Path]]:
     return found
 
 
+def is_frozen(pid: int, mount_id: str) -> bool:
+    """Return whether the container *mount_id* with the process *pid* stands still."""
+    try:
+        found = find(pid, mount_id)
+        return found is not None and found.stands_still()
+    except OSError:  # it has ended
+        return False
+
+
 def thaw(pid: int, mount_id: str) -> None:
     """Let a container go on that somebody froze and could not thaw: signals reach it only then."""
     if freezer := find(pid, mount_id):

@@ -199,8 +199,12 @@ class Watch:
         """Return the watch itself."""
         return self
 
+    def close(self) -> None:
+        """Close the record."""
+        os.close(self._fd)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the record."""
-        os.close(self._fd)
+        self.close()

@@ -91,6 +91,11 @@ def socket_path(name: str) -> Path:
     return run_dir() / f"{check_name(name)}.sock"
 
 
+def engine_socket() -> Path:
+    """Return the path of the socket of the engine, where it is not told another one."""
+    return run_dir() / "engine.sock"
+
+
 def log_path(name: str) -> Path:
     """Return the path of the log of the mount called *name*."""
     return run_dir() / f"{check_name(name)}.log"

@@ -72,11 +72,16 @@ async def stillness(
 
 @asynccontextmanager
 async def _frozen(freezer: Freezer) -> AsyncIterator[None]:
-    """Freeze while the block lasts; raises `Conflict` when not everything stands still in time.
+    """Freeze while the block lasts, and after it only what was paused before.
+
+    Raises `Conflict` when not everything stands still in time.
 
     The loop goes on meanwhile: a process that waits for the filesystem is frozen once it has its answer.
     """
+    paused = False
     try:
+        with suppress(OSError):
+            paused = freezer.stands_still()
         with trio.move_on_after(_FREEZE_PATIENCE) as waiting:
             await _freeze(freezer)
         if waiting.cancelled_caught:
@@ -85,8 +90,9 @@ async def _frozen(freezer: Freezer) -> AsyncIterator[None]:
             )
         yield
     finally:
-        with suppress(OSError):
-            freezer.thaw()
+        if not paused:
+            with suppress(OSError):
+                freezer.thaw()
 
 
 async def _freeze(freezer: Freezer) -> None:

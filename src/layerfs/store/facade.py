@@ -247,8 +247,12 @@ class Store:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
         return external.committed_from(self._db, path)
 
-    def update_container(self, mount_id: str, action: str, **values: Any) -> None:
-        """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+    def rename_mount(self, mount_id: str, name: str) -> None:
+        """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""
+        mounts.rename(self._db, mount_id, name)
+
+    def update_container(self, mount_id: str, action: str | None, **values: Any) -> None:
+        """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
 
     def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:

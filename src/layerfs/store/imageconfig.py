@@ -28,13 +28,13 @@ def check(config: object, whose: str = "the image's configuration") -> None:
     for name, (good, wanted) in _MEMBERS.items():
         value = config.get(name)
         if value is not None and not good(value):
-            raise BadRequest(f"{name} in {whose} must be {wanted}, not {_shown(value)}")
+            raise BadRequest(f"{name} in {whose} must be {wanted}, not {shown(value)}")
     if signal := config.get("StopSignal"):
         try:
             signal_number(signal)
         except BadRequest:
             wanted = "the name or number of a signal, such as SIGTERM"
-            raise BadRequest(f"StopSignal in {whose} must be {wanted}, not {_shown(signal)}") from None
+            raise BadRequest(f"StopSignal in {whose} must be {wanted}, not {shown(signal)}") from None
 
 
 def check_shape(value: object, whose: str) -> None:
@@ -67,7 +67,7 @@ def labels(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text or "" for name, text in value.items()}
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
     """Return whether *value* can be given to a program, or be a name: no null byte, nor half a character."""
     if not isinstance(value, str) or "\0" in value:
         return False
@@ -79,21 +79,21 @@ def _is_text(value: object) -> bool:
 
 
 def _is_words(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+    return isinstance(value, list) and all(map(is_text, value))
 
 
 def _is_environment(value: object) -> bool:
-    return isinstance(value, list) and all(_is_text(item) and item.find("=") > 0 for item in value)
+    return isinstance(value, list) and all(is_text(item) and item.find("=") > 0 for item in value)
 
 
 def _is_labels(value: object) -> bool:
     return isinstance(value, dict) and all(
-        _is_text(name) and (text is None or _is_text(text)) for name, text in value.items()
+        is_text(name) and (text is None or is_text(text)) for name, text in value.items()
     )
 
 
 def _is_set(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value))
+    return isinstance(value, dict) and all(map(is_text, value))
 
 
 def _is_number(value: object) -> bool:
@@ -109,15 +109,15 @@ def _is_healthcheck(value: object) -> bool:
 
 _LIST = 'a list of strings, such as ["sh", "-c", "make"]'
 _MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "User": (_is_text, 'a string, such as "1000:1000"'),
+    "User": (is_text, 'a string, such as "1000:1000"'),
     "ExposedPorts": (_is_set, 'an object with ports as names, such as {"80/tcp": {}}'),
     "Env": (_is_environment, 'a list of strings NAME=VALUE, such as ["LANG=C"]'),
     "Entrypoint": (_is_words, _LIST),
     "Cmd": (_is_words, _LIST),
     "Volumes": (_is_set, 'an object with paths as names, such as {"/data": {}}'),
-    "WorkingDir": (_is_text, 'a string, such as "/srv"'),
+    "WorkingDir": (is_text, 'a string, such as "/srv"'),
     "Labels": (_is_labels, 'an object of strings, such as {"name": "value"}'),
-    "StopSignal": (_is_text, 'a string, such as "SIGTERM"'),
+    "StopSignal": (is_text, 'a string, such as "SIGTERM"'),
     "StopTimeout": (_is_number, "a number of seconds"),
     "Shell": (_is_words, _LIST),
     "OnBuild": (_is_words, "a list of strings"),
@@ -137,7 +137,7 @@ def _kind(value: object) -> str:
     return next((kind for type_, kind in kinds if isinstance(value, type_)), "null")
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return *value* for a message: its kind, and as much of it as a line has room for."""
     text = repr(value)
     return f"{_kind(value)}: {text if len(text) <= 60 else text[:59] + '…'}"

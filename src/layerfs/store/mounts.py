@@ -209,12 +209,25 @@ def set_read_only(db: Database, mount_id: str, read_only: bool, work: Path | Non
         db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
 
 
-def update_container(db: Database, mount_id: str, action: str, values: Mapping[str, Any]) -> None:
-    """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
+def rename(db: Database, mount_id: str, name: str) -> None:
+    """Give a mount another name. Raises `NotFound`, `BadRequest`, and `Conflict` if the name is taken."""
+    check_name(name)
+    with db.transaction():
+        mount = get(db, mount_id)
+        _check_free(db, name)
+        db.execute("UPDATE mounts SET name = ? WHERE id = ?", (name, mount_id))
+        attributes = {"name": name, "oldName": f"/{mount.name}", "image": mount.image or ""}
+        events.record(db, "container", "rename", mount_id, attributes)
+
+
+def update_container(db: Database, mount_id: str, action: str | None, values: Mapping[str, Any]) -> None:
+    """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
     with db.transaction():
         mount = get(db, mount_id)
         options = {**mount.options, "container": {**mount.container, **values}}
         db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
+        if action is None:
+            return
         attributes = {"name": mount.name, "image": mount.image or ""}
         if values.get("ExitCode") is not None and action == "die":
             attributes["exitCode"] = str(values["ExitCode"])

@@ -175,7 +175,7 @@ class Connection:
             raise _RefusedError(error.http_status, str(error)) from None
 
     async def next_piece(self, counter: _Pieces) -> tuple[bytes, bool]:
-        """Return the next piece of a body that a route reads, and whether it ends there. Raises `BadRequest`."""
+        """Return the next piece of a body that a route reads, and whether it is the last."""
         try:
             with trio.fail_after(UPLOAD_SECONDS):
                 events = await self._next_events()

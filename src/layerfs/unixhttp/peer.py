@@ -36,6 +36,12 @@ def listen(path: Path) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 
 
+def of_stdlib(listener: socket.socket) -> trio.SocketListener:
+    """Return the listener on the listening socket *listener*, which somebody else has made."""
+    listener.setblocking(False)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+
+
 def peer_uid(stream: trio.SocketStream) -> int:
     """Return the user id of the process that connected (SO_PEERCRED, unix(7))."""
     credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))

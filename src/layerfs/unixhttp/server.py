@@ -28,15 +28,20 @@ async def serve(
     listener: trio.SocketListener,
     app: Application,
     *,
+    connections: int = MAX_CONNECTIONS,
+    anybody: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on *listener* with *app* until cancelled; then close the listener.
+
+    As many as *connections* are served at a time. Root and the user of this process may connect, and
+    *anybody* whom the mode of the socket lets in if that is said.
 
     When cancelled, idle connections and streams end at once, while a request that is being answered
     still gets its answer, within `GRACE` seconds: so the daemon may cancel its server as soon as a
     request has unmounted it.
     """
-    server = _Server(app)
+    server = _Server(app, connections, anybody=anybody)
     async with trio.open_nursery() as nursery, listener:
         task_status.started()
         try:
@@ -48,8 +53,10 @@ async def serve(
 class _Server:
     """The connections of one server."""
 
-    def __init__(self, app: Application) -> None:
+    def __init__(self, app: Application, most: int, *, anybody: bool) -> None:
         self._app = app
+        self._most = most
+        self._anybody = anybody
         self._connections: set[Connection] = set()
         self._refusals = 0
         self._turns = Turns()
@@ -58,12 +65,12 @@ class _Server:
         """Serve one client until it or the server has had enough; never raises but when cancelled."""
         connection = Connection(stream, self._app, self._turns)
         try:
-            if not may_connect(peer_uid(stream)):
+            if not (self._anybody or may_connect(peer_uid(stream))):
                 await self._refuse(
                     connection,
                     error_response(403, "permission denied: this socket serves its owner and root alone"),
                 )
-            elif len(self._connections) >= MAX_CONNECTIONS:
+            elif len(self._connections) >= self._most:
                 await self._refuse(connection, error_response(503, "too many connections: try again later"))
             else:
                 self._connections.add(connection)

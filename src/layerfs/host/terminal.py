@@ -20,6 +20,11 @@ def size(fd: int) -> tuple[int, int] | None:
     return (rows, columns) if rows and columns else None
 
 
+def set_size(fd: int, rows: int, columns: int) -> None:
+    """Give the terminal *fd* a size; its foreground processes get SIGWINCH. Raises `OSError`."""
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
+
+
 @contextmanager
 def raw(fd: int) -> Iterator[None]:
     """Pass every key on as it is typed while the block lasts; without effect where *fd* is no terminal."""

@@ -1,0 +1,264 @@
+"""Routes of `docker exec`: one more process in a container that runs."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from contextlib import suppress
+from typing import Any
+
+from layerfs.api.attaching import form
+from layerfs.api.routes import Call, route
+from layerfs.api.running import size, the_container
+from layerfs.container import lifecycle
+from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, frame
+from layerfs.container.execs import KNOWN, Exec, Execution
+from layerfs.container.ociruntime import ContainerError
+from layerfs.errors import BadRequest
+from layerfs.host.signals import signal_number
+from layerfs.unixhttp.message import Answer, Response, Takeover, json_response
+
+_PIECE = 65536
+
+
+def create(call: Call) -> Response:
+    """Make a process in a container that runs; it does not begin yet."""
+    row = the_container(call)
+    lifecycle.bundle_of(row)
+    body = call.request.json()
+    wanted = Execution(
+        command=_texts(body, "Cmd"),
+        environment=_texts(body, "Env"),
+        workdir=_text(body, "WorkingDir"),
+        user=_text(body, "User"),
+        terminal=_flag(body, "Tty"),
+        stdin=_flag(body, "AttachStdin"),
+        stdout=_flag(body, "AttachStdout"),
+        stderr=_flag(body, "AttachStderr"),
+        privileged=_flag(body, "Privileged"),
+        keys=_text(body, "DetachKeys"),
+    )
+    if not wanted.command:
+        raise BadRequest("No exec command specified")
+    detach_keys(wanted.keys)
+    new = Exec(row.id, wanted)
+    KNOWN.add(new)
+    return json_response({"Id": new.id}, 201)
+
+
+def start(call: Call) -> Answer:
+    """Start a process that was made; its output comes over the connection, unless it is detached."""
+    found = KNOWN.get(call.names["id"])
+    body = call.request.json()
+    row = call.store.mount(found.container)
+    if _flag(body, "Detach"):
+        found.start(row, detached=True)
+        return Response(200)
+    found.start(row, detached=False)
+    if found.wanted.terminal and (given := body.get("ConsoleSize")):
+        if not isinstance(given, list) or [type(n) for n in given] != [int, int]:
+            raise BadRequest("invalid ConsoleSize: give the height and the width")
+        found.resize(*given)
+
+    def run(client: socket.socket, early: bytes) -> None:
+        with suppress(OSError):
+            _pass_on(found, client, early)
+
+    return Takeover(run, form(call, terminal=found.wanted.terminal))
+
+
+def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
+    """Pass on between *client* and the process until it ends, or the client leaves; say what went wrong."""
+    process, wanted = found.process, found.wanted
+    assert process is not None
+    if wanted.terminal:
+        outputs, stdin = {os.dup(found.master): STDOUT}, os.dup(found.master)
+    else:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        outputs = {os.dup(process.stdout.fileno()): STDOUT, os.dup(process.stderr.fileno()): STDERR}
+        stdin = os.dup(process.stdin.fileno()) if process.stdin is not None else -1
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    pump = _Pump(found, client, outputs, stdin, early)
+    try:
+        left = not pump.run()
+    finally:
+        pump.close()
+    if left:
+        return  # it goes on, and somebody waits for it: see `Exec`
+    try:
+        found.wait()
+    except ContainerError as error:
+        text = f"OCI runtime exec failed: {error}\r\n".encode()
+        client.sendall(text if wanted.terminal else frame(STDERR, text))
+
+
+class _Pump:
+    """Copies input one way and output the other, so that neither waits for the other."""
+
+    def __init__(
+        self, found: Exec, client: socket.socket, outputs: dict[int, int], stdin: int, early: bytes
+    ) -> None:
+        self._found = found
+        self._client = client
+        self._outputs = outputs
+        self._all = [*outputs, *([stdin] if stdin >= 0 else [])]
+        self._stdin = stdin if found.wanted.stdin else -1
+        self._detach = Detach(detach_keys(found.wanted.keys) if found.wanted.terminal else b"")
+        self._pending, self._left = self._detach.feed(early)
+        self._reads_client = True
+        for fd in self._all:
+            os.set_blocking(fd, False)
+
+    def close(self) -> None:
+        for fd in self._all:
+            os.close(fd)
+
+    def run(self) -> bool:
+        """Return when the process has closed its output, False if the client has left before."""
+        while self._outputs:
+            if self._left:
+                return False
+            poll = select.poll()
+            for fd in self._outputs:
+                poll.register(fd, select.POLLIN)
+            if self._pending and self._stdin >= 0:
+                poll.register(
+                    self._stdin, select.POLLOUT | (select.POLLIN if self._stdin in self._outputs else 0)
+                )
+            if self._reads_client and not self._pending:
+                poll.register(self._client.fileno(), select.POLLIN)
+            for fd, events in poll.poll():
+                if fd == self._client.fileno():
+                    self._receive()
+                elif fd == self._stdin and events & (select.POLLOUT | select.POLLERR):
+                    self._feed()
+                elif fd in self._outputs and events & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                    self._show(fd)
+        return True
+
+    def _receive(self) -> None:
+        data = self._client.recv(_PIECE)
+        if data:
+            more, self._left = self._detach.feed(data)
+            if self._stdin >= 0:
+                self._pending += more
+            return
+        self._reads_client = False
+        if not self._found.wanted.terminal:
+            self._end_input()
+        if not _can_still_read(self._client):
+            self._left = True
+
+    def _feed(self) -> None:
+        try:
+            self._pending = self._pending[os.write(self._stdin, self._pending) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._pending = b""
+            self._end_input()
+        if not self._pending and not self._reads_client and not self._found.wanted.terminal:
+            self._end_input()
+
+    def _end_input(self) -> None:
+        if self._stdin >= 0 and not self._pending and not self._found.wanted.terminal:
+            self._all.remove(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+
+    def _show(self, fd: int) -> None:
+        try:
+            data = os.read(fd, _PIECE)
+        except BlockingIOError:
+            return
+        except OSError:  # EIO: the other side of a terminal was closed
+            data = b""
+        stream = self._outputs[fd]
+        if not data:
+            del self._outputs[fd]
+        elif self._found.wanted.terminal:
+            self._client.sendall(data)
+        elif self._found.wanted.stdout if stream == STDOUT else self._found.wanted.stderr:
+            self._client.sendall(frame(stream, data))
+
+
+def _can_still_read(client: socket.socket) -> bool:
+    """Return whether *client* has ended one direction alone."""
+    looker = select.poll()
+    looker.register(client.fileno(), 0)
+    return not looker.poll(0)
+
+
+def inspect(call: Call) -> Response:
+    """Return what is known of a process."""
+    found = KNOWN.get(call.names["id"])
+    wanted = found.wanted
+    return json_response(
+        {
+            "ID": found.id,
+            "ContainerID": found.container,
+            "Running": found.running,
+            "ExitCode": found.exit_code,
+            "Pid": found.find_pid(),
+            "OpenStdin": wanted.stdin,
+            "OpenStdout": wanted.stdout,
+            "OpenStderr": wanted.stderr,
+            "CanRemove": False,
+            "DetachKeys": wanted.keys,
+            "ProcessConfig": {
+                "tty": wanted.terminal,
+                "entrypoint": wanted.command[0],
+                "arguments": list(wanted.command[1:]),
+                "privileged": wanted.privileged,
+                "user": wanted.user,
+            },
+        }
+    )
+
+
+def resize(call: Call) -> Response:
+    """Give the terminal of a process a size."""
+    KNOWN.get(call.names["id"]).resize(*size(call))
+    return Response(200)
+
+
+def kill(call: Call) -> Response:
+    """Send a signal to a process."""
+    KNOWN.get(call.names["id"]).signal(signal_number(call.query.get("signal") or "KILL"))
+    return Response(204)
+
+
+def _texts(body: dict[str, Any], name: str) -> tuple[str, ...]:
+    value = body.get(name) or []
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, list) or not all(isinstance(text, str) and "\0" not in text for text in value):
+        raise BadRequest(f"invalid {name}: it must be a list of texts")
+    return tuple(value)
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name) or ""
+    if not isinstance(value, str) or "\0" in value:
+        raise BadRequest(f"invalid {name}: it must be a text")
+    return value
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name) or False
+    if not isinstance(value, bool):
+        raise BadRequest(f"invalid {name}: it must be true or false")
+    return value
+
+
+ROUTES = (
+    route("POST", "/containers/{name}/exec", create),
+    route("POST", "/exec/{id}/start", start, waits=True),
+    route("POST", "/exec/{id}/resize", resize),
+    route("GET", "/exec/{id}/json", inspect),
+    route("POST", "/layerfs/exec/{id}/kill", kill),
+)

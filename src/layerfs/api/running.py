@@ -1,0 +1,132 @@
+"""Routes that start and end the process of a container, and that wait for its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, how_to_end
+from layerfs.api.routes import Call, route
+from layerfs.container import ending, lifecycle, tickets
+from layerfs.container.attachment import resize as resize_terminal
+from layerfs.container.tickets import Ticket
+from layerfs.errors import BadRequest, Conflict, NotFound
+from layerfs.host.record import directory, look
+from layerfs.unixhttp.message import Answer, Response, Stream
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Mount
+
+_CONDITIONS = ("not-running", "next-exit", "removed")
+_PAUSE = 0.5
+_REMOVAL = 60.0
+"""Seconds that the removal of a container may take after its end."""
+
+
+def the_container(call: Call) -> Mount:
+    """Return the row of the container that the path names; raises `Conflict` for a mount that is none."""
+    row = call.row(call.names["name"])
+    if not row.container:
+        raise Conflict(f"{row.name} is a mount, not a container: 'layerfs run' makes containers")
+    return row
+
+
+def start(call: Call) -> Response:
+    """Start the process of a container."""
+    row = the_container(call)
+    call.close()  # an SQLite connection must not live across the fork of a daemon
+    began = lifecycle.start(call.root, row, call.place.launch, lambda record: tickets.call(row.id, record))
+    return NO_CONTENT if began else NOT_MODIFIED
+
+
+def restart(call: Call) -> Response:
+    """End the process of a container if it runs, as stop does, and start it."""
+    row = the_container(call)
+    if directory(row.id).exists():
+        ending.end(row, *how_to_end(call, row))
+        ending.clear_away(call.root, row.id)
+    return start(call)
+
+
+def wait(call: Call) -> Answer:
+    """Wait for the end of a container, and return its exit code; the answer begins when we are waiting."""
+    row = the_container(call)
+    condition = call.query.get("condition") or _CONDITIONS[0]
+    if condition not in _CONDITIONS:
+        raise BadRequest(f"invalid condition: {condition[:100]!r}: use one of {', '.join(_CONDITIONS)}")
+    ticket = Ticket(row.id, attach=False)
+    record = look(row.id)
+    if record is not None and record.exit_code is None:  # it runs, or nobody has cleared away after it yet
+        ticket.call(record)
+    elif condition == _CONDITIONS[0]:
+        ticket.__exit__()
+        code = row.container.get("ExitCode") or 0
+        return Stream(200, _one(_exited(code)), (("Content-Type", "application/json"),))
+    pieces = _waited(call, row, ticket, condition)
+    return Stream(200, pieces, (("Content-Type", "application/json"),))
+
+
+def _one(piece: bytes) -> Generator[bytes, None, None]:
+    yield piece
+
+
+def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator[bytes, None, None]:
+    with ticket:
+        yield b""
+        while not ticket.wait(_PAUSE):
+            yield b""
+            if not _exists(call, row.id):
+                yield _exited(0)
+                return
+        code: int | None = None
+        if ticket.record is not None and ticket.watch is not None:
+            while not ticket.record.wait(_PAUSE):
+                yield b""
+            code = lifecycle.wait(call.root, row, ticket.watch)
+        if condition == "removed" and row.container.get("AutoRemove"):
+            deadline = time.monotonic() + _REMOVAL
+            while _exists(call, row.id) and time.monotonic() < deadline:
+                time.sleep(0.01)
+        yield _exited(lifecycle.UNKNOWN if code is None else code)
+
+
+def _exited(code: int) -> bytes:
+    return json.dumps({"StatusCode": code}).encode() + b"\n"
+
+
+def _exists(call: Call, mount_id: str) -> bool:
+    try:
+        call.store.mount(mount_id)
+    except NotFound:
+        return False
+    return True
+
+
+def resize(call: Call) -> Response:
+    """Give the terminal of a container a size."""
+    row = the_container(call)
+    if look(row.id) is None:
+        raise Conflict(f"cannot resize a stopped container: {row.name} is not running")
+    resize_terminal(directory(row.id), *size(call))
+    return Response(200)
+
+
+def size(call: Call) -> tuple[int, int]:
+    """Return the rows and columns that the query has; raises `BadRequest`."""
+    try:
+        rows, columns = int(call.query.get("h")), int(call.query.get("w"))
+    except ValueError:
+        raise BadRequest("give the height h and the width w of the terminal, in characters") from None
+    if not (0 <= rows < 65536 and 0 <= columns < 65536):
+        raise BadRequest("a terminal has at most 65535 rows and columns")
+    return rows, columns
+
+
+ROUTES = (
+    route("POST", "/containers/{name}/start", start, waits=True),
+    route("POST", "/containers/{name}/restart", restart, waits=True),
+    route("POST", "/containers/{name}/wait", wait, waits=True),
+    route("POST", "/containers/{name}/resize", resize),
+)

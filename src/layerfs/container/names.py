@@ -1,0 +1,143 @@
+"""The files by which a container's processes find names: /etc/hosts, /etc/hostname and /etc/resolv.conf.
+
+They lie in the container's directory in the store, and are bound over the image's: a commit has the image's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerfs.container import mountpoints
+from layerfs.container.namespaces import container_of
+from layerfs.errors import BadRequest
+
+_LOCAL = """\
+127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+_NAMES = ("hosts", "hostname", "resolv.conf")
+_NAMESERVERS = ("8.8.8.8", "8.8.4.4")
+"""What dockerd takes where a machine's own nameserver cannot be reached from a container."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the network that a container is connected to adds to these files."""
+
+    addresses: Sequence[str] = ()
+    """The container's own."""
+    nameservers: Sequence[str] = ()
+    """Those of the network itself, which know the names of other containers."""
+    gateway: str = ""
+    """The address of this machine, as containers reach it: "host-gateway"."""
+    hosts: Sequence[tuple[str, str]] = ()
+    """More addresses and their names."""
+
+
+def write(
+    own: Path, hostname: str, domain: str, host_config: Mapping[str, Any], network: Network = Network()
+) -> list[mountpoints.Point]:
+    """Write the files into the directory *own* and return where to mount them.
+
+    On the host's network they say what the host's do. Raises `BadRequest` and `OSError`.
+    """
+    full = f"{hostname}.{domain} {hostname}" if domain else hostname
+    contents = {
+        "hosts": _hosts(full, host_config, network),
+        "hostname": f"{hostname}\n",
+        "resolv.conf": _resolver(host_config, network),
+    }
+    for name, content in contents.items():
+        path = own / name
+        path.write_text(content, errors="surrogateescape")
+        path.chmod(0o644)
+    return points(own)
+
+
+def points(own: Path) -> list[mountpoints.Point]:
+    """Return where the files in *own* are to be mounted: those of the container whose network is joined."""
+    return [mountpoints.bind(str(own / name), f"/etc/{name}") for name in _NAMES]
+
+
+def _hosts(full: str, host_config: Mapping[str, Any], network: Network) -> str:
+    shared = host_config["NetworkMode"] == "host"
+    lines = [(_text("/etc/hosts") if shared else _LOCAL).rstrip()]
+    for text in host_config["ExtraHosts"] or ():
+        name, _, address = text.partition(":")
+        if address == "host-gateway":
+            address = "127.0.0.1" if shared else network.gateway
+        if not address:
+            raise BadRequest("unable to derive the IP value for host-gateway")
+        lines.append(f"{address.strip('[]')}\t{name}")
+    lines += [f"{address}\t{name}" for address, name in network.hosts]
+    own = network.addresses or ("127.0.1.1",)
+    return "\n".join([*lines, *(f"{address}\t{full}" for address in own)]) + "\n"
+
+
+def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
+    """Return a resolv.conf(5): the machine's, with what the container wants otherwise."""
+    mode = host_config["NetworkMode"]
+    servers, search, options = host_config["Dns"], host_config["DnsSearch"], host_config["DnsOptions"]
+    connected = mode not in ("host", "none") and container_of(mode) is None
+    here = "" if mode == "none" else _text("/etc/resolv.conf")
+    if not (servers or search or options or connected):
+        return here
+    found = _parsed(here)
+    if connected:
+        # The machine's resolver on its own loopback is no resolver in there.
+        found["nameserver"] = [text for text in found["nameserver"] if not _is_loopback(text)]
+        found["nameserver"] = found["nameserver"] or list(_NAMESERVERS)
+    if servers:
+        found["nameserver"] = list(servers)
+    if network.nameservers:
+        found["nameserver"] = list(network.nameservers)
+    if search:
+        found["search"] = [text for text in search if text != "."]
+    if options:
+        found["options"] = list(options)
+    lines = [f"nameserver {server}" for server in found["nameserver"]]
+    lines += [f"{kind} {' '.join(found[kind])}" for kind in ("search", "options") if found[kind]]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _parsed(text: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
+    for line in text.splitlines():
+        kind, *words = line.split() or [""]
+        if kind == "nameserver":
+            found[kind] += words[:1]
+        elif kind in ("search", "domain"):
+            found["search"] = words
+        elif kind == "options":
+            found[kind] += words
+    return found
+
+
+def _is_loopback(text: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(text.partition("%")[0]).is_loopback
+    return False
+
+
+def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
+    """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
+    if host_config["Dns"]:
+        return list(host_config["Dns"])
+    found = [text for text in _parsed(_text("/etc/resolv.conf"))["nameserver"] if not _is_loopback(text)]
+    return found or list(_NAMESERVERS)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except OSError:
+        return ""

@@ -1,0 +1,124 @@
+"""A process that has imported everything and does nothing but fork: mounts begin in milliseconds.
+
+The engine has threads, and a process with threads cannot be forked safely. So it starts this one, once. For
+each mount the zygote forks a child, which does what `layerfs mount` does, and answers over a socket of its
+own.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from layerfs import errors
+from layerfs.errors import LayerfsError
+from layerfs.mounting.launch import MountRequest
+
+_MODULE = "layerfs.engine.zygote"
+_PATIENCE = 150.0
+"""Seconds that a mount may take: more than `launch.start` waits for anything."""
+_LARGEST = 1 << 20
+
+
+class Zygote:
+    """The engine's side: starts the zygote, and asks it to mount. For any thread."""
+
+    def __init__(self) -> None:
+        """Start it; it ends when `close` is called, or with this process."""
+        self._lock = threading.Lock()
+        self._ask, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", _MODULE, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+            )
+
+    def launch(self, request: MountRequest) -> str:
+        """Mount what *request* asks for; return its name once the mount answers. Raises `LayerfsError`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            message = json.dumps(asdict(request) | {"root": str(request.root)}).encode()
+            try:
+                with self._lock:
+                    socket.send_fds(self._ask, [message], [theirs.fileno()])
+            except OSError as error:
+                raise LayerfsError(
+                    f"the process that mounts has ended: restart the engine ({error})"
+                ) from None
+            theirs.close()
+            ours.settimeout(_PATIENCE)
+            try:
+                answer = ours.recv(_LARGEST)
+            except TimeoutError:
+                raise LayerfsError(f"waited {_PATIENCE:g} seconds for the mount to answer") from None
+        if not answer:
+            raise LayerfsError("the process that mounts ended before the mount answered: see the log")
+        kind, text = json.loads(answer)
+        if kind:
+            raise getattr(errors, kind, LayerfsError)(text)
+        return str(text)
+
+    def close(self) -> None:
+        """End it; mounts go on."""
+        self._ask.close()
+        self._process.wait(10)
+
+
+def main(number: int) -> None:
+    """Serve requests on the socket with this *number* until its other end is closed."""
+    # What a mount needs is imported here, once, and shared by all daemons.
+    import layerfs.api.app
+    import layerfs.mounting.daemon  # noqa: F401
+    from layerfs.api.server import start_mount
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the engine ends in its own way
+    gc.collect()
+    gc.freeze()
+    asked = socket.socket(fileno=number)
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(asked, _LARGEST, 1)
+        if not message:
+            return
+        if os.fork() == 0:
+            if os.fork() == 0:  # nobody has to wait for this one
+                asked.close()
+                _answer(message, socket.socket(fileno=descriptors[0]), start_mount)
+            os._exit(0)
+        os.wait()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _answer(message: bytes, reply: socket.socket, start_mount: object) -> None:
+    status = 1
+    try:
+        fields = json.loads(message)
+        fields["root"] = Path(fields["root"])
+        fields["lowers"] = tuple(fields["lowers"])
+        assert callable(start_mount)
+        answer = ["", start_mount(MountRequest(**fields))]
+        status = 0
+    except LayerfsError as error:
+        answer = [type(error).__name__, str(error)]
+    except BaseException as error:
+        answer = ["LayerfsError", f"internal error: {type(error).__name__}: {error}"]
+    finally:
+        with suppress(OSError):
+            reply.send(json.dumps(answer).encode())
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
