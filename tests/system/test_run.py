@@ -134,7 +134,7 @@ def test_exit_codes(there: Containers, command: tuple[str, ...], status: int, wo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--pull=never", "no-such-image", "true"), "no such image: no-such-image"),
+        (("--pull=never", "no-such-image", "true"), "No such image: no-such-image"),
         (("UPPER", "true"), "invalid reference"),
         (("-u", "nobody", IMAGE, "true"), "unable to find user nobody"),
         (("-v", "relative:/x", IMAGE, "true"), "HOST must be a path"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from layerfs.api.routes import Call, route
 from layerfs.errors import BadRequest
-from layerfs.mounting.launch import MountRequest
+from layerfs.mounting.request import MountRequest
 from layerfs.unixhttp.message import Response, json_response
 
 _KINDS: dict[str, tuple[type, ...]] = {

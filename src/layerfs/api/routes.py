@@ -13,8 +13,8 @@ from layerfs.errors import BadRequest
 from layerfs.unixhttp.message import Answer, Query, Request
 
 if TYPE_CHECKING:
-    from layerfs.mounting.launch import MountRequest
     from layerfs.mounting.mount import Mount
+    from layerfs.mounting.request import MountRequest
     from layerfs.mounting.served import LiveMount
     from layerfs.store import Store
     from layerfs.store.model import Mount as Row

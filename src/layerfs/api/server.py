@@ -11,6 +11,7 @@ from layerfs.api import app
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import LayerfsError
 from layerfs.mounting import launch
+from layerfs.mounting.request import MountRequest
 from layerfs.mounting.served import LiveMount
 from layerfs.unixhttp import server
 from layerfs.unixhttp.message import Answer, Request
@@ -72,7 +73,7 @@ def client_is_gone() -> bool:
     return False
 
 
-def start_mount(request: launch.MountRequest) -> str:
+def start_mount(request: MountRequest) -> str:
     """Mount what *request* asks for, by a daemon that serves the API on the socket of the mount."""
     return launch.start(request, serve)
 

@@ -109,7 +109,7 @@ def start(
     if not client.in_place and not foreground:
         return _by_engine(client, wanted, mountpoint, source)
     from layerfs.api.server import start_mount
-    from layerfs.mounting.launch import MountRequest
+    from layerfs.mounting.request import MountRequest
 
     request = MountRequest(
         mountpoint=mountpoint,

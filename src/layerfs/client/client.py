@@ -24,7 +24,7 @@ from layerfs.unixhttp.message import (
 
 if TYPE_CHECKING:
     from layerfs.api.routes import Place
-    from layerfs.mounting.launch import MountRequest
+    from layerfs.mounting.request import MountRequest
 
 Pairs = Sequence[tuple[str, str]]
 Parameter = str | bool | Sequence[str] | None

@@ -31,7 +31,7 @@ from layerfs.mounting.find import mount_of
 from layerfs.store import Store
 
 if TYPE_CHECKING:
-    from layerfs.mounting.launch import MountRequest
+    from layerfs.mounting.request import MountRequest
     from layerfs.store.model import Mount
 
     Launch = Callable[[MountRequest], str]
@@ -116,7 +116,7 @@ def _interruptible() -> Iterator[None]:
 def _start(
     root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None], again: bool
 ) -> None:
-    from layerfs.mounting.launch import MountRequest
+    from layerfs.mounting.request import MountRequest
 
     tree = lock.path / "rootfs"
     with suppress(FileExistsError):

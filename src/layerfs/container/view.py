@@ -94,7 +94,7 @@ def _place(mount: Mount) -> Path:
 
 @contextmanager
 def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[int]:
-    from layerfs.mounting.launch import MountRequest
+    from layerfs.mounting.request import MountRequest
 
     tree = lock.path / "rootfs"
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
-from layerfs.mounting.launch import MountRequest
+from layerfs.mounting.request import MountRequest
 
 _MODULE = "layerfs.engine.zygote"
 _PATIENCE = 150.0

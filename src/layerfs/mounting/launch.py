@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +24,7 @@ from layerfs.fuse import session
 from layerfs.host import holders, mounttable, rundir
 from layerfs.host.ownership import open_own
 from layerfs.host.polling import readable
+from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -38,29 +39,6 @@ _END_BY_ITSELF = 2.0
 """Seconds that a daemon may take to end after it was unmounted, before it is asked to."""
 _END_PATIENCE = 10.0
 """Seconds that a process may take to end that has nothing else to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class MountRequest:
-    """What somebody wants mounted, and where.
-
-    An *image*, or *lowers* (plain directories, top-most first, with *upper* and *work* if it is to be
-    written to), or, with a *name* alone, the mount of that name as it was left. Without a name one is
-    made up, and the mount is forgotten when it is unmounted.
-    """
-
-    mountpoint: str
-    root: Path
-    name: str | None = None
-    image: str | None = None
-    lowers: tuple[str, ...] = ()
-    upper: str | None = None
-    work: str | None = None
-    read_only: bool = False
-    foreground: bool = False
-    source: str | None = None
-    """What the mount table shows as the mount's source: its name if None."""
-    options: dict[str, str | bool] = field(default_factory=dict)
 
 
 def start(request: MountRequest, serve: Serve) -> str:

@@ -18,7 +18,7 @@ from typing import Self
 from layerfs.api.server import start_mount
 from layerfs.client.client import Client
 from layerfs.host import rundir
-from layerfs.mounting import launch
+from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
 from layerfs.union import syscalls
 
@@ -210,7 +210,7 @@ class LayerfsSide(Side):
         self._known = False
 
     def _mount(self) -> None:
-        request = launch.MountRequest(mountpoint=str(self.mountpoint), root=self.store, name=self.name)
+        request = MountRequest(mountpoint=str(self.mountpoint), root=self.store, name=self.name)
         if not self._known:
             lowers = tuple(str(path) for path in reversed(self.lowers))
             request = replace(request, lowers=lowers, upper=str(self.upper), work=str(self.work))
