@@ -166,6 +166,8 @@ class Filesystem:
         attributes.truncate(self.union, node, length)
         if st.st_size == length:
             attributes.utime(self.union, node, None, st.st_mtime_ns)
+        if length == 0:
+            self.syncing.cut_to_nothing(node)
 
     # -- names ------------------------------------------------------------------------------------
 

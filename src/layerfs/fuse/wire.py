@@ -107,6 +107,15 @@ class Wire(Protocol):
     def wait_for_writes(self) -> None:
         """Return when the writes that threads are doing now are done, fallocate(2) among them."""
 
+    def sync(self, fd: int, data_only: bool, /) -> None:
+        """Do what `layerfs.fuse.lost.Lost.sync` says; `has_lost` and `forgive` likewise."""
+
+    def has_lost(self) -> bool:
+        """See `sync`."""
+
+    def forgive(self, fd: int, /) -> None:
+        """See `sync`."""
+
     def stop_answering(self) -> None:
         """Write nothing to the device from now on: it is about to be closed, and threads may be at work."""
 

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -17,6 +19,10 @@ _FICLONE = 0x40049409
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 _MNT_DETACH = 2
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_INO_AND_BTIME = 0x100 | 0x800
+_STATX_SIZE = 256
 _UTIME_OMIT = (1 << 30) - 2
 _NS = 1_000_000_000
 
@@ -35,6 +41,26 @@ _futimens = _libc.futimens
 _futimens.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+class Identity(NamedTuple):
+    """An object of a filesystem: not the next one that gets its inode number."""
+
+    device: int
+    inode: int
+    born: tuple[int, int]
+    """When it was made, in seconds and nanoseconds; zeros where the filesystem does not say."""
+
+
+def identity(fd: int) -> Identity:
+    """Return which object *fd* is open on: statx(2)."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    _check(_libc.statx(fd, b"", flags, _STATX_INO_AND_BTIME, answer))
+    (inode,) = struct.unpack_from("=Q", answer, 0x20)
+    born = struct.unpack_from("=qI", answer, 0x50)
+    major, minor = struct.unpack_from("=II", answer, 0x88)
+    return Identity(os.makedev(major, minor), inode, born)
 
 
 def _check(result: int, name: bytes | None = None) -> None:

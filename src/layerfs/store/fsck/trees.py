@@ -112,7 +112,10 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
     if layer.state == "active" and layer.work and not _is_directory(layer.work, links=outside):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
     if layer.unverified and not settle.has_its_manifest(db, layer):
-        what = "was not known to be on disk when the machine stopped, so parts of it may be lost"
+        what = (
+            "was not known to be on disk when the machine stopped or the disk refused a write, so parts of it"
+            " may be lost"
+        )
         yield Problem(subject, what, "look at its files, then 'layerfs verify --accept' an image that has it")
     yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
     if layer.manifest_done:
