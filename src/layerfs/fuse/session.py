@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pyfuse3
 from pyfuse3 import InodeT
@@ -70,6 +71,7 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
     if os.geteuid() == 0:
         mount_options |= {"allow_other"}
         mount_options |= {option for option in ("suid", "dev") if f"no{option}" not in options}
+    others = {mounted.device for mounted in mounttable.mounts()}
     try:
         before = mountcalls.identify(place.path)
         # Held itself, too: no link that somebody puts in its place is followed.
@@ -85,17 +87,41 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
         ) from None
     finally:
         os.close(directory)
-    there = mountcalls.identify(place.path)
-    if there == before:
-        close()
-        raise Conflict(f"{place.mountpoint} was moved while it was mounted on: try again")
+    try:
+        there = mountcalls.identify(place.path)
+        if there == before:
+            raise Conflict(f"{place.mountpoint} was moved while it was mounted on: try again")
+    except OSError as error:
+        _undo(source, others)
+        raise from_os_error(error, f"mount at {place.mountpoint}") from None
+    except BaseException:
+        _undo(source, others)
+        raise
     return there.device
+
+
+def _undo(source: str, others: set[int]) -> None:
+    """Take away what `mount` has mounted, wherever that is: from *source*, none of *others* (`st_dev`).
+
+    What somebody else has mounted since then answers, and stays.
+    """
+    close()
+    for mounted in list(mounttable.mounts()):
+        is_new = mounted.type == mounttable.TYPE and mounted.device not in others
+        if is_new and mounted.source == _printable(source):
+            with suppress(LayerfsError):
+                mounttable.detach(mounted.place, mounted.device)
 
 
 def _escape(source: str) -> str:
     """Return *source* as libfuse takes it in an option: which are split at unescaped commas."""
+    return re.sub(r"([\\,])", r"\\\1", _printable(source))
+
+
+def _printable(source: str) -> str:
+    """Return *source* as the mount table shows it."""
     text = "".join(char if char.isprintable() else "?" for char in source)
-    return re.sub(r"([\\,])", r"\\\1", text.encode("ascii", "replace").decode())
+    return text.encode("ascii", "replace").decode()
 
 
 async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
