@@ -280,10 +280,8 @@ class Daemon:
                 self._mount,
                 self._union,
                 wording,
-                still=live_commit.stillness(
-                    self.mount_id, self.flush, self._filesystem.contents.unchanging, pause=pause
-                ),
-                quiesce=wire.quiesce,
+                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
+                unchanging=self._filesystem.contents.unchanging,
             )
             if self._union.layers[1].path != path:
                 self._exchanged.append(sealed)

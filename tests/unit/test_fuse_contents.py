@@ -196,3 +196,58 @@ async def test_what_comes_during_a_commit_changes_the_next_upper(tree: Tree, cha
     assert (os.listxattr(sealed), sealed.read_bytes()) == before[1:]
     size = 1 << 20 if change == "fallocate" else 2000
     assert (tree.upper / "small1").read_bytes() == (b"x" * 2000).ljust(size, b"\0")
+
+
+class Extension:
+    """Takes the place of the extension: one of its threads writes until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.revoked = 0
+
+    def pending_writes(self) -> int:
+        """Return how many threads write."""
+        return not self.free.is_set()
+
+    def wait_for_writes(self) -> None:
+        """Return when they are done."""
+        assert self.free.wait(30)
+
+    def revoke_all(self) -> None:
+        """Count."""
+        self.revoked += 1
+
+
+async def test_the_loop_goes_on_while_a_commit_waits_for_writes_and_no_write_begins(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension, order = Extension(), list[str]()
+    monkeypatch.setattr("layerfs.fuse.wire.extension", extension)
+    tree.open()
+    contents, node = Contents(tree.union), tree.file("small1")
+    await contents.copy_up(node)
+
+    async def seal() -> None:
+        async with contents.unchanging():
+            assert not extension.pending_writes()
+            order.append("sealed")
+            tree.commit()
+
+    async def write() -> None:
+        await contents.write(node, 0, b"new")
+        order.append("written")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(seal)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not contents.lets_write
+            assert extension.revoked
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == []
+            extension.free.set()
+    assert order == ["sealed", "written"]
+    assert (tree.upper / "small1").read_bytes()[:3] == b"new"
+    assert tree.union.layers[1].path == os.fsencode(tree.lowers[-1])
+    assert (tree.lowers[-1] / "small1").read_bytes() == b"x" * 2000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pyfuse3
+import trio
 from pyfuse3 import InodeT
 
 from layerfs import mountcalls, mounttable, runtime
@@ -24,6 +26,12 @@ _DEVICE = "/dev/fuse"
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
+_PATIENCE = 60.0
+"""Seconds that the last writes may take at the end."""
+_log = logging.getLogger(__name__)
+
+_abort = -1
+"""Ends the connection of this process to the kernel, and no other one's, when it is written to (fusectl)."""
 _is_stopped = False
 """Whether `stop` has been called since `serve` was."""
 
@@ -97,6 +105,10 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
     except BaseException:
         _undo(source, others)
         raise
+    global _abort
+    with suppress(OSError):  # a container may not have that filesystem
+        path = f"/sys/fs/fuse/connections/{os.minor(there.device)}/abort"
+        _abort = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     return there.device
 
 
@@ -142,7 +154,11 @@ async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
         # First, and at once: umount(2) has returned, or will before long, and people may look at the upper.
         if not _is_stopped and not is_mounted():
             filesystem.late_times.settle_before()
-        wire.quiesce()
+        wire.revoke_all()
+        with trio.CancelScope(shield=True), trio.move_on_after(_PATIENCE) as waiting:
+            await wire.writes_done()
+        if waiting.cancelled_caught:
+            _log.error("waited %g seconds for writes to the upper, which may be incomplete", _PATIENCE)
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
@@ -178,7 +194,15 @@ def drop_attributes(filesystem: Filesystem) -> None:
 def close() -> None:
     """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN.
 
-    Reads that a disk still keeps waiting are not waited for, nor answered.
+    Reads that a disk still keeps waiting are not waited for, nor answered. The connection is cut first. A
+    thread that asks the kernel to forget a name (`Filesystem.set_times`) may wait for the directory, whose
+    user waits for an answer of ours: it would keep the device open, and both of them would wait for ever.
     """
+    global _abort
     wire.stop_answering()
+    if _abort >= 0:
+        with suppress(OSError):
+            os.write(_abort, b"1")
+        os.close(_abort)
+        _abort = -1
     pyfuse3.close(unmount=False)
