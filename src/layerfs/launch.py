@@ -23,7 +23,7 @@ from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.fuse import session
 from layerfs.ownership import open_own
 from layerfs.polling import readable
-from layerfs.store import Store
+from layerfs.store import Store, external
 
 if TYPE_CHECKING:
     from layerfs.store.model import Image, Mount
@@ -162,7 +162,7 @@ def _wait_for_upper(store: Store, request: MountRequest, name: str) -> None:
     """Wait for the daemon of a mount, of another name, that had the upper of *request* until just now."""
     if request.upper is None:
         return
-    wanted = os.path.abspath(request.upper)
+    wanted = str(external.place_of(Path(request.upper)))
     for mount in store.mounts():
         if mount.upper and mount.name != name and str(store.layer(mount.upper).path) == wanted:
             pid, device = runtime.running(mount.name)
@@ -228,8 +228,9 @@ def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | N
         return request.foreground and mount.image == image.id
     layers = [str(layer.path) for layer in store.layers_of(mount) if layer.state == "external"]
     upper = str(store.layer(mount.upper).path) if mount.upper else None
-    wanted = os.path.abspath(request.upper) if request.upper else None
-    return upper == wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
+    given = Path(request.upper).absolute() if request.upper else None
+    wanted = [str(given and external.place_of(given)), str(given)]  # an older layerfs has noted a link
+    return str(upper) in wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
 
 
 def _start_daemon(wanted: _Wanted, lock: runtime.RunLock) -> None:

@@ -26,6 +26,14 @@ COMMITTED = "upper"
 """The attribute of a commit's event that says from which directory outside the store the layer came."""
 
 
+def place_of(directory: Path) -> Path:
+    """Return where an upper that somebody names lies: absolute, and not a link to it.
+
+    A commit puts another directory in its place, and must not put one in the place of a link.
+    """
+    return directory.resolve() if directory.is_symlink() else directory.absolute()
+
+
 def check_upper(db: Database, upper: Path, work: Path | None, *, writable: bool) -> None:
     """Raise the `LayerfsError` for directories that cannot serve as an upper and its work directory.
 
@@ -129,6 +137,10 @@ def prepare(db: Database, upper: Layer) -> None:
         raise Conflict(
             f"cannot commit {upper.path}: it is not on the filesystem of the store {db.root};"
             " use an upper that is, or mount without --upper"
+        )
+    if upper.path.is_symlink():  # of a mount that an older layerfs made
+        raise Conflict(
+            f"cannot commit {upper.path}: it is a link; mount {upper.path.resolve()} under another name"
         )
     own = layers.directory(db, upper.id)
     recover(db, upper)

@@ -245,7 +245,7 @@ class Store:
 
     def committed_from(self, path: Path) -> str | None:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
-        return external.committed_from(self._db, path)
+        return external.committed_from(self._db, external.place_of(path))
 
     def update_container(self, mount_id: str, action: str, **values: Any) -> None:
         """Note *values* about the container of a mount, with an event called *action*; raises `NotFound`."""
