@@ -54,6 +54,11 @@ def get(db: Database, layer_id: str) -> Layer:
     return _from_row(db, row)
 
 
+def exists(db: Database, layer_id: str) -> bool:
+    """Tell whether the store has a row of this layer (still, or already)."""
+    return db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer_id,)) is not None
+
+
 def get_all(db: Database, layer_ids: Sequence[str]) -> list[Layer]:
     """Return these layers, in this order; raises `NotFound`."""
     found: dict[str, Layer] = {}

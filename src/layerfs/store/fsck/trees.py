@@ -28,7 +28,7 @@ def check(db: Database, *, repair: bool, contents: bool) -> Iterator[Problem]:
     yield from _strangers(db)
     for layer in layers.every(db):
         for problem in _layer(db, layer, repair, contents):
-            if db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer.id,)):  # not removed meanwhile
+            if layers.exists(db, layer.id):  # not removed meanwhile
                 yield problem
 
 
@@ -65,7 +65,7 @@ def _is_free(db: Database, path: Path) -> bool:
     """Tell whether nobody makes or removes *path*, and still no row names it."""
     try:
         with layers.lock(path, wait=False) as locked:
-            return locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None
+            return locked and not layers.exists(db, path.name)
     except FileNotFoundError:
         return False
     except NotADirectoryError:
