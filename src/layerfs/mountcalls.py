@@ -17,21 +17,18 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 # The same numbers on every architecture, as all system calls since 5.1.
-_OPEN_TREE = 428
 _CLOSE_RANGE = 436
 _OPENAT2 = 437
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _MS_REMOUNT = 32
-_OPEN_TREE_CLONE = 1
 _CLOSE_RANGE_UNSHARE = 2
 _MOST = 0xFFFFFFFF
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
-_AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_CACHED = 0x20
@@ -73,18 +70,6 @@ def umount(path: bytes, *, lazy: bool, follow: bool = False) -> None:
 def remount(path: bytes, flags: int) -> None:
     """Change the flags of the mount at *path*, and of its filesystem, to *flags*: mount(2), MS_REMOUNT."""
     _check(_libc.mount(None, path, None, ctypes.c_ulong(_MS_REMOUNT | flags), None), path)
-
-
-def clone_tree(fd: int) -> int:
-    """Return a descriptor of a copy of the mount that *fd* is the root of: open_tree(2).
-
-    The copy is mounted nowhere: it keeps the filesystem, and not the mount. It is gone when the descriptor
-    is closed. Raises `OSError`: EPERM without CAP_SYS_ADMIN.
-    """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
-    result = int(_syscall(_OPEN_TREE, fd, b"", flags))
-    _check(min(result, 0))
-    return result
 
 
 def open_cached(root: int, path: bytes) -> int:

@@ -26,6 +26,8 @@ _STATX_SIZE = 256
 _UTIME_OMIT = (1 << 30) - 2
 _NS = 1_000_000_000
 
+_OPEN_TREE = 428
+_OPEN_TREE_CLONE = 1
 _LISTXATTRAT = 465  # on every architecture, as all system calls since 5.1
 _has_listxattrat = True
 _NAMES_SIZE = 512
@@ -109,6 +111,18 @@ def write_back(fd: int) -> None:
 def umount(path: bytes, *, lazy: bool) -> None:
     """Unmount *path*: umount2(2), with MNT_DETACH if *lazy*."""
     _check(_libc.umount2(ctypes.c_char_p(path), _MNT_DETACH if lazy else 0), path)
+
+
+def clone_tree(fd: int) -> int:
+    """Return a descriptor of a copy of the mount that *fd* lies on, with *fd* for its root: open_tree(2).
+
+    The copy is mounted nowhere, and has nothing mounted in it: it keeps the filesystem, and not the mount. It
+    is gone when nobody has a descriptor in it. Raises `OSError`: EPERM without CAP_SYS_ADMIN, EINVAL where
+    that would show what is hidden from this user namespace.
+    """
+    result = int(_syscall(_OPEN_TREE, fd, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH))
+    _check(min(result, 0))
+    return result
 
 
 def listxattrat(dir_fd: int, name: bytes) -> list[bytes]:
