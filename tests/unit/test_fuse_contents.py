@@ -14,7 +14,9 @@ import trio
 import trio.testing
 
 from layerfs.fuse.contents import Contents
-from layerfs.union import syscalls
+from layerfs.union import links, syscalls
+from layerfs.union.layer import Layer
+from layerfs.union.moves import Move
 from layerfs.union.upper import Upper
 from tests.conftest import errno_of
 from tests.unit.union_support import Tree
@@ -113,6 +115,31 @@ def test_a_failure_leaves_everything_as_it_was(tree: Tree) -> None:
     assert os.listdir(upper.work) == []
     assert not contents.is_in_place(tree.file("small1"))
     assert contents.copies == 0
+
+
+async def test_the_loop_searches_no_layer_where_a_directory_is_renamed_during_a_search(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree.lowers[0] / "dir").mkdir()
+    (tree.lowers[0] / "moved").mkdir()
+    os.link(tree.lowers[0] / "small1", tree.lowers[0] / "dir/other")
+    (tree.upper / "not-empty").touch()  # or it would be known that nothing was renamed
+    tree.open()
+    searches: list[threading.Thread] = []
+    search = links._renamed
+
+    def renamed(layer: Layer) -> Iterator[Move]:
+        if layer is tree.union.upper:
+            searches.append(threading.current_thread())
+        yield from search(layer)
+        if len(searches) == 1:
+            tree.rename("dir", "moved/dir")  # the loop waits for this thread: it is as if that did it
+
+    monkeypatch.setattr(links, "_renamed", renamed)
+    await Contents(tree.union).copy_up(tree.file("small1"))
+    assert len(searches) == 2
+    assert threading.main_thread() not in searches
+    assert (tree.upper / "moved/dir/other").samefile(tree.upper / "small1")
 
 
 class Held:

@@ -28,6 +28,8 @@ _BUFFER = 1 << 20
 _SMALL_COPY = 1 << 16
 _PATIENCE = 1e-3
 """Seconds for which a copy-up in the loop may keep all others waiting for the disk."""
+_SEARCHES = 10
+"""Searches for renamed directories before the loop does one itself: some are renamed during each."""
 _T = TypeVar("_T")
 
 
@@ -115,6 +117,10 @@ class Contents:
                         job.copy()
                     else:
                         await trio.to_thread.run_sync(job.copy)
+                        for _ in range(_SEARCHES):
+                            if job.is_ready():
+                                break
+                            await trio.to_thread.run_sync(job.search)
                     job.finish()
                 self._count(job)
             finally:
