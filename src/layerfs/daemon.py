@@ -211,7 +211,10 @@ class Daemon:
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))
         self._ended.set()
-        self._serves(None)
+        try:
+            self._serves(None)
+        except OSError as error:  # of the run directory's disk: what is going on goes on to its end
+            _log.warning("cannot note that %s has ended: %s", self.name, error)
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
