@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -305,6 +305,22 @@ def recover(db: Database, layer: Layer) -> str | None:
     for name in ("exchange", "exchange.tmp"):
         (own / name).unlink(missing_ok=True)
     return "; ".join(done) or None
+
+
+def complete(db: Database, rows: Iterable[Layer]) -> None:
+    """Finish the commits of layers that are about to be read, where a power cut has left only their rows.
+
+    Their trees are empty until then. Nothing for layers of this boot, whose exchange is made. Raises
+    `LayerfsError`.
+    """
+    for layer in rows:
+        own = layers.directory(db, layer.id)
+        if layer.state == "sealed" and layer.unverified and (own / "exchange").exists():
+            try:
+                with layers.lock(own):
+                    recover(db, layers.get(db, layer.id))
+            except OSError as error:
+                raise from_os_error(error, f"finish the commit of layer {layer.id[:12]}") from None
 
 
 def _give_back(place: Path, tree: Path, fresh: int) -> bool:

@@ -79,6 +79,7 @@ class Store:
             userxattr = bool(owner.options.get("userxattr"))
             if upper and owner.upper is not None:
                 rows.append(self.layer(owner.upper))
+        external.complete(self._db, rows)
         return marks.stack(self._db, rows, userxattr=userxattr)
 
     def external_layer(self, path: Path) -> Layer:

@@ -287,6 +287,8 @@ def size(db: Database, layer_id: str) -> int:
     The size of an upper is measured each time, that of another layer once.
     Raises `NotFound` or another `LayerfsError`.
     """
+    from layerfs.store import external  # which is made of layers
+
     try:
         while True:
             layer = get(db, layer_id)
@@ -294,6 +296,7 @@ def size(db: Database, layer_id: str) -> int:
                 return layer.size
             if layer.state == "active":
                 return measure(layer.path)
+            external.complete(db, [layer])
             with lock(directory(db, layer_id), wait=False) as locked:
                 if locked:
                     layer = get(db, layer_id)
