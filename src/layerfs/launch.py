@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from layerfs import errors, holders, mounttable, runtime
-from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import session
 from layerfs.ownership import open_own
 from layerfs.polling import readable
@@ -88,7 +88,8 @@ def start(request: MountRequest) -> str:
                 _start_daemon(wanted, lock)
         except LayerfsError:
             if new:
-                with Store(request.root) as store:
+                # A daemon that ended by itself has removed a mount without a name: what it said counts.
+                with suppress(NotFound), Store(request.root) as store:
                     store.remove_mount(mount.id)
             raise
     return name
