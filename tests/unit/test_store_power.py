@@ -5,6 +5,7 @@ The states are put together by hand; `tests/system/test_durability.py` makes som
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import uuid
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs import oci
 from layerfs.store import Store, layers, settle
 from layerfs.store.model import Image, Mount
 from layerfs.union.trees import exchange
@@ -289,6 +291,26 @@ def test_an_exchange_that_was_lost_is_made_again_before_its_layer_is_settled(
     assert store.layer_size(layer_id) == len("precious")
     assert store.recover() == []
     assert list(store.check(contents=True)) == []
+
+
+@pytest.mark.parametrize("reader", ["size", "stack", "archive"])
+def test_an_exchange_that_was_lost_is_made_again_before_its_layer_is_read(
+    store: Store, outside: Path, next_boot: Callable[[], None], reader: str
+) -> None:
+    layer_id = commit(store, "out", "x")
+    exchange(outside, store.layer(layer_id).path)
+    next_boot()
+    if reader == "size":
+        assert store.layer_size(layer_id) == len("precious")
+    elif reader == "stack":
+        tree = store.stack_of(store.resolve("x")).trees[-1].path
+        assert os.listdir(tree) == ["file"]
+    else:
+        archive = io.BytesIO()
+        oci.save(store, ["x"], archive)
+        assert b"precious" in archive.getvalue()
+    assert os.listdir(outside) == []
+    assert store.recover() == []
 
 
 def test_an_exchange_that_is_on_disk_is_made_once(store: Store, outside: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -341,3 +341,40 @@ def test_a_mark_that_is_not_followed_hinders_no_copy_of_a_file_with_a_name_behin
     tree.write("file", b"more")
     assert (tree.upper / "file").read_bytes() == b"more"
     tree.union.close()
+
+
+def fail(*arguments: object, **more: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda tree: tree.rmdir("d/sub"),
+        lambda tree: tree.rmdir("empty"),
+        lambda tree: tree.unlink("f"),
+        lambda tree: tree.unlink("new"),
+        lambda tree: tree.rename("new", "f"),
+        lambda tree: tree.rename("d", "empty"),
+    ],
+    ids=["rmdir lower", "rmdir upper", "unlink lower", "unlink upper", "rename to a file", "to a directory"],
+)
+def test_what_failed_keeps_no_descriptor(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, operation: Callable[[Tree], None]
+) -> None:
+    tree.write("new", b"")
+    tree.mkdir("empty")
+    tree.unlink("d/sub/y")
+    before = tree.snapshot()
+    tree.union.trim()
+    tree.union.directories.trim(0)
+    open_before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as broken:
+        for place, name in ((os, "rmdir"), (os, "unlink"), (os, "link"), (syscalls, "renameat2")):
+            broken.setattr(place, name, fail)
+        broken.setattr("layerfs.union.upper.make_whiteout", fail)
+        assert errno_of(operation, tree) == errno.EIO
+    tree.union.directories.trim(0)
+    assert os.listdir("/proc/self/fd") == open_before
+    assert tree.snapshot() == before
+    operation(tree)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, lifecycle, names
+from layerfs.container import files, hostfiles, lifecycle
 from layerfs.container.private_mounts import Bind, PrivateMounts
 from layerfs.container.stored import points_of
 from layerfs.errors import Conflict, LayerfsError, from_os_error
@@ -135,7 +135,7 @@ def _binds(root: Path, mount: Mount, tree: Path) -> list[Bind]:
     A volume that it does not have yet is made, as at its start.
     """
     own = files.directory(root, mount.id)
-    points = names.points(own) if (own / "hosts").exists() else []
+    points = hostfiles.points(own) if (own / "hosts").exists() else []
     points += [files.found(point, own, tree) for point in points_of(mount)]
     found = {
         point["Destination"]: Bind(point["Source"], point["Destination"], point["RW"])

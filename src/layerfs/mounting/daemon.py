@@ -30,6 +30,7 @@ from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.inside import Inside
+from layerfs.fuse.lost import lost
 from layerfs.fuse.operations import Operations
 from layerfs.fuse.syncing import StoreSync
 from layerfs.host import mounttable, rundir
@@ -103,6 +104,8 @@ class Daemon:
         """
         descriptors = _raise_descriptor_limit()
         self._shelf = Shelf(self._store.database.layers)
+        # It hears of all that cannot be written from here on: the system tells each open file once.
+        self._watch = os.open(self._store.database.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._collector = Collector()
         place = mounttable.Place(self.mountpoint)
         self._serves = serves
@@ -134,6 +137,7 @@ class Daemon:
             place.close()
             self._collector.close()
             self._journal.close()
+            os.close(self._watch)
             self._shelf.close()
             self._store.close()
 
@@ -207,7 +211,10 @@ class Daemon:
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))
         self._ended.set()
-        self._serves(None)
+        try:
+            self._serves(None)
+        except OSError as error:  # of the run directory's disk: what is going on goes on to its end
+            _log.warning("cannot note that %s has ended: %s", self.name, error)
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
@@ -276,10 +283,8 @@ class Daemon:
                 self._mount,
                 self._union,
                 wording,
-                still=live_commit.stillness(
-                    self.mount_id, self.flush, self._filesystem.contents.unchanging, pause=pause
-                ),
-                quiesce=wire.quiesce,
+                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
+                unchanging=self._filesystem.contents.unchanging,
             )
             if self._union.layers[1].path != path:
                 self._exchanged.append(sealed)
@@ -378,9 +383,9 @@ class Daemon:
         while True:
             while self._settling:
                 layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id)
+                process = settle.start(self.root, layer_id, self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-                layer.on_disk = status == 0
+                layer.on_disk = status == 0 and not lost.has_lost()
                 del self._settling[layer_id]
             self._to_settle = trio.Event()
             await self._to_settle.wait()

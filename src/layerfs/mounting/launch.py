@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from layerfs import errors
-from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import session
 from layerfs.host import holders, mounttable, rundir
 from layerfs.host.ownership import open_own
 from layerfs.host.polling import readable
 from layerfs.mounting.request import MountRequest
-from layerfs.store import Store
+from layerfs.store import Store, external
 
 if TYPE_CHECKING:
     from layerfs.mounting.served import Serve
@@ -69,7 +69,8 @@ def start(request: MountRequest, serve: Serve) -> str:
                 _start_daemon(wanted, lock, serve)
         except LayerfsError:
             if new:
-                with Store(request.root) as store:
+                # A daemon that ended by itself has removed a mount without a name: what it said counts.
+                with suppress(NotFound), Store(request.root) as store:
                     store.remove_mount(mount.id)
             raise
     return name
@@ -143,7 +144,7 @@ def _wait_for_upper(store: Store, request: MountRequest, name: str) -> None:
     """Wait for the daemon of a mount, of another name, that had the upper of *request* until just now."""
     if request.upper is None:
         return
-    wanted = os.path.abspath(request.upper)
+    wanted = str(external.place_of(Path(request.upper)))
     for mount in store.mounts():
         if mount.upper and mount.name != name and str(store.layer(mount.upper).path) == wanted:
             pid, device = rundir.running(mount.name)
@@ -215,8 +216,9 @@ def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | N
         return request.foreground and mount.image == image.id
     layers = [str(layer.path) for layer in store.layers_of(mount) if layer.state == "external"]
     upper = str(store.layer(mount.upper).path) if mount.upper else None
-    wanted = os.path.abspath(request.upper) if request.upper else None
-    return upper == wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
+    given = Path(request.upper).absolute() if request.upper else None
+    wanted = [str(given and external.place_of(given)), str(given)]  # an older layerfs has noted a link
+    return str(upper) in wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
 
 
 def _start_daemon(wanted: _Wanted, lock: rundir.RunLock, serve: Serve) -> None:

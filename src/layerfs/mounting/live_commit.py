@@ -7,6 +7,7 @@ switches to the new one. Neither touches what was written, so a commit costs the
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _PAUSE = 0.002
 _PATIENCE = 10.0
 """Seconds after which a commit gives up on a store that others keep busy."""
+_CHANGES = 300.0
+"""Seconds that writes and copies under way may take until a commit gives up."""
 _FREEZE_PATIENCE = 2.0
 """Seconds that the processes of a container may take to stand still."""
 
@@ -46,11 +49,10 @@ class Wording(NamedTuple):
 async def stillness(
     mount_id: str,
     flush: Callable[[], Awaitable[None]],
-    unchanging: Callable[[], AbstractAsyncContextManager[None]],
     *,
     pause: bool | None,
 ) -> AsyncIterator[None]:
-    """Collect what was written, by *flush*, and let the switch follow while the block lasts, in *unchanging*.
+    """Collect what was written, by *flush*, and let the switch follow while the block lasts.
 
     With *pause*, the processes of a container in the mount stand still from the end of their last write
     until the commit is done; most of the collecting comes before. None: if they can. Raises `LayerfsError`.
@@ -61,13 +63,11 @@ async def stillness(
     if freezer is None:
         if pause and record and record.alive():
             raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
-        async with unchanging():
-            yield
+        yield
         return
     async with _frozen(freezer):
         await flush()
-        async with unchanging():
-            yield
+        yield
 
 
 @asynccontextmanager
@@ -172,13 +172,13 @@ async def commit(
     wording: Wording,
     *,
     still: AbstractAsyncContextManager[None],
-    quiesce: Callable[[], None] = lambda: None,
+    unchanging: Callable[[], AbstractAsyncContextManager[None]],
 ) -> tuple[Image, str]:
     """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
 
-    All that was written is in the upper once *still* has been entered, and *quiesce* returns when nothing but
-    the calling thread writes to it any more. *store* belongs to that thread, and never waits. Atomic; not
-    durable yet. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    All that was written is in the upper once *still* has been entered, and while *unchanging* is, nothing but
+    the calling thread writes to it. *store* belongs to that thread, and never waits. Atomic; not durable yet.
+    Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     next_upper = _NextUpper(root, mount)
     upper = old = None
@@ -187,18 +187,23 @@ async def commit(
             prepared = await next_upper.get()
             assert prepared.work is not None
             upper = Upper(prepared.path, prepared.work, after=union.upper)
-            with trio.fail_after(_PATIENCE):
+            busy_until = math.inf
+            with trio.fail_after(_CHANGES):
                 while True:
-                    quiesce()
-                    union.match_root(upper)
-                    try:
-                        tree = union.upper.root.fd() if union.upper is not None else None
-                        image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
-                        break
-                    except StoreBusy:
-                        await trio.sleep(_PAUSE)
-            old = union.upper
-            union.switch_upper(upper)
+                    async with unchanging():
+                        union.match_root(upper)
+                        try:
+                            tree = union.upper.root.fd() if union.upper is not None else None
+                            image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
+                        except StoreBusy:
+                            if trio.current_time() > busy_until:
+                                raise StoreBusy("other processes keep the store busy: try again") from None
+                            busy_until = min(busy_until, trio.current_time() + _PATIENCE)
+                        else:
+                            old = union.upper
+                            union.switch_upper(upper)
+                            break
+                    await trio.sleep(_PAUSE)
     except BaseException as error:
         if old is not None:
             raise  # too late to undo anything
@@ -206,7 +211,10 @@ async def commit(
             upper.close()
         await next_upper.abandon()
         if isinstance(error, trio.TooSlowError):
-            raise StoreBusy("other processes keep the store busy: try again") from None
+            raise Conflict(
+                f"waited {_CHANGES:g} seconds for what is being written to {mount.name} to get to its upper:"
+                " see whether its disk answers, and try again"
+            ) from None
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error
         raise

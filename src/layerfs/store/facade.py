@@ -79,6 +79,7 @@ class Store:
             userxattr = bool(owner.options.get("userxattr"))
             if upper and owner.upper is not None:
                 rows.append(self.layer(owner.upper))
+        external.complete(self._db, rows)
         return marks.stack(self._db, rows, userxattr=userxattr)
 
     def external_layer(self, path: Path) -> Layer:
@@ -245,7 +246,7 @@ class Store:
 
     def committed_from(self, path: Path) -> str | None:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
-        return external.committed_from(self._db, path)
+        return external.committed_from(self._db, external.place_of(path))
 
     def rename_mount(self, mount_id: str, name: str) -> None:
         """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""

@@ -89,7 +89,7 @@ def _check_rows(db: Database) -> list[str]:
         elif not layer.path.is_dir() and own == layer.path.parent:
             if _forget(db, layer):
                 done.append(f"forgot layer {layer.id[:12]}, which has no tree")
-            elif db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer.id,)):  # not removed meanwhile
+            elif layers.exists(db, layer.id):  # not removed meanwhile
                 done.append(
                     f"layer {layer.id[:12]} has lost its tree {layer.path}: what uses it cannot be mounted"
                 )
@@ -121,7 +121,7 @@ def _set_aside(db: Database, path: Path) -> Path | None:
     try:
         with layers.lock(path, wait=False) as locked:
             # The row is written before the lock is given up, so only now does its absence mean anything.
-            if locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None:
+            if locked and not layers.exists(db, path.name):
                 suffix = layers.GONE if is_rubbish(db, path) else layers.LOST
                 return path.rename(path.with_name(path.name + suffix))
     except (FileNotFoundError, NotADirectoryError):

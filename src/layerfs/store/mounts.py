@@ -44,6 +44,7 @@ def create(
     marks.check_options(trust_in_others() if external_upper else Trust.ALL, marking, options)
     upper = None
     if external_upper:
+        external_upper = external.place_of(external_upper[0]), external_upper[1]
         external.check_upper(db, *external_upper, writable=writable)
         upper = layers.begin(db)
     elif writable:
