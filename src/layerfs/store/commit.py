@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from layerfs.errors import Conflict, NotFound, from_os_error
@@ -53,11 +54,12 @@ def prepare(db: Database, mount: Mount) -> Layer:
 
 def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
     """Remove what `prepare` made for a commit that will not come."""
-    layers.discard(db, new_upper.id)
-    upper = _upper(db, mount)
-    if external.is_outside(db, upper):
-        external.recover(db, upper)
-        layers.keep(upper.id)
+    layers.discard_empty(db, new_upper.id)
+    with suppress(NotFound):  # the mount may have been removed
+        upper = _upper(db, mount)
+        if external.is_outside(db, upper):
+            external.recover(db, upper)
+            layers.keep(upper.id)
 
 
 def commit(
