@@ -151,7 +151,9 @@ def test_recovery_leaves_a_layer_that_is_being_made(store: Store, mount: Mount) 
 
 def test_recovery_names_what_it_does(store: Store, mount: Mount) -> None:
     (store.root / "layers" / ("a" * 64)).mkdir()
-    (store.root / "layers" / ("a" * 64) / "fs").mkdir()
+    (store.root / "layers" / ("a" * 64) / "fs/half").mkdir(parents=True)
+    with store.database.transaction():
+        store.database.execute("INSERT INTO removable (layer) VALUES (?)", ("a" * 64,))
     (store.root / "layers/stray").write_text("x")
     assert mount.upper is not None
     upper = store.layer(mount.upper).path

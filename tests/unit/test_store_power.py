@@ -77,13 +77,12 @@ def test_a_tree_that_somebody_wrote_to_is_set_aside(root: Path, base: Image, sto
         assert (place / "fs/file").read_text() == "precious"
 
 
-def test_a_tree_that_nobody_wrote_to_is_removed(root: Path, base: Image, store: Store) -> None:
+def test_a_tree_that_nobody_wrote_to_is_removed_without_a_word(root: Path, base: Image, store: Store) -> None:
     store.close()
     with rows_lost(root) as changed:
         changed.create_mount("m", image=base)
     with Store(root) as after:
-        (line,) = after.recover()
-        assert line.endswith("a layer that nothing uses")
+        assert after.recover() == []
     assert lost(root) == []
     assert [path.name for path in (root / "layers").iterdir()] == [*base.layers]
 

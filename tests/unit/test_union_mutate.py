@@ -13,6 +13,7 @@ import pytest
 from layerfs.union import attributes, mutate, syscalls
 from layerfs.union.marking import USER, Trust
 from layerfs.union.mutate import Owner
+from layerfs.union.upper import Upper
 from tests.unit.union_support import ME, Tree
 
 pytestmark = pytest.mark.root
@@ -55,6 +56,26 @@ def test_create_write_and_read(tree: Tree) -> None:
     assert tree.read("new") == b"data"
     assert (tree.upper / "new").read_bytes() == b"data"
     assert_same_after_reopening(tree)
+
+
+def test_an_upper_made_ahead_gets_what_has_become_of_the_root_since(tree: Tree) -> None:
+    os.chmod(tree.upper, 0o755)
+    ahead, work = tree.top / "ahead", tree.top / "ahead-work"
+    ahead.mkdir(mode=0o755)
+    work.mkdir()
+    os.setxattr(ahead, "user.removed", b"since")
+    os.setxattr(ahead, "user.kept", b"old")
+    os.setxattr(tree.upper, "user.kept", b"new")
+    os.chmod(tree.upper, 0o1711)
+    os.utime(tree.upper, ns=(1, 2))
+    new = Upper(ahead, work)
+    assert tree.union.match_root(new)
+    assert {name: os.getxattr(ahead, name) for name in os.listxattr(ahead)} == {"user.kept": b"new"}
+    assert (stat.S_IMODE(ahead.stat().st_mode), ahead.stat().st_mtime_ns) == (0o1711, 2)
+    os.utime(tree.upper, ns=(3, 4))
+    assert not tree.union.match_root(new)
+    assert ahead.stat().st_mtime_ns == 4
+    new.close()
 
 
 def test_create_in_a_lower_directory_copies_up_the_directories_alone(tree: Tree) -> None:

@@ -36,6 +36,7 @@ from layerfs.fuse.syncing import StoreSync
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit
+from layerfs.mounting.next_upper import NextUpper
 from layerfs.mounting.unmounting import Unmounting
 from layerfs.store import Store, marks, settle
 from layerfs.store.journal import Journal
@@ -44,6 +45,7 @@ from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
 from layerfs.union.marking import Marking, Trust
 from layerfs.union.stack import close_all
+from layerfs.union.trees import sync_path
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -90,6 +92,9 @@ class Daemon:
         self._settling: dict[str, Layer] = {}
         """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
         self._journal = Journal(self._store.root)
+        self._next_upper = NextUpper(self._store.root)
+        self._new_roots: list[Path] = []
+        """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
         self._exchanged: list[str] = []
         """Layers that came from an upper outside the store, until that is on disk."""
 
@@ -203,6 +208,7 @@ class Daemon:
                 await trio.to_thread.run_sync(self._set_mounted)
                 self._store_sync.changed()  # the mount itself, which may be new
                 ready()
+                self._begin_next_upper()
                 self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
         finally:
@@ -239,6 +245,10 @@ class Daemon:
             store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
 
     def _leave_store(self) -> None:
+        try:
+            self._next_upper.close()
+        except LayerfsError as error:  # recovery will
+            _log.warning("%s", error)
         if self.removed:
             return
         with Store(self.root) as store:
@@ -278,20 +288,22 @@ class Daemon:
             wording = live_commit.Wording(reference, comment, author, changes)
             path = self._union.layers[0].path
             image, upper = await live_commit.commit(
-                self.root,
                 self._store,
                 self._mount,
                 self._union,
+                self._next_upper,
                 wording,
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 unchanging=self._filesystem.contents.unchanging,
             )
             if self._union.layers[1].path != path:
                 self._exchanged.append(sealed)
+            else:
+                self._new_roots.append(Path(os.fsdecode(self._union.layers[0].path)))
             self._settling[sealed] = self._union.layers[1]
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
-            trio.lowlevel.spawn_system_task(_drop_lapsed)
+            trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
         self._to_settle.set()
         return image
 
@@ -368,12 +380,27 @@ class Daemon:
 
     def _bring_store_to_disk(self) -> None:
         """Bring the rows of this mount and of its layers to the disk, in any thread; see `StoreSync`."""
+        while self._new_roots:
+            sync_path(self._new_roots[0])
+            del self._new_roots[0]
         if self._exchanged:
             with Store(self.root) as store:
                 while self._exchanged:
                     store.bring_exchange_to_disk(self._exchanged[0])
                     del self._exchanged[0]
         self._journal.sync()
+
+    async def _get_ready_for_the_next(self) -> None:
+        """Do what a commit has left for later so as to take no longer, and prepare the next one."""
+        await trio.sleep(_ANSWER_FIRST)
+        self._begin_next_upper()
+        while not wire.drop_lapsed():
+            await trio.lowlevel.checkpoint()
+
+    def _begin_next_upper(self) -> None:
+        """Make the upper that will follow a commit, if there can be one and the upper is the store's own."""
+        if self._mount.upper is not None and not self._read_only and self.outside_upper is None:
+            self._next_upper.begin(self._mount)
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.
@@ -402,13 +429,6 @@ def _upper_to_read(path: Path, marking: Marking, trust: Trust) -> Layer:
         layer.close()
         raise OSError(errno.EBUSY, "already used by another mount", layer.path) from None
     return layer
-
-
-async def _drop_lapsed() -> None:
-    """Close the descriptors that a commit has left open so as to take no longer."""
-    await trio.sleep(_ANSWER_FIRST)
-    while not wire.drop_lapsed():
-        await trio.lowlevel.checkpoint()
 
 
 def _raise_descriptor_limit() -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from layerfs.errors import Conflict, NotFound, from_os_error
@@ -61,11 +62,12 @@ def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
             if layer_id:
                 layers.keep(layer_id)
         return
-    layers.discard(db, new_upper.id)
-    upper = _upper(db, mount)
-    if external.is_outside(db, upper):
-        external.recover(db, upper)
-        layers.keep(upper.id)
+    layers.discard_empty(db, new_upper.id)
+    with suppress(NotFound):  # the mount may have been removed
+        upper = _upper(db, mount)
+        if external.is_outside(db, upper):
+            external.recover(db, upper)
+            layers.keep(upper.id)
 
 
 def commit(

@@ -57,8 +57,10 @@ def recover(db: Database) -> list[str]:
             remove_trees(path)
             done.append(f"removed {path}: its container is gone")
         for path in rubbish:
+            was_used = not _is_unused(path)  # a next upper that was ready is nothing to tell of
             remove_trees(path)
-            done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
+            if was_used:
+                done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
     except OSError as error:
         raise from_os_error(error, f"clean up the store {db.root}") from None
     return done

@@ -215,6 +215,22 @@ def discard(db: Database, *layer_ids: str) -> None:
             keep(layer_id)
 
 
+def discard_empty(db: Database, layer_id: str) -> None:
+    """Remove the directories of a layer that was begun, that no row ever named and nobody has written to.
+
+    Raises `LayerfsError`.
+    """
+    own = directory(db, layer_id)
+    try:
+        for place in ("fs", "work/work", "work", ""):
+            with suppress(FileNotFoundError):
+                (own / place).rmdir()
+    except OSError:
+        discard(db, layer_id)
+    else:
+        keep(layer_id)
+
+
 def delete_unused(db: Database, layer_id: str) -> list[str]:
     """Delete a layer's row unless a stack or a mount uses it; return its id in a list if it went.
 
