@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,7 @@ class Exec:
             self._directory.cleanup()
             raise
         if detached:
+            self._await_beginning(place / "pid")
             threading.Thread(target=self._let_run, name=f"exec {self.id[:12]}", daemon=True).start()
 
     def _pipes(self, words: list[str], detached: bool) -> subprocess.Popen[bytes]:
@@ -121,6 +123,18 @@ class Exec:
             )
         finally:
             os.close(slave)
+
+    def _await_beginning(self, pid: Path) -> None:
+        """Return when the process has begun: this one may end now, and its directory with what it is told.
+
+        Raises `ContainerError` if it could not begin.
+        """
+        assert self.process is not None
+        while not pid.exists():
+            if self.process.poll() is not None:
+                self.wait()
+                return
+            time.sleep(0.002)
 
     def _let_run(self) -> None:
         if self.master >= 0:  # somebody has to take what it writes
