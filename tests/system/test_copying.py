@@ -436,3 +436,72 @@ def test_the_docker_command(place: Place) -> None:
     ):
         done = docker(source, place_for_it)
         assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+def test_the_command(place: Place) -> None:
+    """`layerfs cp` puts things where cp(1) and docker would."""
+    layerfs, directory = place.layerfs, place.layerfs.directory
+    (directory / "source/deep").mkdir(parents=True)
+    (directory / "source/deep/file").write_text("deep")
+    os.link(directory / "source/deep/file", directory / "source/deep/other")
+    for copied, target in (
+        ("source", "c:/srv"),
+        ("source", "c:/srv/renamed"),
+        ("source/.", "c:/srv/renamed"),
+        ("source/deep/file", "c:/srv/alone"),
+        ("source/deep/file", "c:/etc/passwd"),
+    ):
+        assert layerfs.ok("cp", f"{directory}/{copied}", target) == ""
+    inside = ["deep", "deep/file", "deep/other"]
+    assert place.names("/srv") == [
+        "srv", "srv/alone", "srv/renamed", *(f"srv/renamed/{name}" for name in inside),
+        "srv/source", *(f"srv/source/{name}" for name in inside),
+    ]  # fmt: skip
+    for copied, target, there in (
+        ("c:/srv/source", "out", "out/deep/file"),
+        ("c:/srv/source", "out", "out/source/deep/file"),
+        ("c:/srv/source/.", "dot", "dot/deep/file"),
+        ("c:/srv/alone", "out/file", "out/file"),
+        ("c:/srv/alone", "out", "out/alone"),
+    ):
+        layerfs.ok("cp", copied, directory / target)
+        assert (directory / there).read_text() == "deep"
+    assert (directory / "out/deep/file").stat().st_nlink == 2
+    for source, target_here, said in (
+        ("c:/nope", directory, "Could not find the file /nope in container c"),
+        ("c:/srv", directory / "out/file", "cannot copy a directory over"),
+        (directory / "source", "c:/etc/passwd", "cannot copy a directory over"),
+        (directory / "source/deep/file", "c:/nope/x", "Could not find the file /nope in container c"),
+        (directory / "source/deep/file", "c:/srv/none/", "there is no directory"),
+        (directory / "nothing", "c:/srv", "No such file or directory"),
+        ("nobody:/x", directory, "nobody"),
+    ):
+        assert said in layerfs.refused("cp", source, target_here)
+    for words in (("a", "b"), ("c:/a", "c:/b"), ("c:", "b")):
+        layerfs.refused("cp", *words, status=2)
+    whole = subprocess.run(
+        [*layerfs.words, "cp", "c:/srv/source", "-"],
+        env=layerfs.environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    done = subprocess.run(
+        [*layerfs.words, "cp", "-", "c:/tmp"], env=layerfs.environment, input=whole, check=True
+    )
+    assert done.returncode == 0
+    assert place.names("/tmp/source") == ["source", *(f"source/{name}" for name in inside)]
+    assert place.is_as_it_was()
+
+
+@pytest.mark.parametrize("with_engine", [True, False])
+def test_the_command_needs_no_engine(made: Containers, with_engine: bool) -> None:
+    if with_engine:
+        engine(made.layerfs)
+    made.layerfs.ok("run", "-d", "--name", "c", IMAGE, "sleep", "1000")
+    file = made.layerfs.directory / "file"
+    file.write_text("content")
+    for _ in range(2):
+        made.layerfs.ok("cp", file, "c:/srv/there")
+        made.layerfs.ok("cp", "c:/srv/there", made.layerfs.directory / "back")
+        assert (made.layerfs.directory / "back").read_text() == "content"
+        made.layerfs.ok("stop", "-t", "0", "c")

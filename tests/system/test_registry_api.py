@@ -286,6 +286,33 @@ def test_a_pull_that_does_not_come_to_its_end(
         assert there.pull(name).status == 200
 
 
+@pytest.mark.parametrize("size", [2, 5])  # the download does not fit, or what is unpacked does not
+def test_a_pull_that_does_not_fit(here: Store, registry: Registry, layerfs: Layerfs, size: int) -> None:
+    name = f"{registry.host}/large/x{size}"
+    (here.mnt / "zeros").write_bytes(os.urandom(1 << 20) * 4)
+    layerfs.ok("commit", "m", f"{name}:1")
+    assert here.push(name, tag="1").lines()[-1]["aux"]
+    directory = layerfs.directory / "full"
+    (directory / "store").mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=700", "tmpfs", directory / "store"],
+        check=True,
+        timeout=10,
+    )
+    other = Layerfs(directory)
+    try:
+        api = engine(other)
+        answer = api.ask("POST", "/images/create", fromImage=name, tag="1")
+        assert answer.status == 200
+        assert "no space left" in answer.lines()[-1]["error"].lower(), answer
+        assert api.ask("GET", "/images/json").json() == []
+        scratch = other.root / "tmp"
+        assert not scratch.exists() or list(scratch.iterdir()) == []
+        other.check_store()
+    finally:
+        other.end()
+
+
 def skopeo_of(store: Store) -> list[int]:
     """Return the pids of skopeo."""
     found = []

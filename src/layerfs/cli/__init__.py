@@ -19,6 +19,7 @@ from layerfs.host.rundir import store_root
 COMMANDS = {
     "commit": "mounts",
     "container": "groups",
+    "cp": "copying",
     "df": "prune",
     "engine": "engine",
     "diff": "mounts",

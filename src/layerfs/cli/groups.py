@@ -10,6 +10,7 @@ CONTAINER = {
     name: name
     for name in (
         "commit",
+        "cp",
         "diff",
         "exec",
         "export",

@@ -92,6 +92,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -110,6 +111,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -126,6 +128,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -139,7 +142,7 @@ class Client:
             raise to_error(Response(answer.status, b"".join(answer.chunks)))
         return answer
 
-    def take_over(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Taken:
+    def take_over(self, method: str, path: str, /, *, body: bytes = b"", **parameters: Parameter) -> Taken:
         """Send a request after which the connection is a channel; return that, and what has come already.
 
         Raises the `LayerfsError` that the answer's status stands for, with its message.
