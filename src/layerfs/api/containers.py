@@ -318,7 +318,7 @@ def remove(call: Call) -> Response:
         mount = call.store.mount(mount.id)
         if mount.started is not None and mount.mountpoint is not None:
             detach(mount.mountpoint, lock.device)  # its daemon is dead
-        call.store.remove_mount(mount.id)
+        call.store.remove_mount(mount.id, volumes=call.query.flag("v"))
         lock.forget()
     return NO_CONTENT
 

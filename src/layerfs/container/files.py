@@ -1,7 +1,7 @@
-"""What a container gets besides its tree: the network's files, and its volumes.
+"""What a container gets besides its tree: the network's files, and what its volumes begin with.
 
-They lie in the store, at `containers/ID/`, beside its log: they are no part of what a commit seals, live
-as long as the container, and are removed with it.
+The former lie in the store, at `containers/ID/`, beside its log: they are no part of what a commit seals,
+live as long as the container, and are removed with it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from layerfs.container.rootfs import open_inside
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
@@ -37,16 +36,22 @@ def log_path(store: Path, mount_id: str) -> Path:
     return directory(store, mount_id) / "log"
 
 
-def network_files(own: Path, hostname: str, network: str) -> list[list[str]]:
+def network_files(
+    own: Path, hostname: str, network: str, lines: Sequence[str] = (), resolv: str | None = None
+) -> list[list[str]]:
     """Write /etc/hosts, /etc/hostname and /etc/resolv.conf into the directory *own*; return them as binds.
 
-    On the host's network they say what the host's do. Raises `OSError`.
+    On the host's network they say what the host's do. *lines* are for /etc/hosts, and with an address for
+    *hostname* among them; *resolv* is the text of /etc/resolv.conf. Raises `OSError`.
     """
     hosts = _text("/etc/hosts") if network == "host" else _LOCAL
+    if resolv is None:
+        resolv = _text("/etc/resolv.conf") if network == "host" else ""
+    text = "\n".join(lines or [f"127.0.1.1\t{hostname}"])
     contents = {
-        "hosts": f"{hosts.rstrip()}\n127.0.1.1\t{hostname}\n",
+        "hosts": f"{hosts.rstrip()}\n{text}\n",
         "hostname": f"{hostname}\n",
-        "resolv.conf": _text("/etc/resolv.conf") if network == "host" else "",
+        "resolv.conf": resolv,
     }
     for name, content in contents.items():
         path = own / name
@@ -76,41 +81,27 @@ def host_directories(binds: list[list[str]]) -> None:
             raise from_os_error(error, "use the directory of a volume") from None
 
 
-def image_volumes(own: Path, root: Path, config: Mapping[str, Any], taken: set[str]) -> list[list[str]]:
-    """Return binds for the `Volumes` of *config*, but for those destinations that are *taken*.
+def fill(volume: Path, root: Path, path: str, *, in_place: bool) -> None:
+    """Make the empty directory *volume* a copy of the directory *path* below *root*, if there is one.
 
-    Each is a directory below *own*. A new one begins with what the image mounted at *root* has there.
-    Raises `LayerfsError`.
+    Whole or not at all, unless it is done *in_place*: where *volume* is a mountpoint, or others have it
+    mounted. Raises `LayerfsError`.
     """
-    binds = []
-    for number, path in enumerate(sorted(config.get("Volumes") or ())):
-        destination = os.path.normpath(path)
-        if not path.startswith("/") or destination in ("/", "//"):
-            raise BadRequest(f"the image has a volume {path!r}, which is no absolute path below /")
-        if destination in taken:
-            continue
-        volume = own / "volumes" / str(number)
-        if not volume.exists():
-            _fill(volume, root, destination)
-        binds.append([str(volume), destination, "rw"])
-    return binds
-
-
-def _fill(volume: Path, root: Path, path: str) -> None:
-    """Make *volume* a copy of the directory *path* below *root*, or an empty directory where it has none."""
-    unfinished = volume.with_name(volume.name + ".new")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = volume if in_place else volume.with_name(volume.name + ".new")
     try:
-        unfinished.mkdir(parents=True)
+        if not in_place:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(mode=0o755)
         try:
             source = open_inside(root, path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            unfinished.rename(volume)
+            if not in_place:
+                unfinished.rmdir()
             return
     except OSError as error:
         if error.errno == errno.ENOTDIR:
-            raise BadRequest(f"the image has a volume {path}, but a file is there") from None
-        raise from_os_error(error, f"make the volume {path}") from None
+            raise BadRequest(f"the container has a volume at {path}, but a file is there") from None
+        raise from_os_error(error, f"fill the volume at {path}") from None
     try:
         done = subprocess.run(
             ["cp", "-a", "--reflink=auto", f"/proc/self/fd/{source}/.", unfinished],
@@ -124,6 +115,8 @@ def _fill(volume: Path, root: Path, path: str) -> None:
     finally:
         os.close(source)
     if done.returncode != 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise LayerfsError(f"cannot fill the volume {path}: {done.stderr.partition(chr(10))[0]}")
-    unfinished.rename(volume)
+        if not in_place:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise LayerfsError(f"cannot fill the volume at {path}: {done.stderr.partition(chr(10))[0]}")
+    if not in_place:
+        unfinished.rename(volume)

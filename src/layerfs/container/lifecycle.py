@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, ociruntime, supervisor
+from layerfs.container import files, networks, ociruntime, supervisor, volumes
 from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host.mounttable import mounted_at
@@ -100,8 +100,12 @@ def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None
     if running_pid(mount.name) is not None:
         raise Conflict(f"{mount.name} is mounted on {mount.mountpoint}: unmount it first")
     launch.start(launch.MountRequest(mountpoint=str(tree), root=root, name=mount.name))
-    _write_spec(root, mount, lock.path, tree)
-    oci_runtime, pid = _create(root, mount, lock.path)
+    network = networks.set_up(root, mount)
+    try:
+        _write_spec(root, mount, lock.path, tree, network)
+        oci_runtime, pid = _create(root, mount, lock.path, network)
+    finally:
+        network.close()
     record = Record(pid, born(pid) or 0, oci_runtime.path)
     before(record)
     started = datetime.now(UTC)
@@ -114,7 +118,7 @@ def _start(root: Path, mount: Mount, lock: Lock, before: Callable[[Record], None
         )
 
 
-def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
+def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: networks.Prepared) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
     from layerfs.container import spec, users
     from layerfs.store import imageconfig
@@ -124,26 +128,28 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     hostname = settings["Hostname"] or mount.id[:12]
     own = files.directory(root, mount.id)
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
-    network = files.network_files(own, hostname, settings["NetworkMode"])
-    binds: list[list[str]] = settings["Binds"]
+    named = files.network_files(own, hostname, network.mode, network.hosts, network.resolv)
+    points = volumes.from_binds(settings["Binds"], mount.config)
+    ready = volumes.set_up(root, mount, tree, points)
+    binds = [[it["Source"], it["Destination"], "rw" if it["RW"] else "ro"] for it in ready]
     files.host_directories(binds)
     taken = {destination for _, destination, _ in binds}
-    volumes = files.image_volumes(own, tree, mount.config, taken)
-    mounts = [bind for bind in network if bind[1] not in taken] + volumes + binds
+    mounts = [bind for bind in named if bind[1] not in taken] + binds
     built = spec.build(
         mount_id=mount.id,
         root=tree,
         config=mount.config,
         user=users.find_user(tree, mount.config.get("User") or ""),
         hostname=hostname,
-        network=settings["NetworkMode"],
+        network=network.mode,
         terminal=settings["Tty"],
         binds=sorted(mounts, key=lambda bind: bind[1].count("/")),  # what lies deeper comes later
     )
+    network.enter(built)
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
 
 
-def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
+def _create(root: Path, mount: Mount, bundle: Path, network: networks.Prepared) -> tuple[Runtime, int]:
     """Create the container by the first runtime that can; return it and the pid of the first process."""
     settings = mount.container
     wanted = supervisor.Supervised(
@@ -154,6 +160,7 @@ def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
         stdin_stays_open=not settings["StdinOnce"],
+        holds=tuple(one.fileno() for one in network.sockets),
     )
     wanted.log.touch(mode=0o600)
     conmon = supervisor.find_conmon()
@@ -178,7 +185,7 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
         _take_down(root, mount, lock)
         with Store(root) as store:
             if mount.container["AutoRemove"]:
-                store.remove_mount(mount.id)
+                store.remove_mount(mount.id, volumes=True)
                 forget(mount.name)
             else:
                 store.update_container(mount.id, "die", ExitCode=status, Error=str(error))
@@ -189,11 +196,12 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
 
 def _take_down(root: Path, mount: Mount | None, lock: Lock) -> None:
     """Take away a container that was made but perhaps not started, whoever made it. Raises `LayerfsError`."""
-    if lock.is_empty():
-        return
     record = lock.read()
-    for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
-        oci_runtime.delete(lock.path.name)
+    if not lock.is_empty():
+        for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
+            oci_runtime.delete(lock.path.name)
+    networks.take_down(root, lock.path.name)
+    volumes.take_down(root, lock.path.name)
     if mount is not None and mounted_at(str(lock.path / "rootfs")):
         _unmount(root, mount)
 
@@ -246,11 +254,13 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     code = UNKNOWN if noted is None else noted
     finished = datetime.now(UTC)
     Runtime(record.runtime).delete(mount_id)
+    networks.take_down(root, mount_id)
+    volumes.take_down(root, mount_id)
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
             if store.mount(mount_id).container["AutoRemove"]:
-                store.remove_mount(mount_id)
+                store.remove_mount(mount_id, volumes=True)
                 forget(mount.name)
             else:
                 why = "" if noted is not None else "its supervisor ended before it did"

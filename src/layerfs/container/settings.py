@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from layerfs.errors import BadRequest
 from layerfs.store import imageconfig
+from layerfs.store.volumes import check_name as check_volume_name
 
-NETWORKS = ("host", "none")
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 
 
@@ -34,6 +34,11 @@ class Wanted:
     """`HOST:DEST[:ro]`."""
     hostname: str = ""
     network: str = "host"
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
+    """`EndpointSettings` in that network."""
+    ports: Mapping[str, Any] = field(default_factory=dict)
+    """`PortBindings`."""
+    publish_all: bool = False
     terminal: bool = False
     stdin: bool = False
     detached: bool = False
@@ -103,31 +108,42 @@ def settings(wanted: Wanted) -> dict[str, Any]:
         raise BadRequest(
             f"invalid hostname {wanted.hostname!r}: use letters, digits, '-' and '.', at most 64"
         )
-    if wanted.network not in NETWORKS:
-        raise BadRequest(f"unknown network {wanted.network!r}: give {' or '.join(NETWORKS)}")
     return {
         "Tty": wanted.terminal,
         "OpenStdin": wanted.stdin,
         "StdinOnce": wanted.stdin and not wanted.detached,
         "Hostname": wanted.hostname,
         "NetworkMode": wanted.network,
+        **({"Networks": {wanted.network: dict(wanted.endpoint)}} if wanted.endpoint else {}),
+        "PortBindings": dict(wanted.ports),
+        "PublishAllPorts": wanted.publish_all,
         "Binds": [bind(text) for text in wanted.binds],
         "AutoRemove": wanted.remove,
     }
 
 
+def endpoint_settings(aliases: Iterable[str], address: str) -> dict[str, Any]:
+    """Return the `EndpointSettings` that the options --network-alias and --ip mean, empty for none."""
+    found: dict[str, Any] = {}
+    if given := list(aliases):
+        found["Aliases"] = given
+    if address:
+        found["IPAMConfig"] = {"IPv6Address" if ":" in address else "IPv4Address": address}
+    return found
+
+
 def bind(text: str) -> list[str]:
-    """Return `HOST:DEST[:ro|rw]` as host directory, destination and mode; raises `BadRequest`."""
-    host, _, rest = text.partition(":")
+    """Return `[HOST|NAME:]DEST[:ro|rw,nocopy]` as source, destination and mode; raises `BadRequest`."""
+    host, colon, rest = text.partition(":")
+    if not colon and text.startswith("/"):
+        host, rest = "", text
     destination, colon, mode = rest.partition(":")
-    if not host or not destination or (colon and mode not in ("ro", "rw")):
+    if not destination or (colon and not set(mode.split(",")) <= {"ro", "rw", "nocopy"}):
         raise BadRequest(f"invalid volume {text!r}: give HOST:DEST, HOST:DEST:ro or HOST:DEST:rw")
     if host.startswith("."):
         host = os.path.abspath(host)
-    elif not host.startswith("/"):
-        raise BadRequest(
-            f"invalid volume {text!r}: HOST must be a path, such as ./{host}; volumes have no names"
-        )
+    elif host and not host.startswith("/"):
+        check_volume_name(host)
     if not destination.startswith("/") or os.path.normpath(destination) in ("/", "//"):
         raise BadRequest(f"invalid volume {text!r}: DEST must be an absolute path other than /")
     return [host, os.path.normpath(destination), mode or "rw"]

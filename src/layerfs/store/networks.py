@@ -315,15 +315,17 @@ class Networks:
         with self._db.transaction():
             self._forget_other_boots()
             for port in ports:
-                self._check_port(port)
+                self.check_free(port)
                 self._db.execute(
                     "INSERT INTO ports VALUES (?, ?, ?, ?, ?, ?)",
                     (port.protocol, port.host_ip, port.host_port, mount_id, port.container_port, boot_id()),
                 )
 
-    def _check_port(self, port: Port) -> None:
+    def check_free(self, port: Port) -> None:
+        """Raise `Conflict`, in dockerd's words, if *port* of the host leads to a container that runs."""
         rows = self._db.execute(
-            "SELECT host_ip FROM ports WHERE protocol = ? AND host_port = ?", (port.protocol, port.host_port)
+            "SELECT host_ip FROM ports WHERE protocol = ? AND host_port = ? AND boot = ?",
+            (port.protocol, port.host_port, boot_id()),
         )
         for (other,) in rows.fetchall():
             same_family = (":" in other) == (":" in port.host_ip)
