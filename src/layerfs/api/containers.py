@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from layerfs.api import shapes
+from layerfs.api import networks, shapes, volumes
 from layerfs.api.config import CommitRequest, commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
@@ -59,7 +59,9 @@ def list_containers(call: Call) -> Response:
             and ("name" not in filters or any(text.lstrip("/") in mount.name for text in filters["name"]))
             and label_matches(filters, shapes.labels(mount))
         ):
-            shown.append(shapes.container_summary(mount, image) | _sizes(call, mount))
+            shown.append(
+                shapes.container_summary(mount, image) | _attached(call, mount) | _sizes(call, mount)
+            )
     return json_response(shown[: limit or None])
 
 
@@ -78,7 +80,20 @@ def inspect_container(call: Call) -> Response:
     upper = call.store.layer(mount.upper) if mount.upper else None
     layers = call.store.layers_of(mount)
     found = shapes.container_inspect(mount, _image_of(call, mount), layers, upper)
+    found["Mounts"] = _mounts(call, mount)
+    found["NetworkSettings"] = networks.shown(call.store, mount)
     return json_response(found | _sizes(call, mount))
+
+
+def _attached(call: Call, mount: Mount) -> dict[str, Any]:
+    """Return what an item of a list says of the networks and volumes of a container."""
+    if not mount.container:
+        return {}
+    return networks.summary(call.store, mount) | {"Mounts": _mounts(call, mount)}
+
+
+def _mounts(call: Call, mount: Mount) -> list[dict[str, Any]]:
+    return shapes.binds(mount) + volumes.shown(call.store, mount)
 
 
 def _sizes(call: Call, mount: Mount) -> dict[str, int]:

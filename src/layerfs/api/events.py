@@ -17,7 +17,7 @@ from layerfs.store.model import Event
 from layerfs.unixhttp.message import Response
 
 HEADERS = (("Content-Type", "application/json"),)
-_FILTERS = ("container", "event", "image", "type")
+_FILTERS = ("container", "event", "image", "network", "type", "volume")
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ def container_summary(mount: Mount, image: Image | None) -> dict[str, Any]:
         "Status": state.status,
         "HostConfig": {"NetworkMode": mount.container.get("NetworkMode", "host")},
         "NetworkSettings": {"Networks": {}},
-        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
+        "Mounts": binds(mount),
         "Mountpoint": "" if mount.container else mount.mountpoint or "",  # a container's is private
     }
 
@@ -155,7 +155,7 @@ def container_inspect(
             "ReadonlyRootfs": mount.upper is None,
         },
         "GraphDriver": {"Name": "layerfs", "Data": data},
-        "Mounts": [_bind(*bind) for bind in mount.container.get("Binds", ())],
+        "Mounts": binds(mount),
         "Config": {
             **mount.config,
             "Hostname": mount.container.get("Hostname") or mount.id[:12],
@@ -169,6 +169,11 @@ def container_inspect(
         "Mountpoint": mount.mountpoint or "",
         "Options": {name: value for name, value in mount.options.items() if name != "container"},
     }
+
+
+def binds(mount: Mount) -> list[dict[str, Any]]:
+    """Return the directories of the host in a container, as items of its member "Mounts"."""
+    return [_bind(*bind) for bind in mount.container.get("Binds", ()) if bind[0].startswith("/")]
 
 
 def _bind(host: str, destination: str, mode: str) -> dict[str, Any]:

@@ -9,7 +9,19 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from layerfs.api import archives, containers, events, export, images, native, prune, system, usage
+from layerfs.api import (
+    archives,
+    containers,
+    events,
+    export,
+    images,
+    native,
+    networks,
+    prune,
+    system,
+    usage,
+    volumes,
+)
 from layerfs.api.routes import Call, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.unixhttp.message import (
@@ -30,6 +42,8 @@ ROUTES = (
     *export.ROUTES,
     *events.ROUTES,
     *native.ROUTES,
+    *networks.ROUTES,
+    *volumes.ROUTES,
 )
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "load": "archives",
     "logs": "containers",
     "mount": "mount",
+    "network": "network",
     "prune": "prune",
     "ps": "mounts",
     "pull": "distribution",
@@ -47,6 +48,7 @@ COMMANDS = {
     "tag": "images",
     "umount": "mounts",
     "verify": "images",
+    "volume": "volume",
     "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""

@@ -11,6 +11,7 @@ Without a bridge (`host`, `none`, `container:NAME`) nothing of this needs to be 
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,10 +19,10 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.container import files, names, netavark, ports
+from layerfs.container import ending, files, names, netavark, ports
 from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import netns
-from layerfs.host.record import Lock, look
+from layerfs.host.record import Lock, directory, look
 from layerfs.store import Store
 from layerfs.store.networks import default_network, network_mode
 
@@ -117,7 +118,7 @@ def _set_up_bridges(store: Store, mount: Mount, mode: str) -> Prepared:
     chosen = wanted_networks(store, mount.container)
     if other := next((it for it, _ in chosen if it.driver != "bridge"), None):
         raise _not_a_bridge(other)
-    netavark.check_possible(names=any(_has_names(network) for network, _ in chosen))
+    netavark.check_possible(names=any(has_names(network) for network, _ in chosen))
     path = netavark.namespace_path(mount.id)
     try:
         netns.make(path)
@@ -129,7 +130,7 @@ def _set_up_bridges(store: Store, mount: Mount, mode: str) -> Prepared:
     joined = [network for network, _ in chosen]
     endpoints = store.networks.endpoints(mount=mount.id)
     prepared.hosts = names.hosts(store, mount, endpoints, chosen)
-    prepared.resolv = names.resolv(mount.container, joined, _has_names)
+    prepared.resolv = names.resolv(mount.container, joined, has_names)
     if joined:
         prepared.gateway = _gateways(joined[0], 4)[0]
     return prepared
@@ -143,13 +144,33 @@ def _not_a_bridge(network: Network) -> Forbidden:
     )
 
 
-def _has_names(network: Network) -> bool:
+def has_names(network: Network) -> bool:
     """Return whether containers find each other by name there: as Docker's, on all but the default bridge."""
     return network.driver == "bridge" and not network.predefined
 
 
 def _gateways(network: Network, version: int) -> list[str]:
     return [subnet.gateway for subnet in network.subnets if subnet.version == version]
+
+
+def interface_exists(name: str) -> bool:
+    """Return whether the host has a network interface called *name*."""
+    return Path("/sys/class/net", name).exists()
+
+
+def namespace_of(mount_id: str) -> str:
+    """Return the path of the network namespace of a container that runs in a network with a bridge."""
+    return str(netavark.namespace_path(mount_id))
+
+
+def clear_away(root: Path, store: Store, network: Network) -> None:
+    """Clear away after containers in *network* whose process has ended, if nobody has done so yet."""
+    for endpoint in store.networks.endpoints(network=network.id):
+        record = look(endpoint.mount)
+        if record is None or not record.alive():
+            ending.clear_away(root, endpoint.mount)
+            if not directory(endpoint.mount).exists():  # nothing is left of it but the row, if that
+                store.networks.leave(endpoint.mount)
 
 
 def bridge_name(network: Network) -> str:
@@ -184,7 +205,28 @@ def _join(
             text = f"driver failed programming external connectivity on endpoint {mount.name}"
             raise type(error)(f"{text} ({endpoint.id}): {error}") from None
     netavark.set_up(mount.id, network.id, _told(mount, network, endpoint, published, metric))
+    for text in addresses.get("LinkLocalIPs") or ():
+        _add_address(mount.id, endpoint.interface, text)
     return endpoint
+
+
+def _add_address(mount_id: str, interface: str, address: str) -> None:
+    """Give an interface of a container one more address, of its link alone. Raises `LayerfsError`."""
+    length = 64 if ":" in address else 16
+    inside = ("nsenter", f"--net={netavark.namespace_path(mount_id)}")
+    try:
+        done = subprocess.run(
+            [*inside, "ip", "address", "add", f"{address}/{length}", "dev", interface],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LayerfsError(f"cannot add the address {address}: {error}") from None
+    if done.returncode != 0 and "File exists" not in done.stderr:
+        raise LayerfsError(f"cannot add the address {address}: {done.stderr.strip()[:200]}")
 
 
 def _asked_ports(mount: Mount, network: Network) -> list[tuple[Port, range]]:
@@ -231,7 +273,7 @@ def _told(
                 ],
                 "ipv6_enabled": network.ipv6,
                 "internal": network.internal,
-                "dns_enabled": _has_names(network),
+                "dns_enabled": has_names(network),
                 "options": options,
                 "ipam_options": {"driver": "host-local"},
             }
@@ -291,7 +333,7 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
         if record is not None and record.alive():
             if store.networks.endpoints(mount=mount.id, network=network.id):
                 raise Forbidden(f"endpoint with name {mount.name} already exists in network {network.name}")
-            netavark.check_possible(names=_has_names(network))
+            netavark.check_possible(names=has_names(network))
             others = len(store.networks.endpoints(mount=mount.id))
             try:
                 endpoint = _join(store, mount, network, settings, None, metric=100 + others)
@@ -372,5 +414,5 @@ def _tell(
             names.remove_host(own / "hosts", removed)
         if added is not None:
             names.add_host(own / "hosts", mount, added)
-        text = names.resolv(mount.container, joined, _has_names)
+        text = names.resolv(mount.container, joined, has_names)
         (own / "resolv.conf").write_text(text)  # in place: it is mounted in the container

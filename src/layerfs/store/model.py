@@ -205,6 +205,8 @@ class Network:
     subnets: tuple[Subnet, ...]
     labels: dict[str, str]
     options: dict[str, str]
+    ipam: dict[str, str] = field(default_factory=dict)
+    """Options for its IPAM, which have no effect."""
 
     @property
     def predefined(self) -> bool:

@@ -23,7 +23,7 @@ from layerfs.union.trees import boot_id
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
 _DRIVERS = {"bridge": "bridge", "host": "host", "none": "null"}
-_COLUMNS = "id, name, driver, created, internal, attachable, ipv6, subnets, labels, options"
+_COLUMNS = "id, name, driver, created, internal, attachable, ipv6, subnets, ipam, labels, options"
 _ENDPOINT = (
     "endpoints.id, network, mount, mounts.name, interface, address, address6, mac, names"
     " FROM endpoints JOIN mounts ON mounts.id = mount"
@@ -85,6 +85,7 @@ class Networks:
         ipv6: bool = False,
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
+        ipam: Mapping[str, str] | None = None,
     ) -> Network:
         """Make a network of the driver `bridge`; what *subnets* leave open is chosen here.
 
@@ -104,7 +105,7 @@ class Networks:
             if self._db.scalar("SELECT 1 FROM networks WHERE name = ?", (name,)):
                 raise Conflict(f"network with name {name} already exists")
             return self._insert(
-                name, "bridge", subnets, internal, attachable, ipv6, labels or {}, options or {}
+                name, "bridge", subnets, internal, attachable, ipv6, ipam or {}, labels or {}, options or {}
             )
 
     def remove(self, network_id: str) -> None:
@@ -158,6 +159,7 @@ class Networks:
         internal: bool,
         attachable: bool,
         ipv6: bool,
+        ipam: Mapping[str, str],
         labels: Mapping[str, str],
         options: Mapping[str, str],
     ) -> Network:
@@ -174,9 +176,11 @@ class Networks:
         columns = (
             network_id, name, driver, now(), internal, attachable, ipv6,
             json.dumps([_as_json(subnet) for subnet in settled]),
-            json.dumps(dict(labels)), json.dumps(dict(options)),
+            json.dumps(dict(ipam)), json.dumps(dict(labels)), json.dumps(dict(options)),
         )  # fmt: skip
-        self._db.execute(f"INSERT INTO networks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+        self._db.execute(
+            f"INSERT INTO networks ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", columns
+        )
         network = _network(columns)
         self._record(network, "create")
         return network
@@ -192,7 +196,7 @@ class Networks:
             return
         for name, driver in _DRIVERS.items():
             if not self._db.scalar("SELECT 1 FROM networks WHERE name = ?", (name,)):
-                self._insert(name, driver, (), False, False, False, {}, {})
+                self._insert(name, driver, (), False, False, False, {}, {}, {})
 
     def _record(self, network: Network, action: str, **more: str) -> None:
         attributes = {**more, "name": network.name, "type": network.driver}
@@ -389,10 +393,10 @@ def names_in(container: Mapping[str, Any]) -> set[str]:
 
 
 def _network(row: Sequence[Any]) -> Network:
-    network_id, name, driver, created, internal, attachable, ipv6, subnets, labels, options = row
+    network_id, name, driver, created, internal, attachable, ipv6, subnets, ipam, labels, options = row
     return Network(
         network_id, name, driver, to_datetime(created), bool(internal), bool(attachable), bool(ipv6),
-        tuple(_subnets(subnets)), json.loads(labels), json.loads(options),
+        tuple(_subnets(subnets)), json.loads(labels), json.loads(options), json.loads(ipam),
     )  # fmt: skip
 
 

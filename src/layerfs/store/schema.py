@@ -129,6 +129,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             attachable INTEGER NOT NULL,
             ipv6 INTEGER NOT NULL,
             subnets TEXT NOT NULL,  -- JSON: what IPAM knows, a list of objects
+            ipam TEXT NOT NULL,  -- JSON: options for IPAM, which are shown and have no effect
             labels TEXT NOT NULL,
             options TEXT NOT NULL
         ) STRICT, WITHOUT ROWID
