@@ -25,6 +25,7 @@ from layerfs.container.ociruntime import find_program
 from layerfs.errors import Conflict, LayerfsError, NotFound
 from layerfs.host import netns, rundir
 from layerfs.host.ownership import open_own
+from layerfs.host.record import born
 
 _PLACES = ("/usr/lib/podman", "/usr/libexec/podman", "/usr/local/lib/podman", "/usr/local/libexec/podman")
 _LOCK = Path("/run/layerfs-netavark.lock")
@@ -151,6 +152,7 @@ def _run(command: str, namespace: Path, told: Told) -> str:
         return "it is not installed: install the package netavark"
     config = rundir.run_dir() / "dns"
     config.mkdir(mode=0o700, exist_ok=True)
+    _forget_dead_dns(config)
     words = [program, "--config", str(config)]
     if dns := find("aardvark-dns"):
         words += ["--aardvark-binary", dns]
@@ -209,16 +211,34 @@ def _alone() -> Iterator[None]:
 
 def _keep_isolation() -> None:
     """Have packets between networks dropped still: netavark 1.4 ends that for all networks with the first."""
-    iptables = find_program("iptables")
-    if iptables is None:
-        return
+    for name in ("iptables", "ip6tables"):
+        if (program := find_program(name)) is None:
+            continue
+        with suppress(subprocess.TimeoutExpired):
+            rules = _firewall(program, "-S", "NETAVARK_ISOLATION_1").stdout.splitlines()
+            used = any(rule.startswith("-A") for rule in rules)
+            if used and _firewall(program, "-C", *_JUMP).returncode != 0:
+                _firewall(program, "-I", *_JUMP)
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [iptables, "-w", *words], capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
 
-    with suppress(subprocess.TimeoutExpired):
-        rules = run("-S", "NETAVARK_ISOLATION_1").stdout.splitlines()
-        if any(rule.startswith("-A") for rule in rules) and run("-C", *_JUMP).returncode != 0:
-            run("-I", *_JUMP)
+def _firewall(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, "-w", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_PATIENCE,
+        check=False,
+    )
+
+
+def _forget_dead_dns(config: Path) -> None:
+    """Have netavark start aardvark-dns anew if it was killed, and signal nobody who has its pid now."""
+    note = config / "aardvark-dns" / "aardvark.pid"
+    try:
+        pid = int(note.read_text())
+        lives = born(pid) is not None and Path(f"/proc/{pid}/comm").read_text().strip() == "aardvark-dns"
+    except (OSError, ValueError):
+        lives = False
+    if not lives:
+        note.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,7 +24,7 @@ from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFou
 from layerfs.host import netns
 from layerfs.host.record import Lock, directory, look
 from layerfs.store import Store
-from layerfs.store.networks import default_network, network_mode
+from layerfs.store.networks import default_network, names_in, network_mode
 
 if TYPE_CHECKING:
     from layerfs.store.model import Endpoint, Mount, Network, Port
@@ -328,7 +328,7 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
             "cannot be connected to any other network"
         )
     check_settings(network, settings)
-    with Lock(mount.id) as lock, Store(root) as store:
+    with _locked(mount.id) as lock, Store(root) as store:
         record = lock.read()
         if record is not None and record.alive():
             if store.networks.endpoints(mount=mount.id, network=network.id):
@@ -343,8 +343,6 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
                 raise
             _tell(store, root, mount, added=endpoint)
         store.networks.set_wanted(mount.id, network, settings)
-        if record is None and lock.is_empty():
-            lock.discard()
 
 
 def disconnect(root: Path, mount: Mount, network: Network) -> None:
@@ -356,20 +354,29 @@ def disconnect(root: Path, mount: Mount, network: Network) -> None:
         raise BadRequest(
             "cannot disconnect container from host network - container was created in host network mode"
         )
-    with Lock(mount.id) as lock, Store(root) as store:
+    with _locked(mount.id) as lock, Store(root) as store:
         record = lock.read()
         runs = record is not None and record.alive()
         found = store.networks.endpoints(mount=mount.id, network=network.id)
-        wanted = [it.id for it, _ in wanted_networks(store, mount.container)]
-        if (runs and not found) or (not runs and network.id not in wanted):
+        wanted = names_in(mount.container) & {network.name, network.id}
+        if (runs and not found) or (not runs and not wanted):
             raise LayerfsError(f"container {mount.id} is not connected to network {network.name}")
         netavark.tear_down(mount.id, network.id)
         store.networks.leave(mount.id, network.id)
         store.networks.set_wanted(mount.id, network, None)
         if runs:
             _tell(store, root, mount, removed=found[0])
-        elif record is None and lock.is_empty():
-            lock.discard()
+
+
+@contextmanager
+def _locked(mount_id: str) -> Iterator[Lock]:
+    """Let nobody start or end a container while the block lasts, and leave no directory of one at rest."""
+    with Lock(mount_id) as lock:
+        try:
+            yield lock
+        finally:
+            if lock.read() is None and lock.is_empty():
+                lock.discard()
 
 
 def check_settings(network: Network, settings: Mapping[str, Any]) -> None:

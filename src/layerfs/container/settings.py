@@ -138,7 +138,11 @@ def bind(text: str) -> list[str]:
     if not colon and text.startswith("/"):
         host, rest = "", text
     destination, colon, mode = rest.partition(":")
-    if not destination or (colon and not set(mode.split(",")) <= {"ro", "rw", "nocopy"}):
+    if (
+        text.startswith(":")
+        or not destination
+        or (colon and not set(mode.split(",")) <= {"ro", "rw", "nocopy"})
+    ):
         raise BadRequest(f"invalid volume {text!r}: give HOST:DEST, HOST:DEST:ro or HOST:DEST:rw")
     if host.startswith("."):
         host = os.path.abspath(host)

@@ -85,11 +85,22 @@ def _set_up(store: Store, mount: Mount, tree: Path, point: Point) -> str:
         if volume.options and not os.path.ismount(volume.path):
             _mount(volume)
         (use,) = [it for it in store.volumes.uses(mount=mount.id) if it.destination == destination]
+        if not use.filled:
+            _adopt(store.root, mount, destination, volume)
         if not use.filled and not spec.get("NoCopy"):
             _fill(volume, tree, destination, in_place=shared or bool(volume.options))
         if not use.filled:
             store.volumes.set_filled(mount.id, destination)
     return _subpath(volume, spec.get("Subpath") or "")
+
+
+def _adopt(root: Path, mount: Mount, destination: str, volume: Volume) -> None:
+    """Take over what an earlier layerfs kept with the container, by numbers, for the volumes of its image."""
+    paths = [os.path.normpath(path) for path in sorted(mount.config.get("Volumes") or ())]
+    if destination in paths:
+        kept = files.directory(root, mount.id) / "volumes" / str(paths.index(destination))
+        with suppress(OSError):  # not there; or there is something in the new one already
+            kept.rename(volume.path)
 
 
 def _fill(volume: Volume, tree: Path, destination: str, *, in_place: bool) -> None:
