@@ -303,7 +303,7 @@ def test_bad_mounts(mount: dict[str, Any], line: str) -> None:
         ({"Tmpfs": {"/t": "wide"}}, 'invalid tmpfs option "wide"'),
         ({"Tmpfs": {"x": ""}}, "mount path must be absolute"),
         ({"Tmpfs": {"/t": ""}, "Binds": ["/a:/t"]}, "Duplicate mount point: /t"),
-        ({"Links": ["a:b"]}, "links are not supported"),
+        ({"Links": [":b"]}, "bad format for links: :b"),
         ({"StorageOpt": {"size": "1g"}}, "--storage-opt is not supported"),
         ({"DeviceRequests": [{"Count": -1}]}, 'could not select device driver ""'),
         ({"Runtime": "kata"}, "unknown or invalid runtime name: kata"),

@@ -18,10 +18,12 @@ from layerfs.api import (
     images,
     mounting,
     native,
+    networks,
     prune,
     running,
     system,
     usage,
+    volumes,
     watching,
 )
 from layerfs.api.routes import Call, Place, Route
@@ -47,6 +49,8 @@ ROUTES = (
     *events.ROUTES,
     *native.ROUTES,
     *mounting.ROUTES,
+    *networks.ROUTES,
+    *volumes.ROUTES,
 )
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 

@@ -19,7 +19,7 @@ from layerfs.unixhttp.message import Stream
 HEADERS = (("Content-Type", "application/json"),)
 POLL_SECONDS = 0.25
 """How often somebody who watches events looks for new ones."""
-_FILTERS = ("container", "event", "image", "type")
+_FILTERS = ("container", "event", "image", "network", "type", "volume")
 
 
 @dataclass(frozen=True, slots=True)

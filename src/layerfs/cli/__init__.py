@@ -34,6 +34,7 @@ COMMANDS = {
     "load": "archives",
     "logs": "containers",
     "mount": "mount",
+    "network": "network",
     "prune": "prune",
     "ps": "mounts",
     "pull": "distribution",
@@ -48,6 +49,7 @@ COMMANDS = {
     "tag": "images",
     "umount": "mounts",
     "verify": "images",
+    "volume": "volume",
     "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""

@@ -61,14 +61,29 @@ class RunCommand(click.Command):
     "-v",
     "--volume",
     "binds",
-    metavar="HOST:DEST[:ro]",
+    metavar="[HOST|NAME:]DEST[:ro]",
     multiple=True,
-    help="Show the host's file or directory HOST at DEST (repeatable).",
+    help="Show the host's file or directory HOST, or the volume NAME, at DEST (repeatable).",
 )
 @click.option("-h", "--hostname", metavar="NAME", default="", help="Name the machine (else by the id).")
 @click.option(
-    "--network", metavar="host|none", default="host", help="Share the host's network, or have none."
+    "--network",
+    metavar="NETWORK",
+    default="host",
+    help="host (the default), none, bridge, or a network of yours.",
 )
+@click.option(
+    "--network-alias", "aliases", metavar="NAME", multiple=True, help="Be found there by this name too."
+)
+@click.option("--ip", metavar="ADDRESS", default="", help="Have this address in the network.")
+@click.option(
+    "-p",
+    "--publish",
+    metavar="[[IP:]PORT:]PORT[/udp]",
+    multiple=True,
+    help="Have a port of the host lead there.",
+)
+@click.option("-P", "--publish-all", is_flag=True, help="Publish every port that the image exposes.")
 @click.option("--entrypoint", metavar="PROGRAM", help="Run this in place of the image's entrypoint.")
 @click.option(
     "--pull",
@@ -92,6 +107,10 @@ def run_command(
     binds: tuple[str, ...],
     hostname: str,
     network: str,
+    aliases: tuple[str, ...],
+    ip: str,
+    publish: tuple[str, ...],
+    publish_all: bool,
     entrypoint: str | None,
     pull: str,
     image: str,
@@ -106,7 +125,8 @@ def run_command(
     layerfs run -ti debian:12
     layerfs run --rm -v ./src:/src -w /src debian:12 make
     """
-    from layerfs.container.settings import Wanted
+    from layerfs.container.ports import published
+    from layerfs.container.settings import Wanted, endpoint_settings
 
     wanted = Wanted(
         command=command,
@@ -117,6 +137,9 @@ def run_command(
         binds=binds,
         hostname=hostname,
         network=network,
+        endpoint=endpoint_settings(aliases, ip),
+        ports=published(publish),
+        publish_all=publish_all,
         terminal=tty,
         stdin=interactive,
         detached=detach,

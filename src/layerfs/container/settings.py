@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, ports
@@ -20,11 +20,11 @@ from layerfs.container.stored import points_of
 from layerfs.errors import BadRequest, NotFound
 from layerfs.host.signals import signal_number
 from layerfs.store import imageconfig
+from layerfs.store.volumes import check_name as check_volume_name
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
 
-NETWORKS = ("host", "none")
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
 _DOMAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,254}[A-Za-z0-9_])?")
 _OWN_FLAGS = (
@@ -215,9 +215,14 @@ class Wanted:
     workdir: str = ""
     user: str = ""
     binds: tuple[str, ...] = ()
-    """`HOST:DEST[:ro]`."""
+    """`[HOST|NAME:]DEST[:ro]`."""
     hostname: str = ""
     network: str = "host"
+    endpoint: Mapping[str, Any] = field(default_factory=dict)
+    """`EndpointSettings` in that network."""
+    ports: Mapping[str, Any] = field(default_factory=dict)
+    """`PortBindings`."""
+    publish_all: bool = False
     terminal: bool = False
     stdin: bool = False
     detached: bool = False
@@ -226,8 +231,8 @@ class Wanted:
 
 def request(wanted: Wanted) -> dict[str, Any]:
     """Return what `layerfs run` wants as the body of a request to create a container; raises `BadRequest`."""
-    if wanted.network not in NETWORKS:
-        raise BadRequest(f"unknown network {wanted.network!r}: give {' or '.join(NETWORKS)}")
+    binds = [bind(text) for text in wanted.binds]
+    endpoints = {wanted.network: dict(wanted.endpoint)} if wanted.endpoint else {}
     return {
         "Cmd": list(wanted.command),
         "Entrypoint": None if wanted.entrypoint is None else [wanted.entrypoint],
@@ -241,12 +246,26 @@ def request(wanted: Wanted) -> dict[str, Any]:
         "AttachStdin": wanted.stdin and not wanted.detached,
         "AttachStdout": not wanted.detached,
         "AttachStderr": not wanted.detached,
+        "Volumes": {destination: {} for source, destination, _ in binds if not source},
+        "NetworkingConfig": {"EndpointsConfig": endpoints},
         "HostConfig": {
             "NetworkMode": wanted.network,
-            "Binds": [":".join(bind(text)) for text in wanted.binds] or None,
+            "PortBindings": dict(wanted.ports),
+            "PublishAllPorts": wanted.publish_all,
+            "Binds": [":".join(bind) for bind in binds if bind[0]] or None,
             "AutoRemove": wanted.remove,
         },
     }
+
+
+def endpoint_settings(aliases: Iterable[str], address: str) -> dict[str, Any]:
+    """Return the `EndpointSettings` that the options --network-alias and --ip mean, empty for none."""
+    found: dict[str, Any] = {}
+    if given := list(aliases):
+        found["Aliases"] = given
+    if address:
+        found["IPAMConfig"] = {"IPv6Address" if ":" in address else "IPv4Address": address}
+    return found
 
 
 def _from_here(text: str) -> str:
@@ -257,17 +276,21 @@ def _from_here(text: str) -> str:
 
 
 def bind(text: str) -> list[str]:
-    """Return `HOST:DEST[:ro|rw]` as host directory, destination and mode; raises `BadRequest`."""
-    host, _, rest = text.partition(":")
+    """Return `[HOST|NAME:]DEST[:ro|rw,nocopy]` as source, destination and mode; raises `BadRequest`.
+
+    The source is empty for a volume without a name, which has no mode.
+    """
+    host, colon, rest = text.partition(":")
+    if not colon and text.startswith("/"):
+        host, rest = "", text
     destination, colon, mode = rest.partition(":")
-    if not host or not destination or (colon and mode not in ("ro", "rw")):
+    words = {"ro", "rw"} if host.startswith(("/", ".")) else {"ro", "rw", "nocopy"}
+    if text.startswith(":") or not destination or (colon and not set(mode.split(",")) <= words):
         raise BadRequest(f"invalid volume {text!r}: give HOST:DEST, HOST:DEST:ro or HOST:DEST:rw")
     if host.startswith("."):
         host = os.path.abspath(host)
-    elif not host.startswith("/"):
-        raise BadRequest(
-            f"invalid volume {text!r}: HOST must be a path, such as ./{host}; volumes have no names"
-        )
+    elif host and not host.startswith("/"):
+        check_volume_name(host)
     if not destination.startswith("/") or os.path.normpath(destination) in ("/", "//"):
         raise BadRequest(f"invalid volume {text!r}: DEST must be an absolute path other than /")
     return [host, os.path.normpath(destination), mode or "rw"]
