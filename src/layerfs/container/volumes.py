@@ -63,6 +63,8 @@ def set_up(root: Path, mount: Mount, tree: Path, points: Sequence[Point]) -> lis
     An empty volume gets what the image, mounted at *tree*, has at its destination, unless "NoCopy" is set.
     Raises `LayerfsError`; then, and at the container's end, `take_down` lets the volumes go.
     """
+    if not any(point["Type"] == "volume" for point in points):
+        return [dict(point) for point in points]
     ready = []
     with Store(root) as store:
         for point in claim(store, mount.id, points):

@@ -284,8 +284,10 @@ class Volumes:
     def set_down(self, mount_id: str) -> list[str]:
         """Note that a container has no volume mounted any more; return those that nobody has.
 
-        May be repeated.
+        May be repeated, and writes nothing where there is nothing to do.
         """
+        if self._db.scalar("SELECT 1 FROM volume_uses WHERE mount = ? AND up NOTNULL", (mount_id,)) is None:
+            return []
         with self._db.transaction():
             mine = {use.volume for use in self.uses(mount=mount_id) if use.up}
             self._db.execute("UPDATE volume_uses SET up = NULL WHERE mount = ?", (mount_id,))
