@@ -22,7 +22,7 @@ from layerfs.container import files, networks, ociruntime, supervisor, volumes
 from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.container.restart import wants_restart
 from layerfs.container.stored import host_config, points_of
-from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
+from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
@@ -162,13 +162,13 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: net
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     hostname = spec.hostname_of(mount.id, mount.container)
     if other := namespaces.container_of(host["NetworkMode"]):
-        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+        named = names.points(files.directory(root, _running(root, mount, other, "network")[0]))
     else:
         named = names.write(own, hostname, mount.container.get("Domainname", ""), host, network.names)
     points = volumes.set_up(root, mount, tree, points_of(mount))
     files.make_sources(points)
     taken = {point["Destination"] for point in points}
-    joins = namespaces.joined(host, lambda name: _running(root, name, "namespace")[1].pid)
+    joins = namespaces.joined(host, lambda name: _running(root, mount, name, "process")[1].pid)
     if network.namespace is not None:
         joins["network"] = network.namespace
     user = users.find_user(tree, mount.config.get("User") or "")
@@ -184,13 +184,20 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: net
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
 
 
-def _running(root: Path, name: str, what: str) -> tuple[str, Record]:
-    """Return the id and the record of another container; raises `LayerfsError` unless it runs."""
+def _running(root: Path, mount: Mount, name: str, what: str) -> tuple[str, Record]:
+    """Return the id and the record of one that the container *mount* joins; raises `LayerfsError`."""
     with Store(root) as store:
-        other = store.mount(name)
+        try:
+            other = store.mount(name)
+        except NotFound:
+            raise NotFound(f"joining {what} namespace of container: No such container: {name}") from None
+    if other.id == mount.id:
+        raise BadRequest(f"cannot join own {what} namespace")
     record = look(other.id)
     if record is None or not record.alive():
-        raise Conflict(f"cannot join the {what} of a container that does not run: {other.name}")
+        raise Conflict(
+            f"cannot join {what} namespace of a non running container: container {other.name} is not running"
+        )
     return other.id, record
 
 

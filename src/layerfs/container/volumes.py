@@ -22,6 +22,7 @@ from layerfs.container.rootfs import open_inside
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.host.mountcalls import umount
 from layerfs.store import Store
+from layerfs.store.volumes import is_mounted
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount, Volume
@@ -62,6 +63,8 @@ def set_up(root: Path, mount: Mount, tree: Path, points: Sequence[Point]) -> lis
     An empty volume gets what the image, mounted at *tree*, has at its destination, unless "NoCopy" is set.
     Raises `LayerfsError`; then, and at the container's end, `take_down` lets the volumes go.
     """
+    if not any(point["Type"] == "volume" for point in points):
+        return [dict(point) for point in points]
     ready = []
     with Store(root) as store:
         for point in claim(store, mount.id, points):
@@ -82,7 +85,7 @@ def _set_up(store: Store, mount: Mount, tree: Path, point: Point) -> str:
             destination,
             **{"read/write": str(bool(point.get("RW", True))).lower(), "propagation": ""},
         )
-        if volume.options and not os.path.ismount(volume.path):
+        if volume.options and not is_mounted(volume):
             _mount(volume)
         (use,) = [it for it in store.volumes.uses(mount=mount.id) if it.destination == destination]
         if not use.filled:
@@ -182,7 +185,7 @@ def take_down(root: Path, mount_id: str) -> None:
 
 
 def _unmount(volume: Volume) -> None:
-    while os.path.ismount(volume.path):
+    while is_mounted(volume):
         try:
             umount(os.fsencode(volume.path), lazy=False)
         except OSError as error:

@@ -261,8 +261,11 @@ class Networks:
     def leave(self, mount_id: str, network_id: str | None = None) -> None:
         """Take a container out of a network, or of all: its addresses are free, and with the last its ports.
 
-        May be repeated.
+        May be repeated, and writes nothing where there is nothing to do.
         """
+        have = "SELECT 1 FROM endpoints WHERE mount = ?1 UNION SELECT 1 FROM ports WHERE mount = ?1"
+        if self._db.scalar(have, (mount_id,)) is None:
+            return
         with self._db.transaction():
             for endpoint in self.endpoints(mount=mount_id, network=network_id):
                 self._record(self.find(endpoint.network), "disconnect", container=mount_id)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.host.mounttable import mounted_at, resolve
 from layerfs.store import events, layers
 from layerfs.store.database import Database
 from layerfs.store.model import Volume, now, to_datetime
@@ -35,6 +36,11 @@ _OPTIONS = ("type", "o", "device")
 _NEEDED = {"device": ("type",), "type": ("device",), "o": ("device", "type")}
 _REMOVED = ".removed-"
 _COLUMNS = "name, created, anonymous, labels, options"
+
+
+def is_mounted(volume: Volume) -> bool:
+    """Return whether something is mounted on a volume's directory."""
+    return mounted_at(resolve(str(volume.path))) is not None
 
 
 class Use(NamedTuple):
@@ -158,7 +164,8 @@ class Volumes:
         """
         volume = self.find(name)
         with self.held(volume) if volume.path.parent.is_dir() else nullcontext():
-            if os.path.ismount(volume.path):
+            self._check_unused(name)
+            if is_mounted(volume):
                 raise Conflict(f"remove {name}: volume has active mounts")
             size = self.size(volume)
             aside = self._root / f"{_REMOVED}{name}-{os.urandom(4).hex()}"
@@ -166,8 +173,7 @@ class Volumes:
             try:
                 with self._db.transaction():
                     self.find(name)
-                    if users := self.users(name):
-                        raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+                    self._check_unused(name)
                     with suppress(FileNotFoundError):
                         own.rename(aside)
                     self._db.execute("DELETE FROM volumes WHERE name = ?", (name,))
@@ -182,6 +188,10 @@ class Volumes:
         if aside.exists():
             remove_trees(aside)
         return size
+
+    def _check_unused(self, name: str) -> None:
+        if users := self.users(name):
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
 
     def prune(self, wanted: Callable[[Volume], bool]) -> tuple[list[Volume], int]:
         """Remove the *wanted* volumes that no container has; return those that went, and their bytes."""
@@ -274,8 +284,10 @@ class Volumes:
     def set_down(self, mount_id: str) -> list[str]:
         """Note that a container has no volume mounted any more; return those that nobody has.
 
-        May be repeated.
+        May be repeated, and writes nothing where there is nothing to do.
         """
+        if self._db.scalar("SELECT 1 FROM volume_uses WHERE mount = ? AND up NOTNULL", (mount_id,)) is None:
+            return []
         with self._db.transaction():
             mine = {use.volume for use in self.uses(mount=mount_id) if use.up}
             self._db.execute("UPDATE volume_uses SET up = NULL WHERE mount = ?", (mount_id,))
