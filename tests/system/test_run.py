@@ -92,9 +92,13 @@ def test_volumes_of_the_image(there: Containers) -> None:
     assert there.layerfs.ok("start", "-a", "user") == "first\nmore"
     there.layerfs.ok("commit", "user", "after")
     assert there.layerfs.ok("run", "--rm", "after", "sh", "-c", "cat /data/file; ls /missing") == "first"
-    kept = there.layerfs.root / "containers"
-    assert len(list(kept.glob("*/volumes/*/file"))) == 1
+    kept = there.layerfs.root / "volumes"
+    assert [path.parent.name for path in kept.glob("*/_data/file")] == [
+        there.layerfs.ok("volume", "ls", "-q", "--filter", "label=com.docker.volume.anonymous").split()[0]
+    ]
     there.remove("maker", "user")
+    assert len(os.listdir(kept)) == 2  # the one of "user" without a file in it, too
+    there.layerfs.ok("volume", "prune", "-f")
     assert os.listdir(kept) == []
     there.layerfs.ok("rmi", "after", "with-volume")
 
@@ -137,12 +141,12 @@ def test_exit_codes(there: Containers, command: tuple[str, ...], status: int, wo
         (("--pull=never", "no-such-image", "true"), "No such image: no-such-image"),
         (("UPPER", "true"), "invalid reference"),
         (("-u", "nobody", IMAGE, "true"), "unable to find user nobody"),
-        (("-v", "relative:/x", IMAGE, "true"), "HOST must be a path"),
-        (("-v", "/x", IMAGE, "true"), "invalid volume '/x'"),
+        (("-v", "a b:/x", IMAGE, "true"), "includes invalid characters for a local volume name"),
+        (("-v", ":/x", IMAGE, "true"), "invalid volume ':/x'"),
         (("-v", "/etc/passwd/x:/x", IMAGE, "true"), "directory of a volume"),
         (("-w", "srv", IMAGE, "true"), "absolute path"),
         (("-e", "=x", IMAGE, "true"), "invalid environment variable"),
-        (("--network", "bridge", IMAGE, "true"), "unknown network 'bridge'"),
+        (("--network", "missing", IMAGE, "true"), "network missing not found"),
         (("--name", "a/b", IMAGE, "true"), "invalid name 'a/b'"),
         (("--entrypoint", "", IMAGE), "no command specified"),
         (("--no-such-option", IMAGE), "(?i)no such option.*layerfs run --help"),

@@ -271,7 +271,7 @@ def test_namespaces_of_another_container(there: Containers, sleeper: Any) -> Non
     name = create(there, {"IpcMode": f"container:{private}"}, Cmd=["true"])
     assert "non-shareable IPC" in there.layerfs.refused("start", name, status=125)
     name = create(there, {"PidMode": mode}, Cmd=["true"])
-    assert "that does not run" in there.layerfs.refused("start", name, status=125)
+    assert "a non running container" in there.layerfs.refused("start", name)
 
 
 def test_binds_and_their_modes(there: Containers, tmp_path: Path) -> None:
@@ -316,10 +316,13 @@ def test_groups_sysctls_and_paths(there: Containers) -> None:
     assert found[1:] == ["1", "4242", "0", "1", "0"]
 
 
-def test_a_named_volume_that_is_not_there(there: Containers) -> None:
-    name = create(there, {"Binds": ["nothing:/x"]}, Cmd=["true"])
-    assert "nothing" in there.layerfs.refused("start", name, status=125)
+def test_a_named_volume_that_is_not_there_is_made(there: Containers) -> None:
+    name = create(there, {"Binds": ["something:/x"]}, Cmd=["touch", "/x/file"])
+    there.layerfs.ok("start", "-a", name)
+    assert (there.layerfs.root / "volumes/something/_data/file").exists()
+    assert there.inspect(name)["Mounts"][0]["Source"] == str(there.layerfs.root / "volumes/something/_data")
     there.remove(name)
+    there.layerfs.ok("volume", "rm", "something")
 
 
 def test_inspect_shows_what_was_asked_for(there: Containers) -> None:

@@ -20,7 +20,7 @@ from layerfs.unixhttp.message import Stream
 HEADERS = (("Content-Type", "application/json"),)
 LOOK_SECONDS = 1.0
 """How long nobody looks for new events while nothing is written to the store."""
-_FILTERS = ("container", "event", "image", "type")
+_FILTERS = ("container", "event", "image", "network", "type", "volume")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ COMMANDS = {
     "load": "archives",
     "logs": "logs",
     "mount": "mount",
+    "network": "network",
     "pause": "containers",
     "port": "containers",
     "prune": "prune",
@@ -63,6 +64,7 @@ COMMANDS = {
     "update": "containers",
     "verify": "images",
     "version": "about",
+    "volume": "volume",
     "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""

@@ -15,6 +15,7 @@ from layerfs.container import (
     devices,
     mountpoints,
     namespaces,
+    networking,
     portbindings,
     resources,
     security,
@@ -98,6 +99,8 @@ def _checked(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         raise BadRequest("can't create 'AutoRemove' container with restart policy")
     for text in found["ExtraHosts"] or ():
         _check_host(text)
+    for text in found["Links"] or ():
+        networking.check_link(text)
     for member in ("CapAdd", "CapDrop"):
         capabilities.normalized(found[member] or (), member)
     if found["Isolation"].lower() not in ("", "default"):
@@ -281,9 +284,6 @@ def _check_sysctls(found: Mapping[str, Any]) -> None:
 
 def _refuse(found: Mapping[str, Any]) -> None:
     """Refuse what layerfs does not do, rather than not doing it."""
-    for text in found["Links"] or ():
-        if not re.fullmatch(r"/?[\w.-]{1,128}(:(/[\w.-]+/)?[\w.-]{1,128})?", text, re.ASCII):
-            raise BadRequest(f"bad format for links: {text[:80]}")
     if found.get("StorageOpt"):
         raise BadRequest("--storage-opt is not supported: a container's layer is limited by its filesystem")
     if found["Cgroup"]:

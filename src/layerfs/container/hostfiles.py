@@ -6,8 +6,9 @@ They lie in the container's directory in the store, and are bound over the image
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +27,37 @@ ff02::2\tip6-allrouters
 _NAMES = ("hosts", "hostname", "resolv.conf")
 _NAMESERVERS = ("8.8.8.8", "8.8.4.4")
 """What dockerd takes where a machine's own nameserver cannot be reached from a container."""
+_STUB = "127.0.0.53"
+_BEHIND_STUB = "/run/systemd/resolve/resolv.conf"
+_MOST_SERVERS = 3
+"""resolv.conf(5): MAXNS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What the network that a container is connected to adds to these files."""
+
+    addresses: Sequence[str] = ()
+    """The container's own."""
+    nameservers: Sequence[str] = ()
+    """Those of the network itself, which know the names of other containers."""
+    gateway: str = ""
+    """The address of this machine, as containers reach it: "host-gateway"."""
+    hosts: Sequence[tuple[str, str]] = ()
+    """More addresses and their names."""
 
 
 def write(
-    own: Path,
-    hostname: str,
-    domain: str,
-    host_config: Mapping[str, Any],
-    *,
-    lines: Sequence[str] = (),
-    resolv: str | None = None,
-    gateway: str = "",
+    own: Path, hostname: str, domain: str, host_config: Mapping[str, Any], network: Network = Network()
 ) -> list[mountpoints.Point]:
     """Write the files into the directory *own* and return where to mount them.
 
-    On the host's network they say what the host's do. A network that the container is connected to adds:
-    *lines* for /etc/hosts, the container's own addresses among them; the text *resolv* of /etc/resolv.conf;
-    and the address of this machine in it, *gateway*. Raises `BadRequest` and `OSError`.
+    On the host's network they say what the host's do. Raises `BadRequest` and `OSError`.
     """
-    full = f"{hostname}.{domain} {hostname}" if domain else hostname
     contents = {
-        "hosts": _hosts(full, host_config, lines, gateway),
+        "hosts": _hosts(_full(hostname, domain), host_config, network),
         "hostname": f"{hostname}\n",
-        "resolv.conf": _resolver(host_config) if resolv is None else resolv,
+        "resolv.conf": _resolver(host_config, network),
     }
     for name, content in contents.items():
         path = own / name
@@ -62,20 +71,47 @@ def points(own: Path) -> list[mountpoints.Point]:
     return [mountpoints.bind(str(own / name), f"/etc/{name}") for name in _NAMES]
 
 
-def _hosts(full: str, host_config: Mapping[str, Any], lines: Sequence[str], gateway: str) -> str:
+def connect(own: Path, hostname: str, domain: str, addresses: Iterable[str]) -> None:
+    """Enter *addresses* that a container which runs has got in its hosts file. Raises `OSError`."""
+    with (own / "hosts").open("a") as file:
+        file.writelines(f"{address}\t{_full(hostname, domain)}\n" for address in addresses)
+
+
+def disconnect(own: Path, addresses: Iterable[str]) -> None:
+    """Remove the lines of *addresses* from a container's hosts file; all others stay. Raises `OSError`."""
+    gone = set(addresses)
+    path = own / "hosts"
+    lines = path.read_text(errors="surrogateescape").splitlines(keepends=True)
+    kept = [line for line in lines if not gone & set(line.split()[:1])]
+    path.write_text("".join(kept), errors="surrogateescape")  # in place: it is mounted in the container
+
+
+def write_resolver(own: Path, host_config: Mapping[str, Any], network: Network) -> None:
+    """Write a container's resolv.conf anew, while it runs too. Raises `OSError`."""
+    text = _resolver(host_config, network)
+    (own / "resolv.conf").write_text(text, errors="surrogateescape")  # in place, as above
+
+
+def _full(hostname: str, domain: str) -> str:
+    return f"{hostname}.{domain} {hostname}" if domain else hostname
+
+
+def _hosts(full: str, host_config: Mapping[str, Any], network: Network) -> str:
     shared = host_config["NetworkMode"] == "host"
-    text = [(_text("/etc/hosts") if shared else _LOCAL).rstrip()]
-    for extra in host_config["ExtraHosts"] or ():
-        name, _, address = extra.partition(":")
+    lines = [(_text("/etc/hosts") if shared else _LOCAL).rstrip()]
+    for text in host_config["ExtraHosts"] or ():
+        name, _, address = text.partition(":")
         if address == "host-gateway":
-            address = "127.0.0.1" if shared else gateway
+            address = "127.0.0.1" if shared else network.gateway
         if not address:
             raise BadRequest("unable to derive the IP value for host-gateway")
-        text.append(f"{address.strip('[]')}\t{name}")
-    return "\n".join([*text, *(lines or [f"127.0.1.1\t{full}"])]) + "\n"
+        lines.append(f"{address.strip('[]')}\t{name}")
+    lines += [f"{address}\t{name}" for address, name in network.hosts]
+    own = network.addresses or ("127.0.1.1",)
+    return "\n".join([*lines, *(f"{address}\t{full}" for address in own)]) + "\n"
 
 
-def _resolver(host_config: Mapping[str, Any]) -> str:
+def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
     """Return a resolv.conf(5): the machine's, with what the container wants otherwise."""
     mode = host_config["NetworkMode"]
     servers, search, options = host_config["Dns"], host_config["DnsSearch"], host_config["DnsOptions"]
@@ -83,13 +119,16 @@ def _resolver(host_config: Mapping[str, Any]) -> str:
     here = "" if mode == "none" else _text("/etc/resolv.conf")
     if not (servers or search or options or connected):
         return here
-    found = _parsed(here)
+    found = _machine() if connected else _parsed(here)
     if connected:
         # The machine's resolver on its own loopback is no resolver in there.
         found["nameserver"] = [text for text in found["nameserver"] if not _is_loopback(text)]
         found["nameserver"] = found["nameserver"] or list(_NAMESERVERS)
     if servers:
         found["nameserver"] = list(servers)
+    if network.nameservers:
+        found["nameserver"] = list(network.nameservers)[:_MOST_SERVERS]
+        found["options"] = found["options"] or ["ndots:0"]
     if search:
         found["search"] = [text for text in search if text != "."]
     if options:
@@ -97,6 +136,14 @@ def _resolver(host_config: Mapping[str, Any]) -> str:
     lines = [f"nameserver {server}" for server in found["nameserver"]]
     lines += [f"{kind} {' '.join(found[kind])}" for kind in ("search", "options") if found[kind]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _machine() -> dict[str, list[str]]:
+    """Return what the machine's resolv.conf says, or the one behind systemd's resolver if it names that."""
+    found = _parsed(_text("/etc/resolv.conf"))
+    if found["nameserver"] == [_STUB] and (text := _text(_BEHIND_STUB)):
+        return _parsed(text)
+    return found
 
 
 def _parsed(text: str) -> dict[str, list[str]]:
@@ -116,6 +163,13 @@ def _is_loopback(text: str) -> bool:
     with suppress(ValueError):
         return ipaddress.ip_address(text.partition("%")[0]).is_loopback
     return False
+
+
+def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
+    """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
+    if host_config["Dns"]:
+        return list(host_config["Dns"])
+    return [text for text in _machine()["nameserver"] if not _is_loopback(text)] or list(_NAMESERVERS)
 
 
 def _text(path: str) -> str:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, hostfiles, lifecycle
+from layerfs.container import files, hostfiles, lifecycle, volumes
 from layerfs.container.private_mounts import Bind, PrivateMounts
 from layerfs.container.stored import points_of
 from layerfs.errors import Conflict, LayerfsError, from_os_error
@@ -136,7 +136,7 @@ def _binds(root: Path, mount: Mount, tree: Path) -> list[Bind]:
     """
     own = files.directory(root, mount.id)
     points = hostfiles.points(own) if (own / "hosts").exists() else []
-    points += [files.found(point, own, tree) for point in points_of(mount)]
+    points += volumes.set_up(root, mount, tree, points_of(mount))
     found = {
         point["Destination"]: Bind(point["Source"], point["Destination"], point["RW"])
         for point in points

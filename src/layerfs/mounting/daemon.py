@@ -356,21 +356,21 @@ class Daemon:
         async with self._changing:
             await self._unmount(force)
 
-    async def remove(self, *, force: bool) -> None:
-        """Unmount as `unmount` does and remove the mount with its upper; images stay."""
+    async def remove(self, *, force: bool, volumes: bool) -> None:
+        """Unmount as `unmount` does and remove the mount with its upper; see `Mount.remove`."""
         async with self._changing:
             await self._unmount(force)
             self.removed = True
-            await trio.to_thread.run_sync(self._remove_from_store)
+            await trio.to_thread.run_sync(self._remove_from_store, volumes)
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
         ending = Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier)
         await ending.run(force=force)
 
-    def _remove_from_store(self) -> None:
+    def _remove_from_store(self, volumes: bool) -> None:
         with Store(self.root) as store:
-            store.remove_mount(self.mount_id)
+            store.remove_mount(self.mount_id, volumes=volumes)
 
     def _check_serving(self) -> None:
         if self._ended.is_set():

@@ -87,11 +87,12 @@ class Remote:
         self._wait_for_end()
         return True
 
-    def remove(self, *, force: bool) -> None:
+    def remove(self, *, force: bool, volumes: bool = False) -> None:
         """See `Mount`. Returns once the daemon has ended too."""
-        answer = self._ask("DELETE", f"/containers/{self.mount_id}", [("force", "1" if force else "")])
+        pairs = [("force", "1" if force else ""), ("v", "1" if volumes else "")]
+        answer = self._ask("DELETE", f"/containers/{self.mount_id}", pairs)
         if answer is None:
-            self._otherwise().remove(force=force)
+            self._otherwise().remove(force=force, volumes=volumes)
         else:
             self._wait_for_end()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from layerfs.errors import Conflict, NotFound
 from layerfs.store import commit, events, external, images, layers, marks, mounts, removal
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
@@ -17,8 +18,10 @@ from layerfs.store.references import normalize
 if TYPE_CHECKING:
     from layerfs.store.fsck import Problem
     from layerfs.store.images import ImageRow
+    from layerfs.store.networks import Networks
     from layerfs.store.scratch import Scratch
     from layerfs.store.usage import Usage
+    from layerfs.store.volumes import Volumes
     from layerfs.union.stack import Stack
 
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
@@ -57,6 +60,20 @@ class Store:
     ) -> None:
         """Close the store."""
         self.close()
+
+    @property
+    def networks(self) -> Networks:
+        """The networks, and which containers are in them."""
+        from layerfs.store.networks import Networks
+
+        return Networks(self._db)
+
+    @property
+    def volumes(self) -> Volumes:
+        """The volumes, and which containers have them."""
+        from layerfs.store.volumes import Volumes
+
+        return Volumes(self._db)
 
     # Layers
 
@@ -279,9 +296,16 @@ class Store:
         """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
         mounts.set_mountpoint(self._db, mount_id, mountpoint)
 
-    def remove_mount(self, mount_id: str) -> None:
-        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`."""
+    def remove_mount(self, mount_id: str, *, volumes: bool = False) -> None:
+        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`.
+
+        With *volumes*, those that nobody named and nobody else has go too.
+        """
+        doomed = self.volumes.anonymous_of(mount_id) if volumes else []
         mounts.remove(self._db, mount_id)
+        for name in doomed:
+            with suppress(Conflict, NotFound):  # somebody else has it by now, or has removed it
+                self.volumes.remove(name)
 
     # Commit
 

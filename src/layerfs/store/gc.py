@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import from_os_error
-from layerfs.store import external, layers, scratch
+from layerfs.store import external, layers, scratch, volumes
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
@@ -56,6 +56,7 @@ def recover(db: Database) -> list[str]:
         for path in forgotten(db):
             remove_trees(path)
             done.append(f"removed {path}: its container is gone")
+        done += volumes.recover(db)
         for path in rubbish:
             was_used = not _is_unused(path)  # a next upper that was ready is nothing to tell of
             remove_trees(path)
