@@ -27,6 +27,12 @@ class UsageError(BadRequest):
     exit_code = 2
 
 
+class Unauthorized(LayerfsError):
+    """A registry wants other credentials, or any at all (HTTP 401)."""
+
+    http_status = 401
+
+
 class Forbidden(LayerfsError):
     """The caller or the daemon lacks a permission (HTTP 403)."""
 

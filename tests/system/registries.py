@@ -26,11 +26,19 @@ def _free_port() -> int:
         return port
 
 
-class Registry:
-    """A registry that keeps its blobs below *directory*."""
+USER, PASSWORD = "joe", "s3cret"
+_USERS = f"{USER}:$2b$04$4QRhaJbrEr2qBxS22iYTkuSn7YHBoBWCMI4apwJ6et4qsAPToCr5q\n"
+"""The one user of a guarded registry, as htpasswd(1) has written it, with bcrypt."""
 
-    def __init__(self, directory: Path, program: str) -> None:
+
+class Registry:
+    """A registry that keeps its blobs below *directory*; a *guarded* one takes its one user alone."""
+
+    def __init__(self, directory: Path, program: str, *, guarded: bool = False) -> None:
         self.blobs = directory / "blobs"
+        self._users = directory / "users" if guarded else None
+        if self._users is not None:
+            self._users.write_text(_USERS)
         self._config = directory / "config.yml"
         self._program = program
         self._log = directory / "log"
@@ -43,9 +51,11 @@ class Registry:
         raise AssertionError(self._log.read_text())
 
     def _start(self) -> None:
+        users = f"auth: {{htpasswd: {{realm: r, path: '{self._users}'}}}}\n" if self._users else ""
         self._config.write_text(
             f"version: 0.1\nlog: {{level: error}}\nhttp: {{addr: '127.0.0.1:{self.port}'}}\n"
             f"storage: {{filesystem: {{rootdirectory: '{self.blobs}'}}}}\n"
+            f"{users}"
         )
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -119,13 +129,13 @@ class Line:
 
 
 @contextmanager
-def _running(directory: Path) -> Iterator[Registry]:
+def _running(directory: Path, *, guarded: bool = False) -> Iterator[Registry]:
     program = shutil.which(
         "docker-registry", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     )
     if program is None or shutil.which("skopeo") is None:
         pytest.skip("docker-registry or skopeo is not installed")
-    registry = Registry(directory, program)
+    registry = Registry(directory, program, guarded=guarded)
     try:
         yield registry
     finally:
@@ -145,4 +155,11 @@ def short_lived(tmp_path: Path) -> Iterator[Registry]:
     directory = tmp_path / "registry"
     directory.mkdir()
     with _running(directory) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A registry that wants to know who asks: `USER` with `PASSWORD`."""
+    with _running(tmp_path_factory.mktemp("guarded"), guarded=True) as started:
         yield started

@@ -35,7 +35,7 @@ def test_what_the_process_sees(there: Containers) -> None:
     lines = sh(
         there, "id; pwd; hostname; echo $GREETING $HOME $$; cat /etc/hostname; ls /dev/pts"
     ).splitlines()
-    assert lines[:2] == ["uid=0(root) gid=0(root)", "/"]
+    assert lines[:2] == ["uid=0(root) gid=0(root) groups=0(root)", "/"]
     assert re.fullmatch("[0-9a-f]{12}", lines[2])
     assert lines[3:] == ["hello /root 1", lines[2], "ptmx"]
 
@@ -65,7 +65,7 @@ def test_an_ordinary_user(there: Containers) -> None:
     """
     lines = sh(there, script, "-u", "jane", "-w", "/srv/deep", "-e", "A=1 2", "-e", "B=").splitlines()
     assert lines == [
-        "uid=1000(jane) gid=100(users) groups=10(wheel)",
+        "uid=1000(jane) gid=100(users) groups=10(wheel),100(users)",
         "/srv/deep",
         "1 2 /home/jane",
         "CapEff:\t0000000000000000",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container import ports, publishing
+from layerfs.container import portbindings, publishing
 from layerfs.errors import BadRequest, Conflict, LayerfsError
 from layerfs.store import Store
 from layerfs.store.model import Mount, Port
@@ -28,7 +28,7 @@ def container(store: Store, name: str) -> Mount:
 
 def test_options() -> None:
     texts = ["80", "8080:80", "127.0.0.1:53:53/udp", "127.0.0.1::90", "8000-8001:70-71", "[::1]:60:60"]
-    assert ports.published(texts) == {
+    assert portbindings.published(texts) == {
         "80/tcp": [{"HostIp": "", "HostPort": ""}, {"HostIp": "", "HostPort": "8080"}],
         "53/udp": [{"HostIp": "127.0.0.1", "HostPort": "53"}],
         "90/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}],
@@ -36,10 +36,10 @@ def test_options() -> None:
         "71/tcp": [{"HostIp": "", "HostPort": "8001"}],
         "60/tcp": [{"HostIp": "::1", "HostPort": "60"}],
     }
-    assert ports.published(["8000-8010:80"]) == {"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]}
+    assert portbindings.published(["8000-8010:80"]) == {"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]}
     for bad in ("", "x", "0", "65536", "80/icmp", "90-80", "1:2:3:4:x", "8000-8001:70-73", "x:80", "8080:"):
         with pytest.raises(BadRequest, match="invalid"):
-            ports.published([bad])
+            portbindings.published([bad])
 
 
 def test_what_is_asked_for() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import aliases, hostconfig, names, netavark, networks
+from layerfs.container import aliases, hostconfig, hostfiles, netavark, networks
 from layerfs.container.members import Members
 from layerfs.errors import Forbidden, LayerfsError, NotFound
 from layerfs.host import netns
@@ -65,7 +65,7 @@ def test_without_netavark_nothing_is_made(store: Store, monkeypatch: pytest.Monk
     networks.take_down(store.root, mount.id)
     for mode in ("host", "none"):
         prepared = networks.set_up(store.root, container(store, mode, NetworkMode=mode))
-        assert (prepared.namespace, prepared.names) == (None, names.Network())
+        assert (prepared.namespace, prepared.files) == (None, hostfiles.Network())
 
 
 def test_which_networks_a_container_is_to_be_in(store: Store) -> None:
@@ -96,13 +96,13 @@ def test_a_container_with_a_bridge_and_without_one(store: Store) -> None:
 
 def test_resolv_conf(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = {"/etc/resolv.conf": "nameserver 127.0.0.1\nnameserver 192.0.2.9\nsearch x\noptions rotate\n"}
-    monkeypatch.setattr(names, "_text", lambda path: machine.get(path, ""))
+    monkeypatch.setattr(hostfiles, "_text", lambda path: machine.get(path, ""))
     own = store.networks.create("own")
 
     def resolv(*joined: str, **wanted: Any) -> str:
         host, _ = hostconfig.taken(Members(wanted), "bridge")
-        told = networks._names([store.networks.find(name) for name in joined], [])
-        names.write_resolver(tmp_path, host, told)
+        told = networks._files([store.networks.find(name) for name in joined], [])
+        hostfiles.write_resolver(tmp_path, host, told)
         return (tmp_path / "resolv.conf").read_text()
 
     assert resolv("bridge") == "nameserver 192.0.2.9\nsearch x\noptions rotate\n"
@@ -112,7 +112,10 @@ def test_resolv_conf(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     machine["/etc/resolv.conf"] = "nameserver 127.0.0.1\nnameserver ::1\n"
     assert resolv("bridge") == "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"
     assert resolv("own").endswith("\noptions ndots:0\n")
-    machine |= {"/etc/resolv.conf": "nameserver 127.0.0.53\n", names._BEHIND_STUB: "nameserver 192.0.2.3\n"}
+    machine |= {
+        "/etc/resolv.conf": "nameserver 127.0.0.53\n",
+        hostfiles._BEHIND_STUB: "nameserver 192.0.2.3\n",
+    }
     assert resolv("bridge") == "nameserver 192.0.2.3\n"
 
 
@@ -124,7 +127,7 @@ def test_hosts(store: Store, tmp_path: Path) -> None:
     links = aliases.linked(store, two, [own], [(network, {"Links": ["one:db", "/one", "missing:x"]})])
     assert links == [(there.address, "db first one"), (there.address, "one first")]
     host, _ = hostconfig.taken(Members({}), "n")
-    names.write(tmp_path, "box", "", host, networks._names([network], [own], links))
+    hostfiles.write(tmp_path, "box", "", host, networks._files([network], [own], links))
     assert (tmp_path / "hosts").read_text().splitlines()[-3:] == [
         f"{there.address}\tdb first one",
         f"{there.address}\tone first",
@@ -132,8 +135,8 @@ def test_hosts(store: Store, tmp_path: Path) -> None:
     ]
     with (tmp_path / "hosts").open("a") as file:
         file.write("# mine\n")
-    names.connect(tmp_path, "box", "example.org", ["192.0.2.8"])
-    names.disconnect(tmp_path, [own.address])
+    hostfiles.connect(tmp_path, "box", "example.org", ["192.0.2.8"])
+    hostfiles.disconnect(tmp_path, [own.address])
     text = (tmp_path / "hosts").read_text()
     assert text.endswith(f"{there.address}\tone first\n# mine\n192.0.2.8\tbox.example.org box\n")
 

@@ -125,7 +125,7 @@ def run_command(
     layerfs run -ti debian:12
     layerfs run --rm -v ./src:/src -w /src debian:12 make
     """
-    from layerfs.container.ports import published
+    from layerfs.container.portbindings import published
     from layerfs.container.settings import Wanted, endpoint_settings
 
     wanted = Wanted(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.container.lifecycle import bundle_of
 from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
-from layerfs.container.spec import given_rights
+from layerfs.container.spec import given_rights, identity
 from layerfs.errors import Conflict, NotFound
 from layerfs.host.terminal import set_size
 
@@ -218,7 +218,7 @@ def _process(bundle: Path, wanted: Execution) -> dict[str, Any]:
         from layerfs.container.users import find_user
 
         user = find_user(bundle / "rootfs", wanted.user)
-        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+        process["user"] = identity(user)
         variables = environment(variables, [f"HOME={user.home}"])
         process["capabilities"] = given_rights(user, process["capabilities"]["bounding"])
     process["args"] = list(wanted.command)

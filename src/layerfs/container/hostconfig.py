@@ -16,7 +16,7 @@ from layerfs.container import (
     mountpoints,
     namespaces,
     networking,
-    ports,
+    portbindings,
     resources,
     security,
     tmpfs,
@@ -78,7 +78,7 @@ def taken(members: Members, default_network: str) -> tuple[dict[str, Any], list[
     if found["NetworkMode"] in ("", "default"):
         found["NetworkMode"] = default_network
     found["LogConfig"] = _log(members.member("LogConfig"))
-    found["PortBindings"] = ports.bindings(members)
+    found["PortBindings"] = portbindings.bindings(members)
     found["RestartPolicy"] = restart_policy(members)
     found["ConsoleSize"] = _console_size(members)
     found["OomScoreAdj"] = members.number("OomScoreAdj")

@@ -153,7 +153,7 @@ def _start(
 
 def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: networks.Prepared) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import names, namespaces, spec, users
+    from layerfs.container import hostfiles, namespaces, shm, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
@@ -162,15 +162,17 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: net
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     hostname = spec.hostname_of(mount.id, mount.container)
     if other := namespaces.container_of(host["NetworkMode"]):
-        named = names.points(files.directory(root, _running(root, mount, other, "network")[0]))
+        named = hostfiles.points(files.directory(root, _running(root, mount, other, "network")[0]))
     else:
-        named = names.write(own, hostname, mount.container.get("Domainname", ""), host, network.names)
+        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host, network.files)
     points = volumes.set_up(root, mount, tree, points_of(mount))
     files.make_sources(points)
     taken = {point["Destination"] for point in points}
     joins = namespaces.joined(host, lambda name: _running(root, mount, name, "process")[1].pid)
     if network.namespace is not None:
         joins["network"] = network.namespace
+    memory = shm.set_up(bundle, host, lambda name: directory(_running(root, mount, name, "IPC")[0]))
+    named += [point for point in memory if point["Destination"] not in host.get("Tmpfs", {})]
     user = users.find_user(tree, mount.config.get("User") or "")
     built = spec.build(
         mount_id=mount.id,
@@ -252,12 +254,15 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
 
 def _take_down(root: Path, mount: Mount | None, lock: Lock) -> None:
     """Take away a container that was made but perhaps not started, whoever made it. Raises `LayerfsError`."""
+    from layerfs.container import shm
+
     record = lock.read()
     if not lock.is_empty():
         for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
             oci_runtime.delete(lock.path.name)
     networks.take_down(root, lock.path.name)
     volumes.take_down(root, lock.path.name)
+    shm.take_down(lock.path)
     if mount is not None and mounted_at(str(lock.path / "rootfs")):
         _unmount(root, mount)
 
@@ -312,6 +317,7 @@ def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
 
 
 def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
+    from layerfs.container import shm
     from layerfs.container.spec import cgroups_path
 
     mount_id = lock.path.name
@@ -324,6 +330,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     Runtime(record.runtime).delete(mount_id)
     networks.take_down(root, mount_id)
     volumes.take_down(root, mount_id)
+    shm.take_down(lock.path)
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):

@@ -19,7 +19,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.container import aliases, ending, files, names, netavark, networking, publishing
+from layerfs.container import aliases, ending, files, hostfiles, netavark, networking, publishing
 from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import netns
@@ -41,7 +41,7 @@ class Prepared:
 
     namespace: str | None = None
     """The path of the namespace to enter; None where there is no bridge."""
-    names: names.Network = field(default_factory=names.Network)
+    files: hostfiles.Network = field(default_factory=hostfiles.Network)
     """What it adds to the container's /etc/hosts and /etc/resolv.conf."""
     sockets: list[socket.socket] = field(default_factory=list)
     """What the supervisor has to hold: see `publishing`."""
@@ -96,19 +96,19 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
         _join(store, mount, network, endpoint, prepared if number == 0 else None, metric=100 + number)
     endpoints = store.networks.endpoints(mount=mount.id)
     links = aliases.linked(store, mount, endpoints, chosen)
-    prepared.names = _names([network for network, _ in chosen], endpoints, links)
+    prepared.files = _files([network for network, _ in chosen], endpoints, links)
     return prepared
 
 
-def _names(
+def _files(
     joined: Sequence[Network], endpoints: Iterable[Endpoint], links: Sequence[tuple[str, str]] = ()
-) -> names.Network:
+) -> hostfiles.Network:
     """Return what the networks *joined* add to a container's /etc/hosts and /etc/resolv.conf.
 
     Where containers have names, aardvark-dns answers, on the address of the gateway; it asks the host's
     servers for all else.
     """
-    return names.Network(
+    return hostfiles.Network(
         addresses=[text for endpoint in endpoints for text in _addresses(endpoint)],
         nameservers=[it.gateway for network in joined if has_names(network) for it in network.subnets],
         gateway=next((text for network in joined for text in _gateways(network, 4)), ""),
@@ -401,7 +401,7 @@ def _tell(
     joined = [store.networks.find(it.network) for it in endpoints]
     with suppress(OSError):
         if removed is not None:
-            names.disconnect(own, _addresses(removed))
+            hostfiles.disconnect(own, _addresses(removed))
         if added is not None:
-            names.connect(own, aliases.hostname(mount), settings.get("Domainname", ""), _addresses(added))
-        names.write_resolver(own, host_config(settings), _names(joined, endpoints))
+            hostfiles.connect(own, aliases.hostname(mount), settings.get("Domainname", ""), _addresses(added))
+        hostfiles.write_resolver(own, host_config(settings), _files(joined, endpoints))

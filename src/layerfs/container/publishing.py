@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from layerfs.container import ports
+from layerfs.container import portbindings
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.store import Store
 from layerfs.store.model import Port
@@ -38,15 +38,15 @@ def wanted(
     """
     found: list[tuple[Port, range]] = []
     for spec, hosts in (bindings or {}).items():
-        inside = _port(ports.port(spec), host_ip)
+        inside = _port(portbindings.port(spec), host_ip)
         for host in hosts or [{}]:
             given = str(host.get("HostPort") or "")
-            outside = range(0) if given in ("", "0") else ports.host_ports(given)
+            outside = range(0) if given in ("", "0") else portbindings.host_ports(given)
             address = str(host.get("HostIp") or "").strip("[]") or host_ip
             found.append((replace(inside, host_ip=address), outside))
     if publish_all:
         have = {(port.container_port, port.protocol) for port, _ in found}
-        more = [_port(spec, host_ip) for spec in ports.ports(sorted(exposed))]
+        more = [_port(spec, host_ip) for spec in portbindings.ports(sorted(exposed))]
         found += [(port, range(0)) for port in more if (port.container_port, port.protocol) not in have]
     return found
 

@@ -23,7 +23,7 @@ class User:
     home: str = "/"
 
 
-def find_user(root: Path, wanted: str) -> User:
+def find_user(root: Path | int, wanted: str) -> User:
     """Return who *wanted*, `USER[:GROUP]` in names or numbers, is in the image mounted at *root*.
 
     As Docker does: empty means the user 0; a number needs no entry, and has group 0 then; the further
@@ -68,7 +68,7 @@ def _find_group(groups: list[list[str]], wanted: str) -> int:
     raise BadRequest(f"unable to find group {wanted}: no matching entries in group file")
 
 
-def _entries(root: Path, path: str, fields: int) -> Iterator[list[str]]:
+def _entries(root: Path | int, path: str, fields: int) -> Iterator[list[str]]:
     """Yield the lines of the file *path* that have so many *fields* and a number as the third."""
     for line in read_inside(root, path).splitlines():
         entry = line.strip().split(":")

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -17,6 +17,14 @@ from layerfs.distribution.remotes import Remote
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NoSpace, NotFound, UsageError
 from layerfs.store.scratch import Scratch
 
+Watch = Callable[[int, str], None]
+"""Called several times a second while skopeo runs, and once when it has ended.
+
+It gets skopeo's pid and all that skopeo has logged so far. What it raises ends skopeo.
+"""
+
+_LOOK = 0.1
+"""Seconds between two calls of a `Watch`."""
 _MESSAGE = re.compile(r'level=(\w+) msg=("(?:[^"\\]|\\.)*")')
 _KINDS: tuple[tuple[str, type[LayerfsError]], ...] = (
     ("no space left|quota exceeded", NoSpace),
@@ -40,6 +48,8 @@ class Options:
     policy: str | None = None
     extra: Sequence[str] = ()
     """Further options of `skopeo copy`."""
+    descriptors: Sequence[int] = ()
+    """What skopeo inherits besides its standard streams, such as an `authfile` that has no name on disk."""
 
     def for_all(self) -> list[str]:
         """Return the options that come before skopeo's command. Raises `UsageError`."""
@@ -59,6 +69,19 @@ class Options:
         for name, value in (("authfile", self.authfile), ("creds", self.creds), ("cert-dir", self.cert_dir)):
             words += [f"--{prefix}{name}", value] if value else []
         return words
+
+
+def access(is_local: bool, authfile: int) -> Options:
+    """Return the options for a client of the API, whose credentials are in the file *authfile*.
+
+    A registry that *is_local* need not have TLS, as for dockerd; for others that is a matter of
+    containers-registries.conf(5).
+    """
+    return Options(
+        tls_verify=False if is_local else None,
+        authfile=f"/proc/self/fd/{authfile}",
+        descriptors=(authfile,),
+    )
 
 
 def check(doing: str) -> None:
@@ -84,23 +107,74 @@ def copy(
     scratch: Scratch,
     doing: str,
     progress: bool,
+    watch: Watch | None = None,
 ) -> None:
     """Copy one image; *side* ("src" or "dest") is the one that *options* are about.
 
     skopeo holds *scratch*, has its temporary files there, and dies with this process. With *progress* it
-    shows on standard error how far it is. Raises `LayerfsError`, which says what could not be done
-    (*doing*: "pull debian:12").
+    shows on standard error how far it is; a *watch* has it log each step (`--debug`). Raises `LayerfsError`,
+    which says what could not be done (*doing*: "pull debian:12"), and what *watch* raises.
     """
-    words = [*options.for_all(), "copy", *options.for_access(f"{side}-"), *options.extra]
+    words = ["--debug"] if watch is not None else []
+    words += [*options.for_all(), "copy", *options.for_access(f"{side}-"), *options.extra]
     words += [] if progress else ["--quiet"]
     words += [str(source), str(target)]
-    _run(words, scratch, doing, sys.stderr if progress else subprocess.DEVNULL)
+    _run(words, options, scratch, doing, sys.stderr if progress else subprocess.DEVNULL, watch)
 
 
-def inspect(source: Remote, options: Options, *words: str, scratch: Scratch, doing: str) -> bytes:
-    """Return what `skopeo inspect` says of an image, with more options *words*. Raises `LayerfsError`."""
+def inspect(
+    source: Remote,
+    options: Options,
+    *words: str,
+    scratch: Scratch,
+    doing: str,
+    watch: Watch | None = None,
+) -> bytes:
+    """Return what `skopeo inspect` says of an image, with more options *words*.
+
+    Raises `LayerfsError`, and what *watch* raises.
+    """
     words = (*options.for_all(), "inspect", "--no-tags", *options.for_access(""), *words, str(source))
-    return _run(words, scratch, doing, subprocess.PIPE)
+    return _run(words, options, scratch, doing, subprocess.PIPE, watch)
+
+
+def tags(
+    source: Remote, options: Options, *, scratch: Scratch, doing: str, watch: Watch | None = None
+) -> list[str]:
+    """Return the tags of the repository *source* in a registry.
+
+    Raises `LayerfsError`, and what *watch* raises.
+    """
+    words = (*options.for_all(), "list-tags", *options.for_access(""), str(source))
+    try:
+        found = json.loads(_run(words, options, scratch, doing, subprocess.PIPE, watch))["Tags"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
+        raise LayerfsError(f"cannot {doing}: skopeo's answer about {source} names no tags")
+    return found
+
+
+def log_in(host: str, options: Options, *, scratch: Scratch) -> str | None:
+    """Try the credentials of *options*, an authfile, on the registry *host*.
+
+    Returns None if it takes them, else what skopeo has logged (`--debug`): its own message says no more than
+    that it would ask for others. Raises `LayerfsError` where it could not try.
+    """
+    words = ["--debug", "login", *options.for_access(""), host]
+    logged = ""
+
+    def note(pid: int, said: str) -> None:
+        nonlocal logged
+        logged = said
+
+    try:
+        _run(words, options, scratch, f"log in to {host}", subprocess.DEVNULL, note)
+    except LayerfsError:
+        if not _MESSAGE.search(logged):
+            raise
+        return logged
+    return None
 
 
 def layers(source: Remote, options: Options, *, scratch: Scratch, doing: str) -> list[str]:
@@ -114,33 +188,56 @@ def layers(source: Remote, options: Options, *, scratch: Scratch, doing: str) ->
     return found
 
 
-def _run(words: Sequence[str], scratch: Scratch, doing: str, stdout: int | IO[Any]) -> bytes:
-    with subprocess.Popen(
-        ["setpriv", "--pdeathsig", "KILL", "--", "skopeo", "--tmpdir", str(scratch.path), *words],
-        stdin=subprocess.DEVNULL,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        pass_fds=[scratch.lock],
-        env={**os.environ, "LC_ALL": "C"},
-    ) as process:
+def _run(
+    words: Sequence[str],
+    options: Options,
+    scratch: Scratch,
+    doing: str,
+    stdout: int | IO[Any],
+    watch: Watch | None = None,
+) -> bytes:
+    # What it logs goes to memory: a pipe that nobody empties would stop it, and a full disk would lose it.
+    with (
+        os.fdopen(os.memfd_create("skopeo's log", os.MFD_CLOEXEC), "rb", buffering=0) as log,
+        subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", "skopeo", "--tmpdir", str(scratch.path), *words],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=log,
+            pass_fds=[scratch.lock, *options.descriptors],
+            env={**os.environ, "LC_ALL": "C"},
+        ) as process,
+    ):
+
+        def said() -> str:
+            return os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+
         try:
-            output, said = process.communicate()
+            while True:
+                try:
+                    output = process.communicate(timeout=None if watch is None else _LOOK)[0]
+                    break
+                except subprocess.TimeoutExpired:
+                    if watch is not None:
+                        watch(process.pid, said())
         except BaseException:
             process.kill()
             raise
-    text = said.decode(errors="replace")
+        text = said()
+    if watch is not None:
+        watch(process.pid, text)
     if process.returncode != 0:
         raise _explained(doing, text, process.returncode)
     for level, message in _MESSAGE.findall(text):
         if level == "warning":
-            sys.stderr.write(f"layerfs: skopeo: {_unquoted(message)}\n")
+            sys.stderr.write(f"layerfs: skopeo: {unquoted(message)}\n")
     return output or b""
 
 
 def _explained(doing: str, text: str, status: int) -> LayerfsError:
     if status < 0:
         return LayerfsError(f"cannot {doing}: skopeo was killed ({signal.Signals(-status).name})")
-    fatal = [_unquoted(message) for level, message in _MESSAGE.findall(text) if level in ("fatal", "error")]
+    fatal = [unquoted(message) for level, message in _MESSAGE.findall(text) if level in ("fatal", "error")]
     lines = fatal or [line for line in text.splitlines() if line.strip()] or [f"skopeo failed ({status})"]
     why = lines[-1].strip()
     if "server gave HTTP response to HTTPS client" in why:
@@ -149,7 +246,7 @@ def _explained(doing: str, text: str, status: int) -> LayerfsError:
     return kind(f"cannot {doing}: {why}")
 
 
-def _unquoted(message: str) -> str:
+def unquoted(message: str) -> str:
     """Return the text of a quoted message of skopeo's log, whose escapes are those of JSON, but for a few."""
     try:
         return str(json.loads(message))

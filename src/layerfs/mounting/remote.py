@@ -13,11 +13,11 @@ from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
 from layerfs.mounting.exchange import NotListeningError, Pairs, exchange
 from layerfs.mounting.mount import Commit, Committed
-from layerfs.union.changes import Change
 from layerfs.unixhttp.message import Response, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.mount import Mount
+    from layerfs.union.changes import Change
 
 PATIENCE = 10.0
 """Seconds to wait for a daemon that is about to start or to end."""
@@ -57,6 +57,8 @@ class Remote:
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
+        from layerfs.union.changes import Change
+
         answer = self._ask("GET", f"/containers/{self.mount_id}/changes", [])
         if answer is None:
             return self._otherwise().changes()

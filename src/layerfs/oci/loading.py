@@ -29,6 +29,10 @@ from layerfs.union.trees import sync_filesystem
 Report = Callable[[int, int], None]
 """Called now and then with the bytes read so far, and those to read in all (0 while not known)."""
 
+ReportLayers = Callable[[Sequence[tuple[str, int, int]]], None]
+"""Called now and then, in any thread, with the digest, the bytes read so far and the size of each blob being
+unpacked; with the diff ID for one whose digest is not known. What it raises ends all."""
+
 _DEFAULT = Limits()
 
 
@@ -51,6 +55,7 @@ def load(
     references: Sequence[str] | None = None,
     limits: Limits = _DEFAULT,
     progress: Report | None = None,
+    layer_progress: ReportLayers | None = None,
 ) -> list[Loaded]:
     """Load the images of an OCI layout, an OCI archive or an archive of `docker save`.
 
@@ -66,11 +71,16 @@ def load(
         if names is not None and len(found) > 1:
             raise BadRequest(f"it holds {len(found)} images: load them under their own names")
         wanted = [(image, _new_image(image, image.names if names is None else names)) for image in found]
-        return _load(store.database, files, wanted, limits, report)
+        return _load(store.database, files, wanted, limits, report, layer_progress)
 
 
 def _load(
-    db: Database, source: Source, wanted: Sequence[tuple[Found, NewImage]], limits: Limits, report: Report
+    db: Database,
+    source: Source,
+    wanted: Sequence[tuple[Found, NewImage]],
+    limits: Limits,
+    report: Report,
+    report_layers: ReportLayers | None,
 ) -> list[Loaded]:
     """Unpack what the store has not, then write the rows of all images in one transaction."""
     made: list[NewLayer] = []
@@ -79,7 +89,9 @@ def _load(
     try:
         while True:
             for at, (found, new) in enumerate(wanted):
-                left_out[at] += _unpack_missing(db, source, found.layers, new, made, limits, report)
+                left_out[at] += _unpack_missing(
+                    db, source, found.layers, new, made, limits, report, report_layers
+                )
             try:
                 with db.transaction():
                     loaded = [elsewhere.insert(db, new, made) for _, new in wanted]
@@ -121,6 +133,7 @@ def _unpack_missing(
     made: list[NewLayer],
     limits: Limits,
     report: Report,
+    report_layers: ReportLayers | None,
 ) -> int:
     """Unpack the layers that the store has not, and note them in *made*; return what was left out of them."""
     if elsewhere.find_image(db, new.document) is not None:
@@ -147,7 +160,7 @@ def _unpack_missing(
                 started.append(layer_id)
                 directory = layers.directory(db, layer_id)
                 jobs.append(Job(directory, region, blob.diff_id, blob.digest, limits))
-            done = _run(jobs, started, limits, report)
+            done = _run(jobs, started, limits, report, report_layers)
             new_layers = [
                 NewLayer(layer_id, job.diff_id, chain_id, result.size, alone=not result.inheriting)
                 for layer_id, job, result, (chain_id, _) in zip(started, jobs, done, missing, strict=True)
@@ -175,12 +188,25 @@ def _inherit(db: Database, stack: Sequence[str], new: Sequence[NewLayer]) -> Non
         raise from_os_error(error, "complete a layer") from None
 
 
-def _run(jobs: Sequence[Job], layer_ids: Sequence[str], limits: Limits, report: Report) -> list[Progress]:
+def _run(
+    jobs: Sequence[Job],
+    layer_ids: Sequence[str],
+    limits: Limits,
+    report: Report,
+    report_layers: ReportLayers | None,
+) -> list[Progress]:
     total = sum(job.region.size for job in jobs)
 
     def watch(state: Sequence[Progress]) -> None:
         limits.check(sum(job.size for job in state), sum(job.files for job in state))
         report(sum(job.read for job in state), total)
+        if report_layers is not None:
+            report_layers(
+                [
+                    (job.digest or job.diff_id, done.read, job.region.size)
+                    for job, done in zip(jobs, state, strict=True)
+                ]
+            )
 
     locks = [fd for layer_id in layer_ids if (fd := layers.held(layer_id)) is not None]
     return Pool(jobs, [*{job.region.fd for job in jobs}, *locks], watch).run()

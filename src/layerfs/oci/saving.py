@@ -12,7 +12,7 @@ from layerfs.archive.layertar import LayerTar
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
 from layerfs.oci import compress, config, media, recipe
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
-from layerfs.store import Store, elsewhere, images, layers, marks
+from layerfs.store import Store, elsewhere, external, images, layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer
 from layerfs.store.references import normalize
@@ -61,13 +61,15 @@ def save(
     format: str = "docker-archive",
     compression: str | None = None,
     knows: Knows = lambda layer: None,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Save images to a file, a directory (`oci-dir`) or a stream.
 
     `docker-archive` is what Docker writes since version 25: an OCI layout with a manifest.json, in a tar
     archive; its layers are plain by default, those of the other formats gzipped. The same image gives the
-    same bytes each time. Layers that the reader *knows* are described, not written. Raises `NotFound`,
-    `BadRequest`, `Conflict`, `NoSpace` and others.
+    same bytes each time. Layers that the reader *knows* are described, not written. *check* is called now and
+    then, in any thread: what it raises ends all. Raises `NotFound`, `BadRequest`, `Conflict`, `NoSpace` and
+    others.
     """
     if format not in FORMATS:
         raise BadRequest(f"{format!r} is no format: use {', '.join(FORMATS)}")
@@ -84,7 +86,7 @@ def save(
             tags.append(tag)
     try:
         with opened(output, store.root, directory=format == "oci-dir") as out:
-            saver = _Saver(store.database, out, compression, knows)
+            saver = _Saver(store.database, out, compression, knows, check)
             saved = [(saver.image(image), names[image.id]) for image in wanted.values()]
             _write_index(out, saved)
             if format == "docker-archive":
@@ -96,16 +98,20 @@ def save(
 class _Saver:
     """Writes the blobs of images, each layer once."""
 
-    def __init__(self, db: Database, output: Output, compression: str, knows: Knows) -> None:
+    def __init__(
+        self, db: Database, output: Output, compression: str, knows: Knows, check: Callable[[], None]
+    ) -> None:
         self._db = db
         self._output = output
         self._compression = compression
         self._knows = knows
+        self._check = check
         self._done: dict[tuple[str, ...], _Layer] = {}
 
     def image(self, image: Image) -> _Saved:
         """Write an image's layers, configuration and manifest."""
         stack = layers.get_all(self._db, image.layers)
+        external.complete(self._db, stack)
         written: list[_Layer] = []
         for depth in range(1, len(stack) + 1):
             written.append(self._layer(stack[:depth], [layer.diff_id for layer in written]))
@@ -145,7 +151,7 @@ class _Saver:
             tree = LayerTar(marks.stack(self._db, stack))
             pieces = tree.pieces()
         with self._output.blob() as (sink, name):
-            written = compress.write(pieces, self._compression, sink, known)
+            written = compress.write(self._checked(pieces), self._compression, sink, known)
             if known and written.diff_id != known:
                 raise LayerfsError(f"layer {layer.id[:12]} is not what it was: see 'layerfs verify'")
             name(written.digest)
@@ -157,6 +163,11 @@ class _Saver:
         done = _Layer(written.diff_id, _describe(kind, written.digest, written.size))
         self._done[key] = done
         return done
+
+    def _checked(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            self._check()
+            yield piece
 
     def _document(self, image: Image, diff_ids: Sequence[str]) -> bytes:
         """Return an image's configuration: as it came or went out before, or a new one."""

@@ -96,6 +96,7 @@ class Store:
             userxattr = bool(owner.options.get("userxattr"))
             if upper and owner.upper is not None:
                 rows.append(self.layer(owner.upper))
+        external.complete(self._db, rows)
         return marks.stack(self._db, rows, userxattr=userxattr)
 
     def external_layer(self, path: Path) -> Layer:
@@ -262,7 +263,7 @@ class Store:
 
     def committed_from(self, path: Path) -> str | None:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
-        return external.committed_from(self._db, path)
+        return external.committed_from(self._db, external.place_of(path))
 
     def rename_mount(self, mount_id: str, name: str) -> None:
         """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""
@@ -272,12 +273,16 @@ class Store:
         """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
 
-    def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:
-        """Note whether a mount is to be written to, and the work directory of an upper outside the store.
+    def set_options(self, mount_id: str, options: Mapping[str, Any], work: Path | None) -> None:
+        """Have a mount use *options* instead of those it had, from the next time it is mounted.
 
-        Raises `NotFound`, and `Conflict` or `BadRequest` where it cannot be.
+        With "ro" among them it takes no writes. Without, *work* becomes the work directory of an upper
+        outside the store; None leaves that as it is. Atomic; may be repeated; not durable: a power cut may
+        undo it.
+        Raises `NotFound`, and `Conflict` or `BadRequest` where the layers of the mount do not go with the
+        options.
         """
-        mounts.set_read_only(self._db, mount_id, read_only, work)
+        mounts.set_options(self._db, mount_id, options, work)
 
     def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
         """Note where a mount is mounted, and since when (aware); raises `NotFound`."""
@@ -286,6 +291,10 @@ class Store:
     def set_unmounted(self, mount_id: str) -> None:
         """Note that a mount is not mounted any more; raises `NotFound`."""
         mounts.set_unmounted(self._db, mount_id)
+
+    def set_mountpoint(self, mount_id: str, mountpoint: str | None) -> None:
+        """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
+        mounts.set_mountpoint(self._db, mount_id, mountpoint)
 
     def remove_mount(self, mount_id: str, *, volumes: bool = False) -> None:
         """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`.

@@ -53,7 +53,7 @@ class Layer:
     diff_id: str | None = None
     """The digest of its tar archive (`sha256:...`), once it has come in or gone out as one."""
     unverified: bool = False
-    """Whether the machine stopped before the layer was known to be on disk: nobody knows if it is whole."""
+    """Whether the machine stopped, or the disk failed, before it was known to be on disk: is it whole?"""
     prefix: str | None = None
     """Whether its tree is marked with `trusted` or `user` attributes; None where that was not noted."""
     outside: bool = False

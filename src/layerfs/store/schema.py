@@ -118,6 +118,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE layers ADD COLUMN prefix TEXT CHECK (prefix IN ('trusted', 'user'))",  # NULL: not noted
         "ALTER TABLE layers ADD COLUMN outside INTEGER NOT NULL DEFAULT 0",  # 1: it was an upper outside
     ),
+    (  # uppers that lay outside the store before that was noted: others may write to them, too
+        "UPDATE layers SET outside = 1 WHERE state = 'active' AND path IS NOT NULL",
+    ),
     (  # networks and volumes: see on-disk-format.md, "Networks" and "Volumes"
         """
         CREATE TABLE networks (

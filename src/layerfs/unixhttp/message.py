@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 from layerfs import __version__
-from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy
+from layerfs.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    LayerfsError,
+    NoSpace,
+    NotFound,
+    NotImplementedHere,
+    StoreBusy,
+    Unauthorized,
+)
 
 if TYPE_CHECKING:
     import socket
@@ -186,9 +196,11 @@ def to_error(answer: Response) -> LayerfsError:
         kind.http_status: kind
         for kind in (
             BadRequest,
+            Unauthorized,
             Forbidden,
             NotFound,
             Conflict,
+            NotImplementedHere,
             StoreBusy,
             NoSpace,
         )
