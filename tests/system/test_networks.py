@@ -271,7 +271,7 @@ def test_a_port_that_is_taken(there: Containers) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
-        line = there.layerfs.refused("start", "-a", "two", status=1)
+        line = there.layerfs.refused("start", "-a", "two", status=125)
         assert line.endswith(f"failed to bind host port 127.0.0.1:{port}/tcp: address already in use")
     there.layerfs.ok("start", "-a", "two")
 
@@ -317,7 +317,7 @@ def test_a_network_that_is_gone(there: Containers) -> None:
     there.layerfs.ok("network", "create", "--subnet", SUBNET.format(7), "gone")
     there.layerfs.ok("run", "--name", "box", "--network=gone", IMAGE, "true")
     there.layerfs.ok("network", "rm", "gone")
-    assert there.layerfs.refused("start", "-a", "box") == "network gone not found"
+    assert there.layerfs.refused("start", "-a", "box", status=125) == "network gone not found"
 
 
 def kill(there: Containers, name: str, *files: str) -> None:

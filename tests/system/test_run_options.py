@@ -271,7 +271,7 @@ def test_namespaces_of_another_container(there: Containers, sleeper: Any) -> Non
     name = create(there, {"IpcMode": f"container:{private}"}, Cmd=["true"])
     assert "non-shareable IPC" in there.layerfs.refused("start", name, status=125)
     name = create(there, {"PidMode": mode}, Cmd=["true"])
-    assert "a non running container" in there.layerfs.refused("start", name)
+    assert "a non running container" in there.layerfs.refused("start", name, status=125)
 
 
 def test_binds_and_their_modes(there: Containers, tmp_path: Path) -> None:

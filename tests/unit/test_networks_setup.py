@@ -65,7 +65,7 @@ def test_without_netavark_nothing_is_made(store: Store, monkeypatch: pytest.Monk
     networks.take_down(store.root, mount.id)
     for mode in ("host", "none"):
         prepared = networks.set_up(store.root, container(store, mode, NetworkMode=mode))
-        assert (prepared.namespace, prepared.names) == (None, hostfiles.Network())
+        assert (prepared.namespace, prepared.files) == (None, hostfiles.Network())
 
 
 def test_which_networks_a_container_is_to_be_in(store: Store) -> None:
@@ -101,7 +101,7 @@ def test_resolv_conf(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def resolv(*joined: str, **wanted: Any) -> str:
         host, _ = hostconfig.taken(Members(wanted), "bridge")
-        told = networks._names([store.networks.find(name) for name in joined], [])
+        told = networks._files([store.networks.find(name) for name in joined], [])
         hostfiles.write_resolver(tmp_path, host, told)
         return (tmp_path / "resolv.conf").read_text()
 
@@ -112,8 +112,10 @@ def test_resolv_conf(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     machine["/etc/resolv.conf"] = "nameserver 127.0.0.1\nnameserver ::1\n"
     assert resolv("bridge") == "nameserver 8.8.8.8\nnameserver 8.8.4.4\n"
     assert resolv("own").endswith("\noptions ndots:0\n")
-    machine["/etc/resolv.conf"] = "nameserver 127.0.0.53\n"
-    machine[hostfiles._BEHIND_STUB] = "nameserver 192.0.2.3\n"
+    machine |= {
+        "/etc/resolv.conf": "nameserver 127.0.0.53\n",
+        hostfiles._BEHIND_STUB: "nameserver 192.0.2.3\n",
+    }
     assert resolv("bridge") == "nameserver 192.0.2.3\n"
 
 
@@ -125,7 +127,7 @@ def test_hosts(store: Store, tmp_path: Path) -> None:
     links = aliases.linked(store, two, [own], [(network, {"Links": ["one:db", "/one", "missing:x"]})])
     assert links == [(there.address, "db first one"), (there.address, "one first")]
     host, _ = hostconfig.taken(Members({}), "n")
-    hostfiles.write(tmp_path, "box", "", host, networks._names([network], [own], links))
+    hostfiles.write(tmp_path, "box", "", host, networks._files([network], [own], links))
     assert (tmp_path / "hosts").read_text().splitlines()[-3:] == [
         f"{there.address}\tdb first one",
         f"{there.address}\tone first",

@@ -302,10 +302,7 @@ def shown(store: Store, mount: Mount) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     first: dict[str, Any] = {}
     for name, given in _wanted(mount).items():
-        try:
-            network = store.networks.find(name)
-        except NotFound:
-            network = None
+        network = store.networks.look(name)
         shape = _endpoint_shape(mount, given or {}, network, running.get(network.id) if network else None)
         settings[network.name if network else name] = shape
         if network is not None and network.name == "bridge":

@@ -164,7 +164,7 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: net
     if other := namespaces.container_of(host["NetworkMode"]):
         named = hostfiles.points(files.directory(root, _running(root, mount, other, "network")[0]))
     else:
-        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host, network.names)
+        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host, network.files)
     points = volumes.set_up(root, mount, tree, points_of(mount))
     files.make_sources(points)
     taken = {point["Destination"] for point in points}

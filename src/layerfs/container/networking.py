@@ -10,6 +10,7 @@ from layerfs.container.members import Members
 from layerfs.errors import BadRequest
 
 _MAC = re.compile(r"[0-9a-fA-F]{1,2}([:-][0-9a-fA-F]{1,2}){5}")
+_LINK = re.compile(r"/?[\w.-]{1,128}(:(/[\w.-]+/)?[\w.-]{1,128})?", re.ASCII)
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _SHARED = ("host", "none")
 
@@ -85,8 +86,7 @@ def address(text: str, version: int | None = None) -> str:
 
 def check_link(text: str) -> None:
     """Raise `BadRequest` unless *text* names a container, and perhaps an alias: `NAME[:ALIAS]`."""
-    name, colon, alias = text.partition(":")
-    if not name or not (not colon or _HOST_NAME.fullmatch(alias.rpartition("/")[2])):
+    if not _LINK.fullmatch(text):
         raise BadRequest(f"bad format for links: {text[:80]}")
 
 

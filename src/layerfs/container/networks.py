@@ -41,7 +41,7 @@ class Prepared:
 
     namespace: str | None = None
     """The path of the namespace to enter; None where there is no bridge."""
-    names: hostfiles.Network = field(default_factory=hostfiles.Network)
+    files: hostfiles.Network = field(default_factory=hostfiles.Network)
     """What it adds to the container's /etc/hosts and /etc/resolv.conf."""
     sockets: list[socket.socket] = field(default_factory=list)
     """What the supervisor has to hold: see `publishing`."""
@@ -96,11 +96,11 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
         _join(store, mount, network, endpoint, prepared if number == 0 else None, metric=100 + number)
     endpoints = store.networks.endpoints(mount=mount.id)
     links = aliases.linked(store, mount, endpoints, chosen)
-    prepared.names = _names([network for network, _ in chosen], endpoints, links)
+    prepared.files = _files([network for network, _ in chosen], endpoints, links)
     return prepared
 
 
-def _names(
+def _files(
     joined: Sequence[Network], endpoints: Iterable[Endpoint], links: Sequence[tuple[str, str]] = ()
 ) -> hostfiles.Network:
     """Return what the networks *joined* add to a container's /etc/hosts and /etc/resolv.conf.
@@ -404,4 +404,4 @@ def _tell(
             hostfiles.disconnect(own, _addresses(removed))
         if added is not None:
             hostfiles.connect(own, aliases.hostname(mount), settings.get("Domainname", ""), _addresses(added))
-        hostfiles.write_resolver(own, host_config(settings), _names(joined, endpoints))
+        hostfiles.write_resolver(own, host_config(settings), _files(joined, endpoints))

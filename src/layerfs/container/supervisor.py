@@ -43,7 +43,7 @@ class Supervised:
     stdin_stays_open: bool
     """Whether more clients may attach and write after the first one has left."""
     holds: tuple[int, ...] = ()
-    """Descriptors that it is to have open for as long as the container runs: see `container.ports`."""
+    """Descriptors that it is to have open for as long as the container runs: see `publishing`."""
 
 
 def find_conmon() -> str:

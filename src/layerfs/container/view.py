@@ -115,6 +115,7 @@ def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[i
                 finally:
                     os.close(fd)
         finally:
+            volumes.take_down(root, mount.id)
             _unmount(root, mount)
             with suppress(OSError):
                 lock.discard()
@@ -136,7 +137,9 @@ def _binds(root: Path, mount: Mount, tree: Path) -> list[Bind]:
     """
     own = files.directory(root, mount.id)
     points = hostfiles.points(own) if (own / "hosts").exists() else []
-    points += volumes.set_up(root, mount, tree, points_of(mount))
+    ready = volumes.set_up(root, mount, tree, points_of(mount))
+    files.make_sources(ready)
+    points += ready
     found = {
         point["Destination"]: Bind(point["Source"], point["Destination"], point["RW"])
         for point in points

@@ -54,12 +54,28 @@ class Networks:
     def every(self) -> list[Network]:
         """Return all networks, the predefined ones too, newest first."""
         self._add_predefined()
+        return self._rows()
+
+    def _rows(self) -> list[Network]:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM networks ORDER BY created DESC, name")
         return [_network(row) for row in rows.fetchall()]
 
     def find(self, reference: str) -> Network:
         """Return the network with this id, name, or beginning of an id; raises `NotFound`, `BadRequest`."""
-        found = self.every()
+        found = self.look(reference)
+        if found is None and reference in PREDEFINED:
+            self._add_predefined()
+            found = self.look(reference)
+        if found is None:
+            raise NotFound(f"network {reference} not found")
+        return found
+
+    def look(self, reference: str) -> Network | None:
+        """Return the same, or None.
+
+        Writes nothing, so a predefined one that nobody has asked for yet is missing.
+        """
+        found = self._rows()
         for network in found:
             if network.id == reference:
                 return network
@@ -71,9 +87,7 @@ class Networks:
             raise BadRequest(
                 f"network {reference} is ambiguous ({len(matching)} matches found based on ID prefix)"
             )
-        if not matching:
-            raise NotFound(f"network {reference} not found")
-        return matching[0]
+        return matching[0] if matching else None
 
     def create(
         self,
