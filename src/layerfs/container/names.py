@@ -65,17 +65,28 @@ def _lines(mount: Mount, endpoint: Endpoint) -> list[str]:
     return [f"{text}\t{hostname(mount)}" for text in found if text]
 
 
+def links(store: Store, network: Network, texts: Iterable[str]) -> list[tuple[Endpoint, str]]:
+    """Return who is meant by links `CONTAINER[:ALIAS]`, and the alias; those that do not run are left out."""
+    found = []
+    for text in texts:
+        name, _, alias = text.partition(":")
+        try:
+            other = store.mount(name.removeprefix("/"))
+        except NotFound:
+            continue
+        alias = alias.rpartition("/")[2] or other.name
+        there = store.networks.endpoints(mount=other.id, network=network.id)
+        found += [(endpoint, alias) for endpoint in there if endpoint.address]
+    return found
+
+
 def _link(store: Store, network: Network, text: str) -> list[str]:
-    """Return the line for a link `CONTAINER[:ALIAS]`, none while that container does not run."""
-    name, _, alias = text.partition(":")
-    try:
-        other = store.mount(name.removeprefix("/"))
-    except NotFound:
-        return []
-    alias = alias.rpartition("/")[2] or other.name
-    found = store.networks.endpoints(mount=other.id, network=network.id)
-    words = list(dict.fromkeys([alias, hostname(other), other.name]))
-    return [f"{it.address}\t{' '.join(words)}" for it in found if it.address]
+    lines = []
+    for endpoint, alias in links(store, network, [text]):
+        other = store.mount(endpoint.mount)
+        words = dict.fromkeys([alias, hostname(other), other.name])
+        lines.append(f"{endpoint.address}\t{' '.join(words)}")
+    return lines
 
 
 def add_host(path: Path, mount: Mount, endpoint: Endpoint) -> None:
