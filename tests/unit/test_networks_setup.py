@@ -158,7 +158,7 @@ def test_what_was_told_is_known_until_it_is_undone(
 
     monkeypatch.setattr(netavark, "_run", run)
     monkeypatch.setattr(netavark, "_LOCK", tmp_path / "lock")
-    monkeypatch.setattr(netavark, "_keep_isolation", lambda: None)
+    monkeypatch.setattr(netavark, "_keep_isolation", lambda told: None)
     monkeypatch.setattr(netns, "is_one", lambda path: True)
     with pytest.raises(LayerfsError, match="netavark: no"):
         netavark.set_up("c", "n", {"a": 1})

@@ -173,6 +173,8 @@ def prune_networks(call: Call) -> Response:
     """Remove the networks that no container has, running or not."""
     filters = parse_filters(call.query.get("filters"), ("label", "label!", "until"))
     until = _until(filters)
+    for network in call.store.networks.every():
+        networks.clear_away(call.root, call.store, network)
     gone = call.store.networks.prune(
         lambda network: (until is None or network.created <= until) and label_matches(filters, network.labels)
     )

@@ -47,14 +47,25 @@ def linked(
     return found
 
 
+def links(store: Store, network: str, texts: Iterable[str]) -> list[tuple[Endpoint, str]]:
+    """Return whom the links `CONTAINER[:ALIAS]` mean in a network, and the alias; only those that run."""
+    found = []
+    for text in texts:
+        name, _, alias = text.partition(":")
+        try:
+            other = store.mount(name.removeprefix("/"))
+        except NotFound:
+            continue
+        alias = alias.rpartition("/")[2] or other.name
+        there = store.networks.endpoints(mount=other.id, network=network)
+        found += [(endpoint, alias) for endpoint in there if endpoint.address]
+    return found
+
+
 def _link(store: Store, network: str, text: str) -> list[tuple[str, str]]:
-    """Return what a link `CONTAINER[:ALIAS]` means in *network*, nothing while that does not run."""
-    name, _, alias = text.partition(":")
-    try:
-        other = store.mount(name.removeprefix("/"))
-    except NotFound:
-        return []
-    alias = alias.rpartition("/")[2] or other.name
-    words = " ".join(dict.fromkeys([alias, hostname(other), other.name]))
-    found = store.networks.endpoints(mount=other.id, network=network)
-    return [(it.address, words) for it in found if it.address]
+    found = []
+    for endpoint, alias in links(store, network, [text]):
+        other = store.mount(endpoint.mount)
+        words = dict.fromkeys([alias, hostname(other), other.name])
+        found.append((endpoint.address, " ".join(words)))
+    return found

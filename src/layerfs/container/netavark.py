@@ -13,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -108,7 +109,7 @@ def tear_down(mount_id: str, network_id: str) -> None:
             failed = _undo_in_new_namespace(mount_id, told)
         if failed:
             _remove_bridge(told)
-        _keep_isolation()
+        _keep_isolation(told)
     if failed and find("netavark") is not None:
         raise LayerfsError(f"cannot take a network away: netavark: {failed}")
     (_directory(mount_id) / network_id).unlink(missing_ok=True)
@@ -136,6 +137,20 @@ def _remove_bridge(told: Told) -> None:
         with suppress(OSError):
             if not os.listdir(f"/sys/class/net/{bridge}/brif"):
                 subprocess.run(["ip", "link", "delete", bridge], capture_output=True, check=False, timeout=10)
+
+
+def add_name(network_id: str, mount_id: str, other_id: str, address: str, name: str) -> None:
+    """Have *address*, that of the container *other_id*, found by *name* too in a network.
+
+    For as long as both that one and the container *mount_id* are in it: netavark removes every line with the
+    id of a container that leaves. Raises `LayerfsError` and `OSError`.
+    """
+    directory = rundir.run_dir() / "dns" / "aardvark-dns"
+    with _alone():
+        with (directory / network_id).open("a") as file:
+            file.write(f"{mount_id}-{other_id} {address}  {name}\n")
+        with suppress(ProcessLookupError, ValueError):
+            os.kill(int((directory / "aardvark.pid").read_text()), signal.SIGHUP)
 
 
 def forget(mount_id: str) -> None:
@@ -209,9 +224,13 @@ def _alone() -> Iterator[None]:
         os.close(fd)
 
 
-def _keep_isolation() -> None:
+def _keep_isolation(told: Told) -> None:
     """Have packets between networks dropped still: netavark 1.4 ends that for all networks with the first."""
-    for name in ("iptables", "ip6tables"):
+    networks = told["network_info"].values()
+    if all(Path("/sys/class/net", str(it["network_interface"])).exists() for it in networks):
+        return  # other containers are in them
+    names = ("iptables", "ip6tables") if any(it["ipv6_enabled"] for it in networks) else ("iptables",)
+    for name in names:
         if (program := find_program(name)) is None:
             continue
         with suppress(subprocess.TimeoutExpired):

@@ -191,6 +191,12 @@ def _join(
     netavark.set_up(mount.id, network.id, _told(mount, network, endpoint, published, metric))
     for text in addresses.get("LinkLocalIPs") or ():
         _add_address(mount.id, endpoint.interface, text)
+    if has_names(network):
+        for other, alias in aliases.links(store, network.id, settings.get("Links") or ()):
+            try:
+                netavark.add_name(network.id, mount.id, other.mount, other.address, alias)
+            except OSError as error:
+                raise from_os_error(error, f"link {mount.name} to {alias}") from None
     return endpoint
 
 
@@ -343,11 +349,27 @@ def disconnect(root: Path, mount: Mount, network: Network) -> None:
         wanted = names_in(mount.container) & {network.name, network.id}
         if (runs and not found) or (not runs and not wanted):
             raise LayerfsError(f"container {mount.id} is not connected to network {network.name}")
+        published = netavark.known(mount.id).get(network.id, {}).get("port_mappings")
         netavark.tear_down(mount.id, network.id)
         store.networks.leave(mount.id, network.id)
         store.networks.set_wanted(mount.id, network, None)
+        if runs and published:
+            _move_ports(store, mount, published)
         if runs:
             _tell(store, root, mount, removed=found[0])
+
+
+def _move_ports(store: Store, mount: Mount, published: Any) -> None:
+    """Have the ports of a container that has left the network which they led through lead through another.
+
+    That one is made anew: netavark has no word for ports alone. Raises `LayerfsError`.
+    """
+    for endpoint in store.networks.endpoints(mount=mount.id):
+        told = netavark.known(mount.id).get(endpoint.network)
+        if told is not None and not store.networks.find(endpoint.network).internal:
+            netavark.tear_down(mount.id, endpoint.network)
+            netavark.set_up(mount.id, endpoint.network, {**told, "port_mappings": published})
+            return
 
 
 @contextmanager
