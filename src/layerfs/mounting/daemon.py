@@ -93,6 +93,8 @@ class Daemon:
         """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
         self._journal = Journal(self._store.root)
         self._next_upper = NextUpper(self._store.root)
+        self._is_made_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
+        """Whether the mount can be committed, and its uppers are the store's own."""
         self._new_roots: list[Path] = []
         """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
         self._exchanged: list[str] = []
@@ -247,8 +249,8 @@ class Daemon:
     def _leave_store(self) -> None:
         try:
             self._next_upper.close()
-        except LayerfsError as error:  # recovery will
-            _log.warning("%s", error)
+        except (LayerfsError, OSError) as error:
+            _log.warning("the next upper is left for recovery to remove: %s", error)
         if self.removed:
             return
         with Store(self.root) as store:
@@ -398,8 +400,8 @@ class Daemon:
             await trio.lowlevel.checkpoint()
 
     def _begin_next_upper(self) -> None:
-        """Make the upper that will follow a commit, if there can be one and the upper is the store's own."""
-        if self._mount.upper is not None and not self._read_only and self.outside_upper is None:
+        """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
+        if self._is_made_ahead:
             self._next_upper.begin(self._mount)
 
     async def _settle(self) -> None:
