@@ -51,12 +51,6 @@ class Conflict(LayerfsError):
     http_status = 409
 
 
-class NotSupported(LayerfsError):
-    """Docker's API has it, and layerfs does not do it (HTTP 501)."""
-
-    http_status = 501
-
-
 class StoreBusy(LayerfsError):
     """Another process holds the store's write lock; trying again shortly will do (HTTP 503)."""
 

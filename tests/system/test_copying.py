@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import signal
 import subprocess
 import tarfile
 import threading
@@ -17,27 +18,26 @@ import pytest
 
 from tests.conftest import Layerfs, mounts_below, wait_until
 from tests.fuse.oracle import snapshot
+from tests.system.apirequests import Answer, Api, engine
 from tests.system.containers import IMAGE, Containers, containers
-from tests.system.requests import Answer, Api
 
 pytestmark = pytest.mark.root
-STATES = ("running", "created", "stopped", "mounted", "unmounted")
+STATES = ("running", "stopped", "mounted", "unmounted")
 
 
 class Place:
-    """A container or mount called "c", and the API, on the socket of a mount called "api"."""
+    """A container or mount called "c", and the API, as the engine serves it."""
 
     def __init__(self, made: Containers, state: str) -> None:
         self.made = made
         self.layerfs = made.layerfs
         self.state = state
         directory = self.layerfs.directory
-        for name in ("volume", "read-only", "api", "mnt"):
+        for name in ("volume", "read-only", "mnt"):
             (directory / name).mkdir()
         self.volume = directory / "volume"
         (self.volume / "in-volume").write_text("v")
-        self.layerfs.ok("mount", "--image", IMAGE, "--name", "api", directory / "api")
-        self.api = Api(self.layerfs.socket("api"))
+        self.api = engine(self.layerfs)
         if state in ("mounted", "unmounted"):
             self.layerfs.ok("mount", "--image", IMAGE, "--name", "c", directory / "mnt")
             if state == "unmounted":
@@ -50,15 +50,13 @@ class Place:
     @property
     def is_container(self) -> bool:
         """Whether it has volumes."""
-        return self.state in ("running", "created", "stopped")
+        return self.state in ("running", "stopped")
 
     def start(self) -> None:
         """Make the container."""
         directory = self.layerfs.directory
         words = ["-v", f"{self.volume}:/volume", "-v", f"{directory / 'read-only'}:/read-only:ro"]
         self.layerfs.ok("run", "-d", "--name", "c", *words, IMAGE, "sleep", "1000")
-        if self.state == "created":
-            self.layerfs.ok("stop", "-t", "0", "c")
 
     def look(self, path: str) -> dict[str, Any]:
         """Return what the API says is at *path*."""
@@ -101,7 +99,7 @@ def made(layerfs: Layerfs) -> Iterator[Containers]:
         yield started
 
 
-@pytest.fixture(params=[state for state in STATES if state != "created"])
+@pytest.fixture(params=STATES)
 def place(request: pytest.FixtureRequest, made: Containers) -> Place:
     """A container or mount in each of its states."""
     return Place(made, request.param)
@@ -214,11 +212,27 @@ def test_what_is_refused(place: Place) -> None:
 def test_what_runs_sees_what_is_copied(running: Place) -> None:
     running.put("/srv", tar(("file", b"from outside")))
     assert running.layerfs.ok("exec", "c", "cat", "/srv/file") == "from outside"
-    running.layerfs.ok("exec", "c", "sh", "-c", "mount -t tmpfs tmpfs /srv && echo inside > /srv/file")
-    assert content(running.get("/srv/file").body, "file") == b"inside\n"
+    running.layerfs.ok("exec", "c", "sh", "-c", "echo inside > /dev/shm/file")  # which is a tmpfs
+    assert content(running.get("/dev/shm/file").body, "file") == b"inside\n"
     names = running.names("/")
-    assert "/srv/file" in names
+    assert {"/srv/file", "/dev/shm/file"} <= set(names)
     assert [name for name in names if name.startswith(("/proc/", "/sys/"))] == []
+
+
+def test_a_read_only_tree(made: Containers) -> None:
+    place = Place(made, "mounted")
+    host_config = {"ReadonlyRootfs": True, "Binds": [f"{place.volume}:/volume"]}
+    body = json.dumps({"Image": IMAGE, "Cmd": ["sleep", "99"], "HostConfig": host_config}).encode()
+    made_one = place.api.ask(
+        "POST", "/containers/create", body, {"Content-Type": "application/json"}, name="ro"
+    )
+    assert made_one.status == 201, made_one
+    for _ in range(2):
+        answer = place.api.ask("PUT", "/containers/ro/archive", tar(("x", b"x")), path="/srv")
+        assert (answer.status, answer.message()) == (403, "container rootfs is marked read-only")
+        answer = place.api.ask("PUT", "/containers/ro/archive", tar(("x", b"x")), path="/volume")
+        assert answer.status == 200
+        made.layerfs.ok("start", "ro")
 
 
 def test_everything_survives_a_round_trip(running: Place) -> None:
@@ -273,7 +287,8 @@ def test_a_container_that_swaps_directories_for_links_gains_nothing(running: Pla
     def read() -> None:
         while not stop.is_set():
             for path in ("/srv/dir/secret", "/srv/dir/"):
-                assert b"secret" not in running.get(path).body
+                answer = running.get(path)
+                assert answer.status == 404 or b"secret" not in answer.body
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -328,9 +343,30 @@ def test_a_copy_that_is_killed_is_cleared_away(stopped: Place) -> None:
     assert stopped.put("/srv", tar(("large", os.urandom(8_000_000)))).status == 200
     with stopped.api.asking("GET", "/containers/c/archive", path="/srv/large") as answer:
         assert answer.read(1000)
-        stopped.layerfs.kill("api")
+        os.kill(int((stopped.layerfs.run / "engine.lock").read_text().split()[0]), signal.SIGKILL)
     assert stopped.layerfs.ok("start", "c") == "c"
     assert stopped.layerfs.ok("exec", "c", "ls", "/srv") == "large"
+
+
+def test_by_the_socket_of_the_mount_itself(made: Containers) -> None:
+    """Its daemon, which serves the files, has another process copy them."""
+    place = Place(made, "mounted")
+    own = Api(made.layerfs.socket("c"))
+    archive = tar(("large", os.urandom(3_000_000)))
+    assert own.ask("PUT", "/containers/c/archive", archive, path="/srv").status == 200
+    assert own.ask("HEAD", "/containers/c/archive", path="/srv/large").headers["X-Docker-Container-Path-Stat"]
+    back = own.ask("GET", "/containers/c/archive", path="/srv/large").body
+    assert content(back, "large") == content(archive, "large")
+    assert own.ask("GET", "/containers/c/archive", path="/nope").status == 404
+    with own.asking("GET", "/containers/c/archive", path="/srv/large") as answer:
+        answer.read(10)
+    made.layerfs.ok("run", "-d", "--name", "r", IMAGE, "sleep", "1000")
+    made.layerfs.ok("stop", "-t", "0", "r")
+    assert own.ask("PUT", "/containers/r/archive", archive, path="/srv").status == 200
+    with own.asking("GET", "/containers/r/archive", path="/srv/large") as answer:
+        answer.read(10)
+    wait_until(lambda: mounts_below(made.layerfs.run) == [])
+    assert place.is_as_it_was()
 
 
 def test_two_copies_at_once(stopped: Place) -> None:
@@ -400,3 +436,72 @@ def test_the_docker_command(place: Place) -> None:
     ):
         done = docker(source, place_for_it)
         assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+def test_the_command(place: Place) -> None:
+    """`layerfs cp` puts things where cp(1) and docker would."""
+    layerfs, directory = place.layerfs, place.layerfs.directory
+    (directory / "source/deep").mkdir(parents=True)
+    (directory / "source/deep/file").write_text("deep")
+    os.link(directory / "source/deep/file", directory / "source/deep/other")
+    for copied, target in (
+        ("source", "c:/srv"),
+        ("source", "c:/srv/renamed"),
+        ("source/.", "c:/srv/renamed"),
+        ("source/deep/file", "c:/srv/alone"),
+        ("source/deep/file", "c:/etc/passwd"),
+    ):
+        assert layerfs.ok("cp", f"{directory}/{copied}", target) == ""
+    inside = ["deep", "deep/file", "deep/other"]
+    assert place.names("/srv") == [
+        "srv", "srv/alone", "srv/renamed", *(f"srv/renamed/{name}" for name in inside),
+        "srv/source", *(f"srv/source/{name}" for name in inside),
+    ]  # fmt: skip
+    for copied, target, there in (
+        ("c:/srv/source", "out", "out/deep/file"),
+        ("c:/srv/source", "out", "out/source/deep/file"),
+        ("c:/srv/source/.", "dot", "dot/deep/file"),
+        ("c:/srv/alone", "out/file", "out/file"),
+        ("c:/srv/alone", "out", "out/alone"),
+    ):
+        layerfs.ok("cp", copied, directory / target)
+        assert (directory / there).read_text() == "deep"
+    assert (directory / "out/deep/file").stat().st_nlink == 2
+    for source, target_here, said in (
+        ("c:/nope", directory, "Could not find the file /nope in container c"),
+        ("c:/srv", directory / "out/file", "cannot copy a directory over"),
+        (directory / "source", "c:/etc/passwd", "cannot copy a directory over"),
+        (directory / "source/deep/file", "c:/nope/x", "Could not find the file /nope in container c"),
+        (directory / "source/deep/file", "c:/srv/none/", "there is no directory"),
+        (directory / "nothing", "c:/srv", "No such file or directory"),
+        ("nobody:/x", directory, "nobody"),
+    ):
+        assert said in layerfs.refused("cp", source, target_here)
+    for words in (("a", "b"), ("c:/a", "c:/b"), ("c:", "b")):
+        layerfs.refused("cp", *words, status=2)
+    whole = subprocess.run(
+        [*layerfs.words, "cp", "c:/srv/source", "-"],
+        env=layerfs.environment,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    done = subprocess.run(
+        [*layerfs.words, "cp", "-", "c:/tmp"], env=layerfs.environment, input=whole, check=True
+    )
+    assert done.returncode == 0
+    assert place.names("/tmp/source") == ["source", *(f"source/{name}" for name in inside)]
+    assert place.is_as_it_was()
+
+
+@pytest.mark.parametrize("with_engine", [True, False])
+def test_the_command_needs_no_engine(made: Containers, with_engine: bool) -> None:
+    if with_engine:
+        engine(made.layerfs)
+    made.layerfs.ok("run", "-d", "--name", "c", IMAGE, "sleep", "1000")
+    file = made.layerfs.directory / "file"
+    file.write_text("content")
+    for _ in range(2):
+        made.layerfs.ok("cp", file, "c:/srv/there")
+        made.layerfs.ok("cp", "c:/srv/there", made.layerfs.directory / "back")
+        assert (made.layerfs.directory / "back").read_text() == "content"
+        made.layerfs.ok("stop", "-t", "0", "c")

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Layerfs, wait_until
+from tests.system.apirequests import Answer, auth_header, engine
 from tests.system.registries import PASSWORD, USER, Line, Registry, guarded, registry, short_lived
-from tests.system.requests import Answer, Api, auth_header
 
 __all__ = ["guarded", "registry", "short_lived"]
 
@@ -26,7 +26,7 @@ JOE = auth_header(USER, PASSWORD)
 
 
 class Store:
-    """A store with an image of two layers called "made", and the API on it, by the socket of some mount."""
+    """A store with an image of two layers called "made", and the engine of it."""
 
     def __init__(self, layerfs: Layerfs, name: str) -> None:
         self.layerfs = layerfs
@@ -39,7 +39,7 @@ class Store:
         (directory / "mnt/new").write_bytes(os.urandom(1_000_000))
         layerfs.ok("commit", name, "made")
         self.mnt = directory / "mnt"
-        self.api = Api(layerfs.socket(name))
+        self.api = engine(layerfs)
 
     def pull(self, name: str, tag: str = "1", headers: dict[str, str] | None = None, **more: str) -> Answer:
         """Pull an image."""
@@ -249,7 +249,7 @@ def test_credentials_are_seen_by_skopeo_alone(
     line.cut()
 
 
-@pytest.mark.parametrize("end", ["client gone", "skopeo killed", "registry gone", "daemon killed"])
+@pytest.mark.parametrize("end", ["client gone", "skopeo killed", "registry gone", "engine killed"])
 def test_a_pull_that_does_not_come_to_its_end(
     here: Store, there: Store, short_lived: Registry, end: str
 ) -> None:
@@ -269,8 +269,8 @@ def test_a_pull_that_does_not_come_to_its_end(
         elif end == "registry gone":
             short_lived.kill()
             line.cut()
-        elif end == "daemon killed":
-            there.layerfs.kill("other")
+        elif end == "engine killed":
+            os.kill(int((there.layerfs.run / "engine.lock").read_text().split()[0]), signal.SIGKILL)
         if end in ("skopeo killed", "registry gone"):
             last = json.loads(answer.read().splitlines()[-1])
             assert ("skopeo was killed" in last["error"]) is (end == "skopeo killed")
@@ -278,12 +278,39 @@ def test_a_pull_that_does_not_come_to_its_end(
         line.cut()
     wait_until(lambda: not skopeo_of(there))
     line.cut()
-    if end == "daemon killed":
+    if end == "engine killed":
         there.layerfs("prune", "--force")
     wait_until(there.is_clean)
     assert there.images() == before
     if end in ("client gone", "skopeo killed"):
         assert there.pull(name).status == 200
+
+
+@pytest.mark.parametrize("size", [2, 5])  # the download does not fit, or what is unpacked does not
+def test_a_pull_that_does_not_fit(here: Store, registry: Registry, layerfs: Layerfs, size: int) -> None:
+    name = f"{registry.host}/large/x{size}"
+    (here.mnt / "zeros").write_bytes(os.urandom(1 << 20) * 4)
+    layerfs.ok("commit", "m", f"{name}:1")
+    assert here.push(name, tag="1").lines()[-1]["aux"]
+    directory = layerfs.directory / "full"
+    (directory / "store").mkdir(parents=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}m,mode=700", "tmpfs", directory / "store"],
+        check=True,
+        timeout=10,
+    )
+    other = Layerfs(directory)
+    try:
+        api = engine(other)
+        answer = api.ask("POST", "/images/create", fromImage=name, tag="1")
+        assert answer.status == 200
+        assert "no space left" in answer.lines()[-1]["error"].lower(), answer
+        assert api.ask("GET", "/images/json").json() == []
+        scratch = other.root / "tmp"
+        assert not scratch.exists() or list(scratch.iterdir()) == []
+        other.check_store()
+    finally:
+        other.end()
 
 
 def skopeo_of(store: Store) -> list[int]:

@@ -63,7 +63,7 @@ def test_rights() -> None:
     assert of_root["capabilities"]["effective"] == list(capabilities.DEFAULT)
     assert "CAP_SYS_ADMIN" not in of_root["capabilities"]["bounding"]
     assert of_jane["capabilities"] == {"bounding": list(capabilities.DEFAULT)}
-    assert of_jane["user"] == {"uid": 1000, "gid": 100, "additionalGids": [10]}
+    assert of_jane["user"] == {"uid": 1000, "gid": 100, "additionalGids": [100, 10]}
     assert "HOME=/home/jane" in of_jane["env"]
 
 

@@ -29,10 +29,10 @@ MODULES = {
     "images": ("images", "archives", "registries", "prune"),
     "info": ("system",),
     "layerfs": ("native", "mounting", "usage", "prune", "execs"),
-    "networks": ("prune",),
+    "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),
-    "volumes": ("prune",),
+    "volumes": ("volumes",),
 }  # fmt: skip
 """What a path begins with, and the modules that have the routes of such paths, the most asked for first.
 

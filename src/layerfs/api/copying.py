@@ -98,11 +98,11 @@ def write(call: Call) -> Answer:
 def _is_for_another_process(call: Call, mount: Mount) -> bool:
     """Return whether this process must not answer: it serves the mount, or would have to fork its daemon.
 
-    Of a server with threads that use the store, SQLite's state cannot be taken along by a fork.
+    The daemon of one mount has threads that use the store: a fork would take SQLite's state along.
     """
     from layerfs.container import view
 
-    return call.serves(mount) or (not call.place.alone and view.is_at_rest(mount))
+    return call.serves(mount) or (call.place.live is not None and view.is_at_rest(mount))
 
 
 def _asked(call: Call) -> tuple[Mount, str]:
@@ -135,17 +135,25 @@ def _directory(root: int, mount: Mount, path: str) -> str:
         try:
             if not stat.S_ISDIR(os.fstat(fd).st_mode):
                 raise BadRequest("extraction point is not a directory")
-            if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-                of_path, of_root = (
-                    mountcalls.identify(b"/proc/self/fd/%d" % one, follow=True) for one in (fd, root)
-                )
-                what = "container rootfs" if of_path == of_root else "mounted volume"
+            of_path, of_root = (
+                mountcalls.identify(b"/proc/self/fd/%d" % one, follow=True) for one in (fd, root)
+            )
+            in_root = of_path == of_root
+            if os.fstatvfs(fd).f_flag & os.ST_RDONLY or (in_root and _is_read_only(mount)):
+                what = "container rootfs" if in_root else "mounted volume"
                 raise Forbidden(f"{what} is marked read-only")
         finally:
             os.close(fd)
         return copying.resolve(root, path)
     except OSError as error:
         raise copying.refused(error, path, mount.name) from None
+
+
+def _is_read_only(mount: Mount) -> bool:
+    """Return whether the tree of a container is read-only for its processes, which shows while they run."""
+    from layerfs.container.stored import host_config
+
+    return bool(mount.container and host_config(mount.container)["ReadonlyRootfs"])
 
 
 def _owner(root: int, mount: Mount) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from layerfs.api.config import joined_reference
 from layerfs.api.progress import JSON_LINES, Lines
 from layerfs.api.routes import Call, route
-from layerfs.errors import BadRequest, LayerfsError, NotFound, NotSupported
+from layerfs.errors import BadRequest, LayerfsError, NotFound, NotImplementedHere
 from layerfs.unixhttp.message import Answer, Response, Stream, json_response
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def import_image(call: Call) -> Response:
     if not source:
         raise BadRequest("give fromImage, an image to pull, or fromSrc=- with an archive to import")
     if source != "-":
-        raise NotSupported(
+        raise NotImplementedHere(
             "importing from a URL is not supported: fetch it yourself, as in 'curl URL | docker import -'"
         )
     if call.request.upload is None:
@@ -188,7 +188,7 @@ def inspect_remote(call: Call) -> Response:
 
 def search(call: Call) -> Response:
     """Refuse: registries other than Docker's own have no search."""
-    raise NotSupported(
+    raise NotImplementedHere(
         "searching is not supported: look for images on the registry's own pages, such as hub.docker.com"
     )
 

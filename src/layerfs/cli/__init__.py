@@ -20,6 +20,7 @@ COMMANDS = {
     "attach": "attach",
     "commit": "mounts",
     "container": "groups",
+    "cp": "copying",
     "create": "run",
     "df": "prune",
     "diff": "mounts",
@@ -38,6 +39,7 @@ COMMANDS = {
     "load": "archives",
     "logs": "logs",
     "mount": "mount",
+    "network": "network",
     "pause": "containers",
     "port": "containers",
     "prune": "prune",
@@ -62,6 +64,7 @@ COMMANDS = {
     "update": "containers",
     "verify": "images",
     "version": "about",
+    "volume": "volume",
     "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""

@@ -96,6 +96,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -114,6 +115,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -130,6 +132,7 @@ class Client:
         self,
         method: str,
         path: str,
+        /,
         *,
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
@@ -143,7 +146,7 @@ class Client:
             raise to_error(Response(answer.status, b"".join(answer.chunks)))
         return answer
 
-    def take_over(self, method: str, path: str, *, body: bytes = b"", **parameters: Parameter) -> Taken:
+    def take_over(self, method: str, path: str, /, *, body: bytes = b"", **parameters: Parameter) -> Taken:
         """Send a request after which the connection is a channel; return that, and what has come already.
 
         Raises the `LayerfsError` that the answer's status stands for, with its message.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, ports
+from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, portbindings
 from layerfs.container.members import Members, one_line
 from layerfs.container.stored import points_of
 from layerfs.errors import BadRequest, NotFound
@@ -74,6 +74,12 @@ def _described(
         if other := namespaces.container_of(host[member]):
             with suppress(NotFound):  # it may be made later: whoever starts this one is told
                 host[member] = f"container:{find(other).id}"  # it may get another name
+    for text in host["Links"] or ():
+        name = text.partition(":")[0]
+        try:
+            find(name.removeprefix("/"))
+        except NotFound as error:
+            raise BadRequest(f"could not get container for {name}: {error}") from None
     own: dict[str, Any] = {name: whole.flag(name) for name in _OWN_FLAGS}
     own |= {"Image": whole.text("Image"), "Hostname": _hostname(whole), "Domainname": _domainname(whole)}
     if own["NetworkDisabled"]:
@@ -102,7 +108,7 @@ def _configuration(image: Mapping[str, Any], body: Members) -> dict[str, Any]:
         config["User"] = body.text("User")
     if exposed := body.names("ExposedPorts"):
         config["ExposedPorts"] = {
-            **{port: {} for port in ports.ports(exposed)},
+            **{port: {} for port in portbindings.ports(exposed)},
             **(image.get("ExposedPorts") or {}),
         }
     if variables := body.texts("Env"):

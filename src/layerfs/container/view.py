@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, lifecycle
+from layerfs.container import files, hostfiles, lifecycle, volumes
 from layerfs.container.private_mounts import Bind, PrivateMounts
+from layerfs.container.stored import points_of
 from layerfs.errors import Conflict, LayerfsError, from_os_error
 from layerfs.host import mounttable, rundir
 from layerfs.host.record import Lock, Record, look
@@ -103,7 +104,7 @@ def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[i
         if not mounttable.mounted_at(str(tree)):
             launch(MountRequest(mountpoint=str(tree), root=root, name=mount.name))
         try:
-            binds = _binds(root, mount) if mount.container else []
+            binds = _binds(root, mount, tree) if mount.container else []
             if binds:
                 with PrivateMounts(tree, binds) as fd:
                     yield fd
@@ -114,6 +115,7 @@ def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[i
                 finally:
                     os.close(fd)
         finally:
+            volumes.take_down(root, mount.id)
             _unmount(root, mount)
             with suppress(OSError):
                 lock.discard()
@@ -128,18 +130,19 @@ def _unmount(root: Path, mount: Mount) -> None:
             store.set_mountpoint(mount.id, mount.mountpoint)
 
 
-def _binds(root: Path, mount: Mount) -> list[Bind]:
-    """Return what a container that is at rest would have mounted on its tree."""
+def _binds(root: Path, mount: Mount, tree: Path) -> list[Bind]:
+    """Return what a container that is at rest would have mounted on its tree, which is mounted on *tree*.
+
+    A volume that it does not have yet is made, as at its start.
+    """
     own = files.directory(root, mount.id)
+    points = hostfiles.points(own) if (own / "hosts").exists() else []
+    ready = volumes.set_up(root, mount, tree, points_of(mount))
+    files.make_sources(ready)
+    points += ready
     found = {
-        f"/etc/{name}": Bind(str(own / name), f"/etc/{name}", True)
-        for name in ("hosts", "hostname", "resolv.conf")
-        if (own / name).exists()
+        point["Destination"]: Bind(point["Source"], point["Destination"], point["RW"])
+        for point in points
+        if point["Type"] in ("bind", "volume")
     }
-    for number, path in enumerate(sorted(mount.config.get("Volumes") or ())):
-        if (volume := own / "volumes" / str(number)).exists():
-            place = os.path.normpath(path)
-            found[place] = Bind(str(volume), place, True)
-    for source, place, mode in mount.container.get("Binds", ()):
-        found[place] = Bind(source, place, mode == "rw")
     return sorted(found.values(), key=lambda bind: bind.destination.count("/"))

@@ -7,7 +7,10 @@ import re
 from layerfs.distribution.named import Named
 from layerfs.errors import Forbidden, LayerfsError, NoSpace, NotFound, Unauthorized
 
-_LEADING = re.compile(r'^(?:Error parsing image name "[^"]*"|initializing (?:source|destination) \S+): ')
+_LEADING = re.compile(
+    r'^(?:Error parsing image name "[^"]*"|initializing (?:source|destination) \S+'
+    r"|Error listing repository tags): "
+)
 _HINT = re.compile(r"; if it is meant to be reached without TLS, give --tls-verify=false$")
 _WITHOUT_TLS = "; if it is meant to be reached without TLS, say so in /etc/containers/registries.conf"
 

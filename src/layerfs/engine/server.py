@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import trio
 
 from layerfs.api.routes import Place
 from layerfs.api.server import App
+from layerfs.engine.health import Checks
 from layerfs.engine.restarts import take_up
 from layerfs.engine.zygote import Zygote
 from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
@@ -110,6 +112,7 @@ async def _serve(
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(_serve_clients, listener, app, shared)
             nursery.start_soon(trio.to_thread.run_sync, take_up, app.place)
+            threading.Thread(target=Checks(root).run, name="health checks", daemon=True).start()
             notifier.ready(f"serves {root}")
             _log.info("the engine serves the store at %s", root)
             async for _ in signals:

@@ -133,16 +133,18 @@ class RunLock:
             return False
 
     def set_pid(self, pid: int) -> None:
-        """Record *pid* as the holder."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, b"%d\n" % pid, 0)
+        """Record *pid* as the holder. Raises `OSError`; what was recorded before stays then."""
+        self._record(b"%d\n" % pid)
 
     def set_device(self, device: int | None) -> None:
-        """Record that the holder serves the filesystem *device* (`st_dev`), or none any more."""
+        """Record that the holder serves the filesystem *device* (`st_dev`), or none; as `set_pid`."""
         text = b"%d\n" % os.getpid()
         if device is not None:
             text += b"%d:%d\n" % (os.major(device), os.minor(device))
-        os.pwrite(self.fd, text, 0)
+        self._record(text)
+
+    def _record(self, text: bytes) -> None:
+        os.pwrite(self.fd, text, 0)  # first: what is cut off on a full disk may not be had again
         os.ftruncate(self.fd, len(text))
 
     def release(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h11
 
-from layerfs.unixhttp.message import Headers, Request, Response, Stream, Upload, build_target
+from layerfs.unixhttp.message import Headers, Request, Response, Stream, build_target
 
 _PIECE = 1 << 18
 _Head = h11.Response | h11.InformationalResponse
@@ -65,11 +65,14 @@ class UnixClient:
             headers.append(("Content-Length", "0"))
         target = build_target(request.path, request.query.pairs)
         self._say(connection, http, h11.Request(method=request.method, target=target, headers=headers))
-        if request.upload is not None:
-            self._upload(connection, http, request.upload)
-        elif request.body:
-            self._say(connection, http, h11.Data(data=request.body))
-        self._say(connection, http, h11.EndOfMessage())
+        try:
+            while request.upload is not None and (piece := request.upload.read(_PIECE)):
+                self._say(connection, http, h11.Data(data=piece))
+            if request.body:
+                self._say(connection, http, h11.Data(data=request.body))
+            self._say(connection, http, h11.EndOfMessage())
+        except BrokenPipeError:
+            pass  # the server has seen enough; its answer says why
         head = _next(connection, http)
         while isinstance(head, h11.InformationalResponse) and head.status_code == 100:
             head = _next(connection, http)
@@ -81,13 +84,6 @@ class UnixClient:
         data = http.send(event)
         if data:
             connection.sendall(data)
-
-    def _upload(self, connection: socket.socket, http: h11.Connection, upload: Upload) -> None:
-        try:
-            while piece := upload.read(_PIECE):
-                self._say(connection, http, h11.Data(data=piece))
-        except BrokenPipeError:
-            pass  # the server has seen enough; its answer says why
 
 
 def _next(connection: socket.socket, http: h11.Connection) -> object:

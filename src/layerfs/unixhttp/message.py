@@ -19,7 +19,7 @@ from layerfs.errors import (
     LayerfsError,
     NoSpace,
     NotFound,
-    NotSupported,
+    NotImplementedHere,
     StoreBusy,
     Unauthorized,
 )
@@ -200,7 +200,7 @@ def to_error(answer: Response) -> LayerfsError:
             Forbidden,
             NotFound,
             Conflict,
-            NotSupported,
+            NotImplementedHere,
             StoreBusy,
             NoSpace,
         )

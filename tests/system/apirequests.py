@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPResponse
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from layerfs.unixhttp.transport import UnixConnection
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, Layerfs, wait_until
 
 
 class Answer(NamedTuple):
@@ -75,6 +76,18 @@ class Api:
                 yield answer
         finally:
             connection.close()
+
+
+def engine(layerfs: Layerfs) -> Api:
+    """Start the engine of a store, which ends with the test; return its API."""
+    layerfs.run.mkdir(mode=0o700, exist_ok=True)
+    path = layerfs.run / "engine.sock"
+    with (layerfs.run / "engine.log").open("wb") as log:
+        subprocess.Popen(
+            [*layerfs.words, "engine"], env=layerfs.environment, stdin=subprocess.DEVNULL, stderr=log
+        )
+    wait_until(lambda: path.exists() and Api(path).ask("GET", "/_ping").status == 200)
+    return Api(path)
 
 
 def auth_header(username: str, password: str) -> dict[str, str]:
