@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from layerfs.api import apart
 from layerfs.api.routes import Call, route
 from layerfs.errors import BadRequest, Forbidden
 from layerfs.unixhttp.message import Answer, Response, Stream
@@ -39,7 +38,7 @@ def look(call: Call) -> Answer:
     """Say what is at a path, in a header."""
     mount, path = _asked(call)
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
+        return _by_another_process(call)
     with _view(call, mount) as root:
         return Response(200, headers=(_header(root, mount, path),))
 
@@ -48,7 +47,7 @@ def read(call: Call) -> Answer:
     """Return an archive of what is at a path."""
     mount, path = _asked(call)
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
+        return _by_another_process(call)
     stack = ExitStack()
     with stack:
         root = stack.enter_context(_view(call, mount))
@@ -81,7 +80,7 @@ def write(call: Call) -> Answer:
     if upload is None:
         raise BadRequest("no archive came with the request")
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
+        return _by_another_process(call)
     with _view(call, mount) as root:
         place = _directory(root, mount, path)
         owner = _owner(root, mount) if call.query.flag("copyUIDGID") else None
@@ -103,6 +102,12 @@ def _is_for_another_process(call: Call, mount: Mount) -> bool:
     from layerfs.container import view
 
     return call.serves(mount) or (call.place.live is not None and view.is_at_rest(mount))
+
+
+def _by_another_process(call: Call) -> Answer:
+    from layerfs.api import apart
+
+    return apart.answer(call)
 
 
 def _asked(call: Call) -> tuple[Mount, str]:
