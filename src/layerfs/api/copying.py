@@ -39,8 +39,8 @@ def look(call: Call) -> Answer:
     mount, path = _asked(call)
     if _is_for_another_process(call, mount):
         return _by_another_process(call)
-    with _view(call, mount) as root:
-        return Response(200, headers=(_header(root, mount, path),))
+    with _view(call, mount) as root, _source(root, mount, path) as (_, header):
+        return Response(200, headers=(header,))
 
 
 def read(call: Call) -> Answer:
@@ -51,22 +51,19 @@ def read(call: Call) -> Answer:
     stack = ExitStack()
     with stack:
         root = stack.enter_context(_view(call, mount))
-        header = _header(root, mount, path)
-        pieces = _pieces(root, mount, path, stack.pop_all())
+        fd, header = stack.enter_context(_source(root, mount, path))
+        pieces = _pieces(fd, path, stack.pop_all())
     next(pieces)
     call.store.record_event("container", "archive-path", mount.id, _attributes(mount))
     return Stream(200, pieces, (_TAR, header))
 
 
-def _pieces(root: int, mount: Mount, path: str, stack: ExitStack) -> Generator[bytes, None, None]:
+def _pieces(fd: int, path: str, stack: ExitStack) -> Generator[bytes, None, None]:
     from layerfs.container import copying
 
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator closes the view
-        try:
-            yield from copying.archive(root, path)
-        except OSError as error:
-            raise copying.refused(error, path, mount.name) from None
+        yield from copying.archive(fd, path)
 
 
 def write(call: Call) -> Answer:
@@ -171,15 +168,19 @@ def _owner(root: int, mount: Mount) -> tuple[int, int] | None:
     return user.uid, user.gid
 
 
-def _header(root: int, mount: Mount, path: str) -> tuple[str, str]:
+@contextmanager
+def _source(root: int, mount: Mount, path: str) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Open what is at *path*; yield its descriptor, and the header that tells of it."""
     from layerfs.container import copying
 
-    try:
-        found = copying.look(root, path)
-    except OSError as error:
-        raise copying.refused(error, path, mount.name) from None
-    text = json.dumps(_shape(found), ensure_ascii=False).encode("utf-8", "replace")
-    return "X-Docker-Container-Path-Stat", base64.b64encode(text).decode("ascii")
+    with ExitStack() as stack:
+        try:
+            fd = stack.enter_context(copying.source(root, path))
+            text = json.dumps(_shape(copying.describe(root, path, fd)), ensure_ascii=False)
+        except OSError as error:
+            raise copying.refused(error, path, mount.name) from None
+        value = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+        yield fd, ("X-Docker-Container-Path-Stat", value)
 
 
 def _shape(found: PathStat) -> dict[str, Any]:
