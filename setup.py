@@ -29,6 +29,7 @@ PARTS = (
     "occupy",
     "times",
     "unchanging",
+    "lost",
 )
 
 setup(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,33 @@ def test_mounts_that_share_lower_layers(stack: Stack, layerfs: Layerfs) -> None:
     stack.umount()
     (two / "file").write_text("of the second")
     assert (stack.bottom / "file").read_text() == "shared"
+
+
+@pytest.mark.parametrize("reader", ["layerfs", "the kernel"])
+def test_what_is_mounted_in_a_lower_directory_is_not_seen(
+    stack: Stack, layerfs: Layerfs, reader: str
+) -> None:
+    for place in (stack.bottom / "dir", stack.top / "later"):
+        place.mkdir()
+        (place / "covered").write_text("covered")
+    tmpfs(stack.bottom / "dir")
+    if reader == "layerfs":
+        mnt = stack.mount()
+    else:
+        mnt = stack.mnt
+        layers = f"lowerdir={stack.top}:{stack.bottom},upperdir={stack.upper},workdir={stack.work}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, mnt], check=True, timeout=10)
+    tmpfs(stack.top / "later")
+    for place in (mnt / "dir", mnt / "later"):
+        assert os.listdir(place) == ["covered"]
+        assert (place / "covered").read_text() == "covered"
+        (place / "covered").write_text("changed")
+
+
+def tmpfs(place: Path) -> None:
+    """Mount an empty filesystem at *place*, but for a file."""
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True, timeout=10)
+    (place / "over").touch()
 
 
 def test_figures_of_the_filesystem(mnt: Path, stack: Stack) -> None:

@@ -1,16 +1,13 @@
 """Disks that can lose their power.
 
-ext4 and XFS can be told to stop writing at once, their journals included (EXT4_IOC_SHUTDOWN and
-XFS_IOC_GOINGDOWN, as xfstests use them). What has reached the image by then is all there is after it is
-mounted again.
+ext4 and XFS can be told to stop writing at once (`promises.disk.cut_power`). What has reached the image by
+then is all there is after it is mounted again.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-import struct
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -18,9 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.conftest import Layerfs, detach, mounts_below, wait_until
+from tests.system.promises.disk import cut_power
 
-_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), the same number for both
-_NO_LOG_FLUSH = struct.pack("=I", 2)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -44,11 +40,7 @@ class Disk:
 
     def cut(self) -> None:
         """Have nothing reach the image from now on."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
-        finally:
-            os.close(fd)
+        cut_power(self.path)
 
     def unplug(self) -> None:
         """Unmount it, once nobody uses it any more."""

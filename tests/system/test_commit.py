@@ -322,6 +322,43 @@ def test_the_manifest_follows_an_unmount_right_after(live: Live) -> None:
     wait_until(lambda: len(list(layers.glob("*/manifest"))) == 2)
 
 
+def directories(live: Live) -> int:
+    """Return how many layers the store has directories of."""
+    return len(os.listdir(live.layerfs.root / "layers"))
+
+
+def test_the_next_upper_is_ready_before_it_is_needed(live: Live) -> None:
+    wait_until(lambda: directories(live) == 3)  # the image's, the upper, the next one
+    live.commit("one")
+    wait_until(lambda: directories(live) == 4)
+    live.layerfs.ok("umount", NAME)
+    assert directories(live) == 3
+
+
+def test_the_next_upper_of_a_daemon_that_was_killed_is_removed(live: Live) -> None:
+    wait_until(lambda: directories(live) == 3)
+    live.layerfs.kill(NAME)
+    done = live.layerfs("mount", "--name", NAME, live.mnt)
+    assert "a layer that nothing uses" not in done.stderr
+    live.commit("one")
+    live.layerfs.ok("umount", NAME)
+    assert directories(live) == 3
+
+
+def test_the_root_stays_as_it_was_made_since_the_next_upper_is_ready(live: Live) -> None:
+    os.setxattr(live.mnt, "user.removed", b"")
+    live.commit("one")
+    wait_until(lambda: directories(live) == 4)
+    os.chmod(live.mnt, 0o700)
+    os.setxattr(live.mnt, "user.added", b"here")
+    os.removexattr(live.mnt, "user.removed")
+    live.commit("two")
+    for _ in range(2):
+        assert (live.mnt.stat().st_mode & 0o777, os.listxattr(live.mnt)) == (0o700, ["user.added"])
+        live.layerfs.ok("umount", NAME)
+        live.layerfs.ok("mount", "--name", NAME, live.mnt)
+
+
 def test_a_commit_takes_milliseconds_whatever_was_written(live: Live) -> None:
     with (live.mnt / "large").open("wb") as file:
         for _ in range(64):

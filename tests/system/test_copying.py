@@ -18,8 +18,8 @@ import pytest
 
 from tests.conftest import Layerfs, mounts_below, wait_until
 from tests.fuse.oracle import snapshot
+from tests.system.apirequests import Answer, Api, engine
 from tests.system.containers import IMAGE, Containers, containers
-from tests.system.requests import Answer, Api, engine
 
 pytestmark = pytest.mark.root
 STATES = ("running", "stopped", "mounted", "unmounted")

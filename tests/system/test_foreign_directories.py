@@ -125,6 +125,24 @@ def test_a_runtime_directory_of_somebody_else_is_refused(user: User) -> None:
     assert "XDG_RUNTIME_DIR, /tmp/run belongs to user 4001" in line
 
 
+def test_an_upper_that_a_link_leads_to_can_be_committed(layerfs: Layerfs, stack: Stack) -> None:
+    layerfs.root = stack.directory / "store"
+    layerfs.environment["LAYERFS_ROOT"] = str(layerfs.root)
+    real, link = stack.upper, stack.directory / "link"
+    link.symlink_to(real.name)
+    stack.upper = link
+    mnt = stack.mount()
+    for number in range(2):
+        (mnt / f"file{number}").write_text("x")
+        stack.commit()
+    assert link.is_symlink()
+    assert os.listdir(real) == []
+    assert sorted(os.listdir(mnt)) == ["file0", "file1"]
+    stack.umount()
+    stack.mount()  # as a service does it at each start
+    assert sorted(os.listdir(mnt)) == ["file0", "file1"]
+
+
 def test_a_commit_moves_no_directory_but_the_one_that_was_mounted(layerfs: Layerfs, stack: Stack) -> None:
     """Whoever owns the directory above can put a link to any other directory in its place."""
     precious = layerfs.directory / "precious"

@@ -186,6 +186,32 @@ def test_a_name_and_mounting_again(stack: Stack, mounter: Mounter, layerfs: Laye
     assert mounts_below(layerfs.directory) == []
 
 
+def test_a_mount_made_again_has_the_options_it_is_asked_for_now(
+    stack: Stack, mounter: Mounter, layerfs: Layerfs
+) -> None:
+    options = f"name=fstab,lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work}"
+    limits = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC
+    for added, flags in (("", 0), (",nosuid,nodev,noexec", limits), (",nosuid", os.ST_NOSUID), ("", 0)):
+        mounter.ok(options + added, stack.mnt)
+        assert os.statvfs(stack.mnt).f_flag & limits == flags
+        layerfs.ok("umount", "fstab")
+    mounter.ok(options + ",nosuid", stack.mnt)
+    layerfs.ok("umount", "fstab")
+    layerfs.ok("mount", "--name", "fstab", stack.mnt)  # by its name alone: as it was
+    assert os.statvfs(stack.mnt).f_flag & limits == os.ST_NOSUID
+
+
+def test_an_option_that_is_refused_leaves_the_mount_as_it_was(
+    stack: Stack, mounter: Mounter, layerfs: Layerfs
+) -> None:
+    options = f"name=fstab,lowerdir={stack.bottom},upperdir={stack.upper},workdir={stack.work}"
+    mounter.ok(options + ",noexec", stack.mnt)
+    layerfs.ok("umount", "fstab")
+    assert "userxattr" in mounter(options + ",userxattr", stack.mnt).stderr  # its marks are root's
+    layerfs.ok("mount", "--name", "fstab", stack.mnt)
+    assert os.statvfs(stack.mnt).f_flag & os.ST_NOEXEC
+
+
 def test_an_image(stack: Stack, mounter: Mounter, layerfs: Layerfs) -> None:
     fill(stack)
     layerfs.ok("import", stack.bottom, "base:1")

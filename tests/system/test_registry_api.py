@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Layerfs, wait_until
+from tests.system.apirequests import Answer, auth_header, engine
 from tests.system.registries import PASSWORD, USER, Line, Registry, guarded, registry, short_lived
-from tests.system.requests import Answer, auth_header, engine
 
 __all__ = ["guarded", "registry", "short_lived"]
 

@@ -35,7 +35,7 @@ def test_what_the_process_sees(there: Containers) -> None:
     lines = sh(
         there, "id; pwd; hostname; echo $GREETING $HOME $$; cat /etc/hostname; ls /dev/pts"
     ).splitlines()
-    assert lines[:2] == ["uid=0(root) gid=0(root)", "/"]
+    assert lines[:2] == ["uid=0(root) gid=0(root) groups=0(root)", "/"]
     assert re.fullmatch("[0-9a-f]{12}", lines[2])
     assert lines[3:] == ["hello /root 1", lines[2], "ptmx"]
 
@@ -65,7 +65,7 @@ def test_an_ordinary_user(there: Containers) -> None:
     """
     lines = sh(there, script, "-u", "jane", "-w", "/srv/deep", "-e", "A=1 2", "-e", "B=").splitlines()
     assert lines == [
-        "uid=1000(jane) gid=100(users) groups=10(wheel)",
+        "uid=1000(jane) gid=100(users) groups=10(wheel),100(users)",
         "/srv/deep",
         "1 2 /home/jane",
         "CapEff:\t0000000000000000",
@@ -92,9 +92,13 @@ def test_volumes_of_the_image(there: Containers) -> None:
     assert there.layerfs.ok("start", "-a", "user") == "first\nmore"
     there.layerfs.ok("commit", "user", "after")
     assert there.layerfs.ok("run", "--rm", "after", "sh", "-c", "cat /data/file; ls /missing") == "first"
-    kept = there.layerfs.root / "containers"
-    assert len(list(kept.glob("*/volumes/*/file"))) == 1
+    kept = there.layerfs.root / "volumes"
+    listed = there.layerfs.ok("volume", "ls", "-q", "--filter", "label=com.docker.volume.anonymous").split()
+    (file,) = kept.glob("*/_data/file")
+    assert file.parent.parent.name in listed
     there.remove("maker", "user")
+    assert len(os.listdir(kept)) == 2  # the one of "user" without a file in it, too
+    there.layerfs.ok("volume", "prune", "-f")
     assert os.listdir(kept) == []
     there.layerfs.ok("rmi", "after", "with-volume")
 
@@ -137,12 +141,12 @@ def test_exit_codes(there: Containers, command: tuple[str, ...], status: int, wo
         (("--pull=never", "no-such-image", "true"), "No such image: no-such-image"),
         (("UPPER", "true"), "invalid reference"),
         (("-u", "nobody", IMAGE, "true"), "unable to find user nobody"),
-        (("-v", "relative:/x", IMAGE, "true"), "HOST must be a path"),
-        (("-v", "/x", IMAGE, "true"), "invalid volume '/x'"),
+        (("-v", "a b:/x", IMAGE, "true"), "includes invalid characters for a local volume name"),
+        (("-v", ":/x", IMAGE, "true"), "invalid volume ':/x'"),
         (("-v", "/etc/passwd/x:/x", IMAGE, "true"), "directory of a volume"),
         (("-w", "srv", IMAGE, "true"), "absolute path"),
         (("-e", "=x", IMAGE, "true"), "invalid environment variable"),
-        (("--network", "bridge", IMAGE, "true"), "unknown network 'bridge'"),
+        (("--network", "missing", IMAGE, "true"), "network missing not found"),
         (("--name", "a/b", IMAGE, "true"), "invalid name 'a/b'"),
         (("--entrypoint", "", IMAGE), "no command specified"),
         (("--no-such-option", IMAGE), "(?i)no such option.*layerfs run --help"),

@@ -166,3 +166,15 @@ def test_interfaces_of_a_container() -> None:
     finally:
         process.kill()
         process.wait(10)
+
+
+def test_a_detached_exec_outlives_the_command_that_made_it(
+    there: Containers, mount: Callable[[], Mount]
+) -> None:
+    there.layerfs.ok("exec", "-d", "counter", "sh", "-c", "sleep 0.5; echo >/outlived; sleep 100")
+    place = there.directory("counter") / "rootfs/outlived"
+    wait_until(place.exists)
+    assert mount().name == "counter"
+    done = there.layerfs("exec", "-d", "counter", "no-such-program")
+    assert done.returncode != 0
+    assert "not found" in done.stderr

@@ -16,6 +16,7 @@ from layerfs.container import capabilities
 from layerfs.container.settings import described
 from layerfs.host import cgroups
 from layerfs.store import Store
+from tests.conftest import mounts_below
 from tests.system.containers import IMAGE, Containers, containers
 from tests.system.programs import needs
 
@@ -214,7 +215,7 @@ def test_devices(there: Containers) -> None:
     assert "opened" not in there.layerfs("start", "-a", name).stdout
     there.remove(name)
     name = create(there, {"Devices": [{"PathOnHost": "/dev/no-such"}]}, Cmd=["true"])
-    line = there.layerfs.refused("start", name)
+    line = there.layerfs.refused("start", name, status=125)
     assert 'error gathering device information while adding custom device "/dev/no-such"' in line
     there.remove(name)
 
@@ -253,11 +254,24 @@ def test_namespaces_of_another_container(there: Containers, sleeper: Any) -> Non
     pid = there.inspect(other)["State"]["Pid"]
     mode = f"container:{other}"
     script = "for n in pid ipc net; do busybox readlink /proc/self/ns/$n; done; cat /etc/hostname"
+    there.layerfs.ok("exec", other, "sh", "-c", "echo shared >/dev/shm/file")
+    script += "; cat /dev/shm/file; echo more >>/dev/shm/file"
     found = sh(there, script, {"PidMode": mode, "IpcMode": mode, "NetworkMode": mode}).splitlines()
-    assert found == [*(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "ipc", "net")), "shared"]
+    assert found == [
+        *(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("pid", "ipc", "net")),
+        "shared",
+        "shared",
+    ]
+    assert there.layerfs.ok("exec", other, "cat", "/dev/shm/file") == "shared\nmore"
     there.layerfs.ok("stop", "-t", "0", other)
+    assert mounts_below(there.layerfs.directory) == []
+    there.layerfs.ok("start", other)
+    there.layerfs.ok("stop", "-t", "0", other)
+    private, _ = sleeper()
+    name = create(there, {"IpcMode": f"container:{private}"}, Cmd=["true"])
+    assert "non-shareable IPC" in there.layerfs.refused("start", name, status=125)
     name = create(there, {"PidMode": mode}, Cmd=["true"])
-    assert "that does not run" in there.layerfs.refused("start", name)
+    assert "a non running container" in there.layerfs.refused("start", name, status=125)
 
 
 def test_binds_and_their_modes(there: Containers, tmp_path: Path) -> None:
@@ -302,10 +316,13 @@ def test_groups_sysctls_and_paths(there: Containers) -> None:
     assert found[1:] == ["1", "4242", "0", "1", "0"]
 
 
-def test_a_named_volume_that_is_not_there(there: Containers) -> None:
-    name = create(there, {"Binds": ["nothing:/x"]}, Cmd=["true"])
-    assert "nothing" in there.layerfs.refused("start", name)
+def test_a_named_volume_that_is_not_there_is_made(there: Containers) -> None:
+    name = create(there, {"Binds": ["something:/x"]}, Cmd=["touch", "/x/file"])
+    there.layerfs.ok("start", "-a", name)
+    assert (there.layerfs.root / "volumes/something/_data/file").exists()
+    assert there.inspect(name)["Mounts"][0]["Source"] == str(there.layerfs.root / "volumes/something/_data")
     there.remove(name)
+    there.layerfs.ok("volume", "rm", "something")
 
 
 def test_inspect_shows_what_was_asked_for(there: Containers) -> None:

@@ -79,7 +79,7 @@ class DirectoryMount:
             store.set_unmounted(self.mount_id)
         self.ended.set()
 
-    async def remove(self, *, force: bool) -> None:
+    async def remove(self, *, force: bool, volumes: bool) -> None:
         await self.unmount(force=force)
         with Store(self.root) as store:
             store.remove_mount(self.mount_id)

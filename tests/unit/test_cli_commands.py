@@ -156,8 +156,10 @@ def test_commands_need_a_store(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("nothing",), "No such command 'nothing'"),
-        (("hystory", "debian"), "No such command 'hystory'"),
+        (("nothing",), "no such command: nothing; see 'layerfs --help'"),
+        (("hystory", "debian"), "no such command: hystory. Did you mean history?"),
+        (("unmount", "x"), "no such command: unmount. Did you mean umount?"),
+        (("container", "startt"), "no such command: container startt. Did you mean container start?"),
         (("history",), "Missing argument 'IMAGE'; see 'layerfs history --help'"),
         (("history", "a", "b"), "unexpected extra argument"),
         (("history", "--wrong", "a"), "No such option"),
@@ -249,5 +251,6 @@ def test_every_text_of_every_command_is_known_to_be_checked() -> None:
             if isinstance(parameter.type, (click.types.StringParamType, click.Path)):
                 may_be_empty.add(parameter.name)
     assert may_be_empty == {
-        "options", "entrypoint", "message", "author", "workdir", "user", "hostname",
+        "options", "entrypoint", "message", "author", "workdir", "user", "hostname", "domainname",
+        "detach_keys", "form",
     }  # fmt: skip

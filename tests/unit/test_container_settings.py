@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import hostconfig, resources
+from layerfs.container import hostconfig, resources, spec
 from layerfs.container.settings import Description, described
 from layerfs.container.stored import host_config
-from layerfs.errors import BadRequest, NotFound
+from layerfs.container.users import User
+from layerfs.errors import BadRequest, LayerfsError, NotFound
 from layerfs.host.cgroups import Support
 
 IMAGE: dict[str, Any] = {
@@ -34,6 +35,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layerfs.host.cgroups.support", lambda: HERE)
     monkeypatch.setattr("layerfs.host.cgroups.unified", lambda: False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("layerfs.container.seccomp.default_filter", lambda rights: None)
 
 
 def make(host: object = None, **members: Any) -> Description:
@@ -303,7 +305,9 @@ def test_bad_mounts(mount: dict[str, Any], line: str) -> None:
         ({"Tmpfs": {"/t": "wide"}}, 'invalid tmpfs option "wide"'),
         ({"Tmpfs": {"x": ""}}, "mount path must be absolute"),
         ({"Tmpfs": {"/t": ""}, "Binds": ["/a:/t"]}, "Duplicate mount point: /t"),
-        ({"Links": ["a:b"]}, "links are not supported"),
+        ({"Links": ["a:b"]}, "could not get container for a: No such container: a"),
+        ({"Links": ["a b"]}, "bad format for links"),
+        ({"Links": [], "NetworkMode": "container:x", "PublishAllPorts": True}, "port publishing"),
         ({"StorageOpt": {"size": "1g"}}, "--storage-opt is not supported"),
         ({"DeviceRequests": [{"Count": -1}]}, 'could not select device driver ""'),
         ({"Runtime": "kata"}, "unknown or invalid runtime name: kata"),
@@ -427,6 +431,19 @@ def outcome(body: Any) -> str:
     except BadRequest as error:
         return str(error)
     json.dumps([made.config, made.settings], allow_nan=False).encode()
+    ready = [{**point, "Source": point["Source"] or "/volume"} for point in made.settings["MountPoints"]]
+    try:
+        built = spec.build(
+            mount_id="0" * 64,
+            root=Path("/tree"),
+            config=made.config,
+            settings=made.settings,
+            user=User(0, 0),
+            points=ready,
+        )
+    except LayerfsError as error:
+        return str(error)
+    json.dumps(built, allow_nan=False).encode()
     return ""
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import trio
 
-from layerfs.api import events
 from layerfs.api.server import App
 from layerfs.api.times import parse_time
 from layerfs.errors import BadRequest
@@ -93,8 +92,7 @@ def first_of(answer: Stream) -> bytes:
         return next(chunk for chunk in chunks if chunk)
 
 
-async def test_events_come_as_they_happen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.01)
+async def test_events_come_as_they_happen(root: Path) -> None:
     answer = await App(root).handle(request())
     assert isinstance(answer, Stream)
 

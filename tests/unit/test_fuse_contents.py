@@ -14,7 +14,9 @@ import trio
 import trio.testing
 
 from layerfs.fuse.contents import Contents
-from layerfs.union import syscalls
+from layerfs.union import links, syscalls
+from layerfs.union.layer import Layer
+from layerfs.union.moves import Move
 from layerfs.union.upper import Upper
 from tests.conftest import errno_of
 from tests.unit.union_support import Tree
@@ -115,6 +117,31 @@ def test_a_failure_leaves_everything_as_it_was(tree: Tree) -> None:
     assert contents.copies == 0
 
 
+async def test_the_loop_searches_no_layer_where_a_directory_is_renamed_during_a_search(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree.lowers[0] / "dir").mkdir()
+    (tree.lowers[0] / "moved").mkdir()
+    os.link(tree.lowers[0] / "small1", tree.lowers[0] / "dir/other")
+    (tree.upper / "not-empty").touch()  # or it would be known that nothing was renamed
+    tree.open()
+    searches: list[threading.Thread] = []
+    search = links._renamed
+
+    def renamed(layer: Layer) -> Iterator[Move]:
+        if layer is tree.union.upper:
+            searches.append(threading.current_thread())
+        yield from search(layer)
+        if len(searches) == 1:
+            tree.rename("dir", "moved/dir")  # the loop waits for this thread: it is as if that did it
+
+    monkeypatch.setattr(links, "_renamed", renamed)
+    await Contents(tree.union).copy_up(tree.file("small1"))
+    assert len(searches) == 2
+    assert threading.main_thread() not in searches
+    assert (tree.upper / "moved/dir/other").samefile(tree.upper / "small1")
+
+
 class Held:
     """Takes the place of a function that a thread calls, and calls it when told to."""
 
@@ -196,3 +223,58 @@ async def test_what_comes_during_a_commit_changes_the_next_upper(tree: Tree, cha
     assert (os.listxattr(sealed), sealed.read_bytes()) == before[1:]
     size = 1 << 20 if change == "fallocate" else 2000
     assert (tree.upper / "small1").read_bytes() == (b"x" * 2000).ljust(size, b"\0")
+
+
+class Extension:
+    """Takes the place of the extension: one of its threads writes until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+        self.revoked = 0
+
+    def pending_writes(self) -> int:
+        """Return how many threads write."""
+        return not self.free.is_set()
+
+    def wait_for_writes(self) -> None:
+        """Return when they are done."""
+        assert self.free.wait(30)
+
+    def revoke_all(self) -> None:
+        """Count."""
+        self.revoked += 1
+
+
+async def test_the_loop_goes_on_while_a_commit_waits_for_writes_and_no_write_begins(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension, order = Extension(), list[str]()
+    monkeypatch.setattr("layerfs.fuse.wire.extension", extension)
+    tree.open()
+    contents, node = Contents(tree.union), tree.file("small1")
+    await contents.copy_up(node)
+
+    async def seal() -> None:
+        async with contents.unchanging():
+            assert not extension.pending_writes()
+            order.append("sealed")
+            tree.commit()
+
+    async def write() -> None:
+        await contents.write(node, 0, b"new")
+        order.append("written")
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(seal)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not contents.lets_write
+            assert extension.revoked
+            nursery.start_soon(write)
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == []
+            extension.free.set()
+    assert order == ["sealed", "written"]
+    assert (tree.upper / "small1").read_bytes()[:3] == b"new"
+    assert tree.union.layers[1].path == os.fsencode(tree.lowers[-1])
+    assert (tree.lowers[-1] / "small1").read_bytes() == b"x" * 2000

@@ -6,12 +6,15 @@ import errno
 import logging
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from layerfs.fuse.lost import PlainLost
 from layerfs.fuse.syncing import StoreSync
+from tests.conftest import errno_of
 
 
 class Disk:
@@ -107,3 +110,34 @@ async def test_a_later_success_heals_a_failure(caplog: pytest.LogCaptureFixture)
         assert await refusal(store) is None
     assert store.is_done
     assert caplog.messages[-1] == "the store is on its disk again"
+
+
+def test_a_failure_that_the_system_tells_another_thread_is_everybodys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both share an open file, so only one of two syncs that run at once is told."""
+    both = threading.Barrier(2)
+    told = threading.Lock()
+
+    def fsync(fd: int) -> None:
+        both.wait(10)
+        if told.acquire(blocking=False):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    lost, answers = PlainLost(), list[int]()
+    with (tmp_path / "file").open("wb") as file:
+        monkeypatch.setattr(os, "fsync", fsync)
+        threads = [
+            threading.Thread(target=lambda: answers.append(errno_of(lambda: lost.sync(file.fileno(), False))))
+            for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert answers == [errno.EIO] * 2
+        monkeypatch.setattr(os, "fsync", lambda fd: None)
+        assert errno_of(lambda: lost.sync(file.fileno(), False)) == errno.EIO
+        lost.forgive(file.fileno())
+        lost.sync(file.fileno(), False)
+    assert not lost.has_lost()

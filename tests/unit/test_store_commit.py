@@ -278,8 +278,8 @@ def test_an_upper_that_is_only_read_needs_no_work_directory(
     with pytest.raises(Conflict, match="mounted read-only"):
         store.prepare_upper(mount)
     with pytest.raises(BadRequest, match="no work directory"):
-        store.set_read_only(mount.id, False, None)
-    store.set_read_only(mount.id, False, work)
+        store.set_options(mount.id, {}, None)
+    store.set_options(mount.id, {}, work)
     mount = store.mount("out")
     assert mount.options == {}
     assert mount.upper is not None

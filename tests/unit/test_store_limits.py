@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from layerfs.errors import Conflict, LayerfsError, NoSpace, NotFound
-from layerfs.store import Store
+from layerfs.store import Store, marks
 from layerfs.store.model import Image, Mount
 from layerfs.store.schema import MIGRATIONS
+from layerfs.union.marking import USER, Trust, trust_in_others
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 
@@ -57,6 +58,29 @@ def test_a_migration_that_fails_changes_nothing(root: Path, monkeypatch: pytest.
         Store(root).close()
     with pytest.raises(Conflict, match="upgrade layerfs"):
         Store(root)
+
+
+def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
+    store: Store, base: Image, tmp_path: Path
+) -> None:
+    for name in ("upper", "work"):
+        (tmp_path / name).mkdir()
+    outside = tmp_path / "upper", tmp_path / "work"
+    today = store.create_mount("outside", image=base, external_upper=outside).upper
+    own = store.create_mount("own", image=base).upper
+    assert today is not None
+    assert own is not None
+    now = store.layer(today)
+    with store.database.transaction():
+        store.database.execute("UPDATE layers SET outside = 0, prefix = NULL")
+        for table in ("volume_uses", "volumes", "ports", "endpoints", "networks"):  # of later versions
+            store.database.execute(f"DROP TABLE {table}")
+        store.database.execute("PRAGMA user_version = 4")
+    with Store(store.root) as migrated:
+        then = migrated.layer(today)
+        assert (then.prefix, migrated.layer(own).outside) == (None, False)
+        assert marks.trust(then, USER) == marks.trust(now, USER) == trust_in_others()
+        assert marks.trust(migrated.layer(own), USER) == Trust.ALL
 
 
 @pytest.mark.parametrize("damage", [b"this is not a database" * 100, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -129,7 +153,9 @@ def test_recovery_leaves_a_layer_that_is_being_made(store: Store, mount: Mount) 
 
 def test_recovery_names_what_it_does(store: Store, mount: Mount) -> None:
     (store.root / "layers" / ("a" * 64)).mkdir()
-    (store.root / "layers" / ("a" * 64) / "fs").mkdir()
+    (store.root / "layers" / ("a" * 64) / "fs/half").mkdir(parents=True)
+    with store.database.transaction():
+        store.database.execute("INSERT INTO removable (layer) VALUES (?)", ("a" * 64,))
     (store.root / "layers/stray").write_text("x")
     assert mount.upper is not None
     upper = store.layer(mount.upper).path

@@ -103,7 +103,10 @@ def test_settling_in_a_process_of_its_own(store: Store, mount: Mount) -> None:
     wrong = subprocess.run(
         [sys.executable, "-m", "layerfs.store.settle"], capture_output=True, text=True, check=False
     )
-    assert (wrong.returncode, wrong.stderr) == (2, "usage: python -m layerfs.store.settle ROOT LAYER\n")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "usage: python -m layerfs.store.settle ROOT LAYER [WATCH]\n",
+    )
 
 
 def test_an_unchanged_image(store: Store, base: Image, mount: Mount) -> None:

@@ -14,16 +14,18 @@ DEVICE = 1
 """Of minor number 1 and major number 0."""
 
 
-def test_a_mountpoint_of_any_name_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every user can mount something on a directory with a carriage return in its name."""
-    table = tmp_path / "mountinfo"
-    table.write_bytes(
-        b"30 1 0:9 / /home/u/a\rb rw - fuse.other other rw,user_id=1000\n"
-        b"31 1 0:8 / /home/u/c\fd rw - tmpfs  rw\n"
-        b"32 1 0:1 / /srv rw shared:1 - xfs /dev/vda rw,noquota\n"
-    )
-    monkeypatch.setattr(durability, "_MOUNTS", str(table))
-    assert durability._described(DEVICE) == ("xfs", "rw,noquota")
+@pytest.mark.parametrize("option", ["nobarrier", "barrier=0"])
+def test_a_filesystem_whose_journal_waits_for_no_disk_keeps_no_order(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    for options, keeps in ((["rw", "noquota"], True), (["rw", "noquota", option], False)):
+        table = [
+            Mounted("/home/u/a\rb", "fuse.other", "other", 9, frozenset({"rw", "nobarrier"})),
+            Mounted("/srv", "xfs", "/dev/vda", DEVICE, frozenset(options)),
+        ]
+        monkeypatch.setattr("layerfs.union.mountinfo.mounts", lambda table=table: iter(table))
+        assert durability._described(DEVICE) == ("xfs", frozenset(options))
+        assert durability._keeps_order(DEVICE) is keeps
 
 
 def test_a_freezer_is_found_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from layerfs.union import attributes, mutate, syscalls
 from layerfs.union.marking import USER, Trust
 from layerfs.union.mutate import Owner
+from layerfs.union.upper import Upper
 from tests.unit.union_support import ME, Tree
 
 pytestmark = pytest.mark.root
@@ -55,6 +56,26 @@ def test_create_write_and_read(tree: Tree) -> None:
     assert tree.read("new") == b"data"
     assert (tree.upper / "new").read_bytes() == b"data"
     assert_same_after_reopening(tree)
+
+
+def test_an_upper_made_ahead_gets_what_has_become_of_the_root_since(tree: Tree) -> None:
+    os.chmod(tree.upper, 0o755)
+    ahead, work = tree.top / "ahead", tree.top / "ahead-work"
+    ahead.mkdir(mode=0o755)
+    work.mkdir()
+    os.setxattr(ahead, "user.removed", b"since")
+    os.setxattr(ahead, "user.kept", b"old")
+    os.setxattr(tree.upper, "user.kept", b"new")
+    os.chmod(tree.upper, 0o1711)
+    os.utime(tree.upper, ns=(1, 2))
+    new = Upper(ahead, work)
+    assert tree.union.match_root(new)
+    assert {name: os.getxattr(ahead, name) for name in os.listxattr(ahead)} == {"user.kept": b"new"}
+    assert (stat.S_IMODE(ahead.stat().st_mode), ahead.stat().st_mtime_ns) == (0o1711, 2)
+    os.utime(tree.upper, ns=(3, 4))
+    assert not tree.union.match_root(new)
+    assert ahead.stat().st_mtime_ns == 4
+    new.close()
 
 
 def test_create_in_a_lower_directory_copies_up_the_directories_alone(tree: Tree) -> None:
@@ -341,3 +362,40 @@ def test_a_mark_that_is_not_followed_hinders_no_copy_of_a_file_with_a_name_behin
     tree.write("file", b"more")
     assert (tree.upper / "file").read_bytes() == b"more"
     tree.union.close()
+
+
+def fail(*arguments: object, **more: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda tree: tree.rmdir("d/sub"),
+        lambda tree: tree.rmdir("empty"),
+        lambda tree: tree.unlink("f"),
+        lambda tree: tree.unlink("new"),
+        lambda tree: tree.rename("new", "f"),
+        lambda tree: tree.rename("d", "empty"),
+    ],
+    ids=["rmdir lower", "rmdir upper", "unlink lower", "unlink upper", "rename to a file", "to a directory"],
+)
+def test_what_failed_keeps_no_descriptor(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, operation: Callable[[Tree], None]
+) -> None:
+    tree.write("new", b"")
+    tree.mkdir("empty")
+    tree.unlink("d/sub/y")
+    before = tree.snapshot()
+    tree.union.trim()
+    tree.union.directories.trim(0)
+    open_before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as broken:
+        for place, name in ((os, "rmdir"), (os, "unlink"), (os, "link"), (syscalls, "renameat2")):
+            broken.setattr(place, name, fail)
+        broken.setattr("layerfs.union.upper.make_whiteout", fail)
+        assert errno_of(operation, tree) == errno.EIO
+    tree.union.directories.trim(0)
+    assert os.listdir("/proc/self/fd") == open_before
+    assert tree.snapshot() == before
+    operation(tree)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import trio
 
+from layerfs.errors import LayerfsError
 from layerfs.fuse.inside import Inside
 from layerfs.host import holders
 from layerfs.host.notify import Notifier
@@ -64,3 +67,59 @@ def test_what_the_last_user_wrote_is_collected(
         return cast("list[str]", world.did)
 
     assert trio.run(main) == did
+
+
+@pytest.mark.parametrize(
+    ("stuck", "waited_for"),
+    [
+        ("flush", "what was written to it to get into its upper, and some of it may be lost"),
+        ("release", "what collects its writes to let go of it"),
+        ("holders", "/proc to tell who uses it"),
+    ],
+)
+def test_an_unmount_ends_whatever_does_not_answer(
+    stuck: str, waited_for: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def never(*arguments: object) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> None:
+        world: Any = World(1000)
+        monkeypatch.setattr("layerfs.fuse.session.stop", world.ended.set)
+        if stuck == "holders":
+            free = threading.Event()
+            monkeypatch.setattr("layerfs.holders.namespaces", lambda device: free.wait(30))
+            monkeypatch.setattr("layerfs.holders.users", lambda device: free.wait(30))
+        else:
+            monkeypatch.setattr("layerfs.holders.namespaces", world.holders)
+            monkeypatch.setattr("layerfs.holders.users", lambda device: [])
+            monkeypatch.setattr(world, stuck, never)
+        ending = Unmounting("name", cast(Inside, world), world.flush, world.ended, Notifier(None))
+        ending._lazily = True
+        with trio.fail_after(20):
+            await ending._flush_the_last()
+            await ending._let_go(logging.INFO)
+        if stuck == "holders":
+            free.set()
+
+    monkeypatch.setattr("layerfs.mounttable.mounts_of", lambda device: [])
+    for name in ("GRACE", "_COLLECTING", "_PATIENCE"):
+        monkeypatch.setattr(f"layerfs.unmounting.{name}", 0.2)
+    trio.run(main)
+    assert f"name ends: waited 0.2 seconds for {waited_for}" in caplog.messages
+
+
+def test_a_daemon_that_cannot_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        world: Any = World(1000)
+        ending = Unmounting("name", cast(Inside, world), world.flush, trio.Event(), Notifier(None))
+        with trio.fail_after(20):
+            await ending.run(force=False)
+
+    monkeypatch.setattr("layerfs.mounttable.mounts_of", lambda device: [])
+    monkeypatch.setattr("layerfs.holders.namespaces", lambda device: [])
+    monkeypatch.setattr("layerfs.fuse.session.stop", lambda: None)
+    for name in ("GRACE", "_PATIENCE"):
+        monkeypatch.setattr(f"layerfs.unmounting.{name}", 0.2)
+    with pytest.raises(LayerfsError, match=r"waited 0\.2 seconds for its requests: .*'kill -9 \d+'"):
+        trio.run(main)

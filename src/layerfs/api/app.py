@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from layerfs.api import (
-    archives,
-    attaching,
-    containers,
-    copying,
-    create,
-    events,
-    execs,
-    export,
-    images,
-    mounting,
-    native,
-    prune,
-    registries,
-    running,
-    system,
-    usage,
-    watching,
-)
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
@@ -33,25 +15,29 @@ from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Reque
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-ROUTES = (
-    *system.ROUTES,
-    *usage.ROUTES,
-    *prune.ROUTES,
-    *archives.ROUTES,
-    *images.ROUTES,
-    *registries.ROUTES,
-    *copying.ROUTES,
-    *containers.ROUTES,
-    *create.ROUTES,
-    *running.ROUTES,
-    *watching.ROUTES,
-    *attaching.ROUTES,
-    *execs.ROUTES,
-    *export.ROUTES,
-    *events.ROUTES,
-    *native.ROUTES,
-    *mounting.ROUTES,
-)
+MODULES = {
+    "_ping": ("system",),
+    "auth": ("registries",),
+    "build": ("prune",),
+    "commit": ("containers",),
+    "containers": (
+        "containers", "create", "running", "watching", "attaching", "execs", "copying", "export", "prune"
+    ),
+    "distribution": ("registries",),
+    "events": ("events",),
+    "exec": ("execs",),
+    "images": ("images", "archives", "registries", "prune"),
+    "info": ("system",),
+    "layerfs": ("native", "mounting", "usage", "prune", "execs"),
+    "networks": ("networks",),
+    "system": ("usage",),
+    "version": ("system",),
+    "volumes": ("volumes",),
+}  # fmt: skip
+"""What a path begins with, and the modules that have the routes of such paths, the most asked for first.
+
+They are imported when they are needed: a command that answers itself has no time for the others.
+"""
 _VERSIONED = re.compile(r"/v(\d{1,4})\.(\d{1,4})(/.*)", re.ASCII)
 
 
@@ -76,10 +62,23 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
                 )
             )
         request = replace(request, path=match[3], version=version)
-    for route in ROUTES:
-        if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
-            return route, Call(place, request, names.groupdict())
+    for module in MODULES.get(request.path.removeprefix("/").partition("/")[0], ()):
+        for route in _routes(module):
+            if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
+                return route, Call(place, request, names.groupdict())
     raise NotFound("page not found")
+
+
+def _routes(module: str) -> tuple[Route, ...]:
+    routes: tuple[Route, ...] = importlib.import_module(f"layerfs.api.{module}").ROUTES
+    return routes
+
+
+def load() -> None:
+    """Import every route: what serves a filesystem must not look for files of its own in it later."""
+    for modules in MODULES.values():
+        for module in modules:
+            _routes(module)
 
 
 def _check_store(place: Place, request: Request) -> None:

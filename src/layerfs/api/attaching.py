@@ -13,7 +13,7 @@ from layerfs.api.routes import Call, route
 from layerfs.api.running import the_container
 from layerfs.api.times import parse_time
 from layerfs.container import files, logs
-from layerfs.container.attachment import STDERR, STDOUT, Wanted, bridge, detach_keys, frame
+from layerfs.container.attachment import STDERR, STDOUT, Wanted, bridge, detach_keys, frame, is_closed
 from layerfs.container.tickets import Ticket
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.record import look
@@ -66,18 +66,10 @@ def attach(call: Call) -> Answer:
 def _stream(row: Mount, ticket: Ticket, client: socket.socket, early: bytes, wanted: Wanted) -> None:
     with suppress(LayerfsError):
         while not ticket.wait(_PAUSE):
-            if _has_left(client):
+            if is_closed(client):  # a client that has no input ends that direction alone
                 return
         if ticket.connection is not None:
             bridge(client, early, ticket.connection, wanted)
-
-
-def _has_left(client: socket.socket) -> bool:
-    """Return whether *client* has ended the connection. What it sends stays unread."""
-    try:
-        return not client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
 
 
 def show_logs(call: Call) -> Answer:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from layerfs.api import shapes
+from layerfs.api import networks, shapes, volumes
 from layerfs.api.config import commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
@@ -44,7 +44,9 @@ def list_containers(call: Call) -> Response:
             and ("name" not in filters or any(text.lstrip("/") in mount.name for text in filters["name"]))
             and label_matches(filters, shapes.labels(mount))
         ):
-            shown.append(shapes.container_summary(mount, image) | _sizes(call, mount))
+            shown.append(
+                shapes.container_summary(mount, image) | _attached(call, mount) | _sizes(call, mount)
+            )
     return json_response(shown[: limit or None])
 
 
@@ -63,7 +65,16 @@ def inspect_container(call: Call) -> Response:
     upper = call.store.layer(mount.upper) if mount.upper else None
     layers = call.store.layers_of(mount)
     found = shapes.container_inspect(mount, _image_of(call, mount), layers, upper)
+    found["Mounts"] = volumes.shown(call.store, mount)
+    found["NetworkSettings"] = networks.shown(call.store, mount)
     return json_response(found | _sizes(call, mount))
+
+
+def _attached(call: Call, mount: Mount) -> dict[str, Any]:
+    """Return what an item of a list says of the networks and volumes of a container."""
+    if not mount.container:
+        return {}
+    return networks.summary(call.store, mount) | {"Mounts": volumes.shown(call.store, mount)}
 
 
 def _sizes(call: Call, mount: Mount) -> dict[str, int]:
@@ -162,14 +173,17 @@ def kill(call: Call) -> Response:
 
 
 def remove(call: Call) -> Response:
-    """Remove a mount and its upper layer; with `force`, end the container in it and unmount it first."""
+    """Remove a mount and its upper layer; with `force`, end the container in it and unmount it first.
+
+    With `v`, the container's volumes that nobody named go too.
+    """
     row = call.row(call.names["name"])
     if row.container and directory(row.id).exists():
         record = look(row.id)
         if record is not None and record.alive() and not call.query.flag("force"):
             raise Conflict(f"cannot remove {row.name}: it is running; stop it first, or force its removal")
         if call.serves(row):
-            call.store.update_container(row.id, "kill", AutoRemove=True)
+            call.store.update_container(row.id, "kill", Removing={"Volumes": call.query.flag("v")})
         ending.end(row)
         _clear_away(call, row)
         try:
@@ -178,7 +192,7 @@ def remove(call: Call) -> Response:
             return NO_CONTENT  # it was to be removed at its end
         if call.serves(row):
             return NO_CONTENT  # who clears away removes it
-    call.mount_of(row).remove(force=call.query.flag("force"))
+    call.mount_of(row).remove(force=call.query.flag("force"), volumes=call.query.flag("v"))
     return NO_CONTENT
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from typing import TYPE_CHECKING, Any
 
 from layerfs.api.routes import Call, route
+from layerfs.container import netavark, volumes
 from layerfs.container.settings import described
-from layerfs.errors import BadRequest, NotFound
+from layerfs.errors import BadRequest, Conflict, NotFound
+from layerfs.host import rundir
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
     from layerfs.store.model import Image
 
 _NO_CONTENT = Response(204)
-DEFAULT_NETWORK = "host"
 
 
 def create(call: Call) -> Response:
@@ -32,10 +34,24 @@ def create(call: Call) -> Response:
         raise BadRequest(f"{reference} is an image for {image.os}, not for linux")
     name = call.query.get("name").removeprefix("/") or f"container-{secrets.token_hex(4)}"
     config, settings, warnings = described(
-        image.config, body, default_network=DEFAULT_NETWORK, find=call.store.mount
+        image.config, body, default_network=default_network(), find=call.store.mount
     )
     row = call.store.create_mount(name, image=image, options={"container": settings}, config=config)
+    try:
+        volumes.claim(call.store, row.id, settings["MountPoints"])
+    except BaseException:
+        call.store.remove_mount(row.id, volumes=True)
+        raise
     return json_response({"Id": row.id, "Warnings": warnings}, 201)
+
+
+def default_network() -> str:
+    """Return the network of a container that names none: the host's where no bridge can be made."""
+    try:
+        netavark.check_possible(names=False)
+    except NotFound:
+        return "host"
+    return "bridge" if os.geteuid() == 0 else "host"
 
 
 def _image(call: Call, reference: str) -> Image:
@@ -73,7 +89,11 @@ def rename(call: Call) -> Response:
     name = call.query.get("name").removeprefix("/")
     if not name:
         raise BadRequest("Neither old nor new names may be empty")
-    call.store.rename_mount(call.row(call.names["name"]).id, name)
+    row = call.row(call.names["name"])
+    if name != row.name and rundir.running_pid(rundir.check_name(name)) is not None:
+        raise Conflict(f"the name {name} is in use: choose another one")
+    call.store.rename_mount(row.id, name)
+    rundir.rename(row.name, name)
     return _NO_CONTENT
 
 

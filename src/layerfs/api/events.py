@@ -13,13 +13,14 @@ from layerfs.api.routes import Call, route
 from layerfs.api.shapes import digest
 from layerfs.api.times import parse_time
 from layerfs.errors import BadRequest
+from layerfs.host import inotify
 from layerfs.store.model import Event
 from layerfs.unixhttp.message import Stream
 
 HEADERS = (("Content-Type", "application/json"),)
-POLL_SECONDS = 0.25
-"""How often somebody who watches events looks for new ones."""
-_FILTERS = ("container", "event", "image", "type")
+LOOK_SECONDS = 1.0
+"""How long nobody looks for new events while nothing is written to the store."""
+_FILTERS = ("container", "event", "image", "network", "type", "volume")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +118,15 @@ def watch(call: Call) -> Stream:
 
 def _watched(call: Call, watch: Watch) -> Generator[bytes, None, None]:
     last: int | None = None
-    while True:
-        over = watch.over or call.place.alone  # before looking, so that nothing falls between
-        last, lines = recorded(call, watch, last)
-        yield lines
-        if over:
-            return
-        time.sleep(POLL_SECONDS)
+    with inotify.Watch(call.root) as written:  # before looking, so that nothing falls between
+        while True:
+            over = watch.over or call.place.alone
+            last, lines = recorded(call, watch, last)
+            yield lines
+            if over:
+                return
+            left = LOOK_SECONDS if watch.until is None else (watch.until - time.time_ns()) / 1e9
+            written.wait(max(0.0, min(LOOK_SECONDS, left)))
 
 
 ROUTES = (route("GET", "/events", watch),)

@@ -53,9 +53,8 @@ def _clear_away(call: Call) -> None:
 
 
 def prune_nothing(call: Call) -> Response:
-    """Answer for kinds of things that layerfs has none of, which `docker system prune` asks for too."""
-    kind = {"networks": "NetworksDeleted", "volumes": "VolumesDeleted", "build": "CachesDeleted"}
-    return json_response({kind[call.request.path.split("/")[1]]: None, "SpaceReclaimed": 0})
+    """Answer for a build cache, which layerfs has none of: `docker system prune` asks for it too."""
+    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
 def recover(call: Call) -> Response:
@@ -78,8 +77,6 @@ def _matches(filters: Filters, until: datetime | None, created: datetime, given:
 ROUTES = (
     route("POST", "/images/prune", prune_images),
     route("POST", "/containers/prune", prune_containers),
-    route("POST", "/networks/prune", prune_nothing),
-    route("POST", "/volumes/prune", prune_nothing),
     route("POST", "/build/prune", prune_nothing),
     route("POST", "/layerfs/recover", recover),
 )

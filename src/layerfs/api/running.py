@@ -11,6 +11,7 @@ from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, how_to_end
 from layerfs.api.routes import Call, route
 from layerfs.container import ending, lifecycle, tickets
 from layerfs.container.attachment import resize as resize_terminal
+from layerfs.container.stored import host_config
 from layerfs.container.tickets import Ticket
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import directory, look
@@ -85,7 +86,7 @@ def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator
             while not ticket.record.wait(_PAUSE):
                 yield b""
             code = lifecycle.wait(call.root, row, ticket.watch)
-        if condition == "removed" and row.container.get("AutoRemove"):
+        if condition == "removed" and host_config(row.container)["AutoRemove"]:
             deadline = time.monotonic() + _REMOVAL
             while _exists(call, row.id) and time.monotonic() < deadline:
                 time.sleep(0.01)

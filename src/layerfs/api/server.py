@@ -26,6 +26,9 @@ SERVED = trio.CapacityLimiter(64)
 on to each other would wait for each other."""
 
 
+app.load()  # a daemon that serves a mount must not look for its own files in it
+
+
 class App:
     """The API on a store and, if there is one, on the mount that the same trio loop serves."""
 

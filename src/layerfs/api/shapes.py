@@ -187,6 +187,7 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
         "Error": "its daemon ended without unmounting" if state.dead else known.get("Error", ""),
         "StartedAt": timestamp(_moment(started)),
         "FinishedAt": timestamp(_moment(known.get("FinishedAt"))),
+        **({"Health": known["Health"]} if known.get("Health") else {}),
     }
 
 

@@ -51,6 +51,9 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
         since = f"Up {_age(known.get('StartedAt') or mount.created)}"
         if freezer.is_frozen(record.pid, mount.id):
             return MountState(record.pid, False, "paused", f"{since} (Paused)")
+        if health := known.get("Health"):
+            word = "health: starting" if health["Status"] == "starting" else health["Status"]
+            since += f" ({word})"
         return MountState(record.pid, False, "running", since)
     if daemon is not None:
         if mount.mountpoint not in (None, str(directory(mount.id) / "rootfs")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from layerfs.api import volumes
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import container_summary, digest, image_summary
 from layerfs.api.state import state_of
@@ -37,7 +38,7 @@ def disk_usage(call: Call) -> Response:
             _container(usage, mount, images.get(mount.image or "")) for mount in usage.mounts
         ]
     if "volume" in wanted:
-        answer["Volumes"] = []
+        answer["Volumes"] = volumes.usage(call.store)
     if "build-cache" in wanted:
         answer["BuildCache"] = []
     return json_response(answer)

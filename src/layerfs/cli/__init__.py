@@ -17,38 +17,54 @@ from layerfs.errors import LayerfsError
 from layerfs.host.rundir import store_root
 
 COMMANDS = {
+    "attach": "attach",
     "commit": "mounts",
     "container": "groups",
     "cp": "copying",
+    "create": "run",
     "df": "prune",
-    "engine": "engine",
     "diff": "mounts",
+    "engine": "engine",
+    "events": "logs",
+    "exec": "attach",
     "export": "export",
-    "exec": "containers",
     "fsck": "system",
     "history": "images",
     "image": "groups",
     "images": "images",
     "import": "importing",
+    "info": "about",
     "inspect": "system",
     "kill": "containers",
     "load": "archives",
-    "logs": "containers",
+    "logs": "logs",
     "mount": "mount",
+    "network": "network",
+    "pause": "containers",
+    "port": "containers",
     "prune": "prune",
-    "ps": "mounts",
+    "ps": "ps",
     "pull": "distribution",
     "push": "distribution",
+    "rename": "containers",
+    "restart": "containers",
     "rm": "mounts",
     "rmi": "images",
     "run": "run",
     "save": "archives",
     "start": "containers",
+    "stats": "watching",
     "status": "system",
     "stop": "containers",
+    "system": "groups",
     "tag": "images",
+    "top": "watching",
     "umount": "mounts",
+    "unpause": "containers",
+    "update": "containers",
     "verify": "images",
+    "version": "about",
+    "volume": "volume",
     "wait": "containers",
 }
 """Every command, and the module that has it as `NAME_command`."""
@@ -62,7 +78,42 @@ of sockets, locks and logs, LAYERFS_RUNTIME the OCI runtime (runc or crun where 
 Exit status: 0 done, 1 failed, 2 wrong usage; of run and exec, that of the command."""
 
 
-class _Commands(click.Group):
+class Suggesting(click.Group):
+    """Commands, one of which may be what somebody meant by a name that there is not."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that *args* begin with; raises `UsageError`."""
+        name = args[0]
+        command = self.get_command(ctx, name)
+        if command is not None:
+            return name, command, args[1:]
+        if name.startswith("-"):
+            return super().resolve_command(ctx, args)
+        import difflib
+
+        from layerfs.errors import UsageError
+
+        close = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+        path = ctx.command_path
+        words = f"{path.partition(' ')[2]} {close[0]}".strip() if close else ""
+        hint = f". Did you mean {words}?" if close else f"; see '{path} --help'"
+        raise UsageError(f"no such command: {path.partition(' ')[2]} {name}".replace(":  ", ": ") + hint)
+
+    @staticmethod
+    def prepared(command: click.Command) -> click.Command:
+        """Return *command*, which refuses empty names from now on, and takes flags with a value."""
+        from layerfs.cli.booleans import without_values
+        from layerfs.cli.shared import refuse_empty
+
+        if "parse_args" not in vars(command) and not isinstance(command, click.Group):
+            parse = command.parse_args
+            vars(command)["parse_args"] = lambda ctx, args: parse(ctx, without_values(command, args))
+        return refuse_empty(command)
+
+
+class _Commands(Suggesting):
     """The commands, each imported when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -72,10 +123,8 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"layerfs.cli.{COMMANDS[cmd_name]}")
-        from layerfs.cli.shared import refuse_empty
-
         command: click.Command = getattr(module, f"{cmd_name}_command")
-        return refuse_empty(command)
+        return self.prepared(command)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_paragraph()

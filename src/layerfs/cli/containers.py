@@ -1,25 +1,33 @@
-"""The commands about containers: exec, kill, logs, start, stop, wait."""
+"""The commands about the life of containers: from start and stop to rename, port and update."""
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerfs.cli import render
+from layerfs.cli.createoptions import limit_options
+from layerfs.cli.names import NAME
 from layerfs.cli.shared import each
-from layerfs.errors import Conflict, LayerfsError
+from layerfs.errors import Conflict, LayerfsError, UsageError
 
 if TYPE_CHECKING:
     from layerfs.client.client import Client
 
-
-def check_terminal(tty: bool, interactive: bool) -> None:
-    """Raise `LayerfsError` where keys are wanted from something that has none."""
-    if tty and interactive and not os.isatty(0):
-        raise LayerfsError("the input device is not a TTY: leave out -t, or run it from a terminal")
+_NAMES = click.argument("names", metavar="CONTAINER...", nargs=-1, required=True, type=NAME)
+_TIME = click.option(
+    "-t",
+    "--timeout",
+    "--time",
+    "seconds",
+    metavar="SECONDS",
+    type=click.IntRange(-1),
+    help="Send SIGKILL after this time (10, or what the container says); -1 for never.",
+)
+_SIGNAL = click.option("-s", "--signal", "text", metavar="SIGNAL", help="Send this signal first.")
 
 
 def warn_unfiltered() -> None:
@@ -38,60 +46,33 @@ def describe(client: Client, name: str) -> dict[str, Any]:
     return found
 
 
-def start(client: Client, name: str) -> None:
+def start(client: Client, name: str, keys: str = "") -> None:
     """Start the container *name*. Raises `ContainerError`, whose exit code says what is at fault."""
     from layerfs.container.ociruntime import ContainerError, failure
 
     try:
-        client.request("POST", f"/containers/{name}/start")
+        client.request("POST", f"/containers/{name}/start", detachKeys=keys)
     except LayerfsError as error:
         raise ContainerError(str(error), failure(str(error)).exit_code) from None
-
-
-def start_attached(client: Client, name: str, *, tty: bool, stdin: bool, remove: bool) -> int:
-    """Start the container *name* with our output, and input if *stdin*; return the exit code of its process.
-
-    Returns 0 when the user left it running. *remove*: it is removed at its end. Raises `LayerfsError`.
-    """
-    import json
-
-    from layerfs.client.attachment import Joined
-
-    connection, early = client.take_over(
-        "POST", f"/containers/{name}/attach", stream=True, stdin=stdin, stdout=True, stderr=True
-    )
-    condition = "removed" if remove else "next-exit"
-    end = client.stream("POST", f"/containers/{name}/wait", condition=condition)
-    with connection:
-        start(client, name)
-        joined = Joined(
-            connection,
-            early,
-            tty=tty,
-            stdin=stdin,
-            resize=lambda rows, columns: client.request(
-                "POST", f"/containers/{name}/resize", h=str(rows), w=str(columns)
-            ),
-            pass_on=lambda number: client.request("POST", f"/containers/{name}/kill", signal=str(number)),
-        )
-        if not joined.run():
-            return 0
-    code: int = json.loads(b"".join(end))["StatusCode"]
-    return code
 
 
 @click.command("start")
 @click.option("-a", "--attach", is_flag=True, help="Show its output, and wait for its end.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass on what is read from standard input.")
-@click.argument("names", nargs=-1, required=True)
+@click.option("--detach-keys", metavar="KEYS", default="", help="Leave it by these keys (ctrl-p,ctrl-q).")
+@_NAMES
 @click.pass_obj
-def start_command(root: Path, names: tuple[str, ...], attach: bool, interactive: bool) -> int:
+def start_command(
+    root: Path, names: tuple[str, ...], attach: bool, interactive: bool, detach_keys: str
+) -> int:
     """Start containers that have ended, with what was written to them.
 
     With -a or -i, exits with the status of the command.
     """
+    from layerfs.cli import attach as joining
     from layerfs.client.client import Client
 
+    keys = joining.keys(detach_keys)
     client = Client.of(root)
     warn_unfiltered()
     if not (attach or interactive):
@@ -107,58 +88,84 @@ def start_command(root: Path, names: tuple[str, ...], attach: bool, interactive:
     found = describe(client, names[0])
     if found["State"]["Running"]:
         raise Conflict(f"{names[0]} is running already")
-    tty, stdin = found["Config"]["Tty"], interactive and found["Config"]["OpenStdin"]
-    check_terminal(tty, stdin)
+    streams = joining.Streams(found["Config"]["Tty"], interactive and found["Config"]["OpenStdin"])
+    joining.check_terminal(streams.tty, streams.stdin)
     remove = found["HostConfig"]["AutoRemove"]
-    return start_attached(client, found["Id"], tty=tty, stdin=stdin, remove=remove)
+    return joining.start_attached(client, found["Id"], streams, remove=remove, keys=keys)
 
 
-@click.command("stop")
-@click.option("-t", "--time", "seconds", metavar="SECONDS", type=click.IntRange(0), default=10)
-@click.argument("names", nargs=-1, required=True)
-@click.pass_obj
-def stop_command(root: Path, names: tuple[str, ...], seconds: int) -> int:
-    """Stop containers: SIGTERM, and SIGKILL after --time seconds (10).
-
-    What was written to them stays.
-    """
+def _on_each(root: Path, names: tuple[str, ...], verb: str, **parameters: Any) -> int:
+    """Ask for *verb* of each of the containers *names*, and print those that did."""
     from layerfs.client.client import Client
 
     client = Client.of(root)
 
-    def stop(name: str) -> None:
+    def do(name: str) -> None:
         describe(client, name)
-        client.request("POST", f"/containers/{name}/stop", t=str(seconds))
+        client.request("POST", f"/containers/{name}/{verb}", **parameters)
         click.echo(name)
 
-    return each(names, stop)
+    return each(names, do)
+
+
+@click.command("stop")
+@_TIME
+@_SIGNAL
+@_NAMES
+@click.pass_obj
+def stop_command(root: Path, names: tuple[str, ...], seconds: int | None, text: str | None) -> int:
+    """Stop containers: SIGTERM, and SIGKILL after --timeout seconds (10).
+
+    What was written to them stays.
+    """
+    return _on_each(root, names, "stop", t=_text(seconds), signal=text)
+
+
+@click.command("restart")
+@_TIME
+@_SIGNAL
+@_NAMES
+@click.pass_obj
+def restart_command(root: Path, names: tuple[str, ...], seconds: int | None, text: str | None) -> int:
+    """Stop containers as 'layerfs stop' does, and start them."""
+    warn_unfiltered()
+    return _on_each(root, names, "restart", t=_text(seconds), signal=text)
+
+
+def _text(seconds: int | None) -> str:
+    return "" if seconds is None else str(seconds)
 
 
 @click.command("kill")
 @click.option("-s", "--signal", "text", metavar="SIGNAL", default="KILL", help="Send this instead of KILL.")
-@click.argument("names", nargs=-1, required=True)
+@_NAMES
 @click.pass_obj
 def kill_command(root: Path, names: tuple[str, ...], text: str) -> int:
     """Send a signal to the processes that containers began with."""
-    from layerfs.client.client import Client
+    return _on_each(root, names, "kill", signal=text)
 
-    client = Client.of(root)
 
-    def kill(name: str) -> None:
-        describe(client, name)
-        client.request("POST", f"/containers/{name}/kill", signal=text)
-        click.echo(name)
+@click.command("pause")
+@_NAMES
+@click.pass_obj
+def pause_command(root: Path, names: tuple[str, ...]) -> int:
+    """Let the processes of containers stand still."""
+    return _on_each(root, names, "pause")
 
-    return each(names, kill)
+
+@click.command("unpause")
+@_NAMES
+@click.pass_obj
+def unpause_command(root: Path, names: tuple[str, ...]) -> int:
+    """Let the processes of containers go on."""
+    return _on_each(root, names, "unpause")
 
 
 @click.command("wait")
-@click.argument("names", nargs=-1, required=True)
+@_NAMES
 @click.pass_obj
 def wait_command(root: Path, names: tuple[str, ...]) -> int:
     """Wait until containers have ended, and print their exit codes."""
-    import json
-
     from layerfs.client.client import Client
 
     client = Client.of(root)
@@ -174,97 +181,64 @@ def wait_command(root: Path, names: tuple[str, ...]) -> int:
     return each(names, wait)
 
 
-@click.command("logs")
-@click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
-@click.option("-n", "--tail", metavar="LINES", type=click.IntRange(0), help="Show the last lines alone.")
-@click.option("-t", "--timestamps", is_flag=True, help="Show when each line was written.")
-@click.argument("name")
+@click.command("rename")
+@click.argument("name", metavar="CONTAINER", type=NAME)
+@click.argument("new", metavar="NEW_NAME")
 @click.pass_obj
-def logs_command(root: Path, name: str, follow: bool, tail: int | None, timestamps: bool) -> None:
-    """Show what a container wrote."""
-    from layerfs.client.attachment import Demultiplexer
+def rename_command(root: Path, name: str, new: str) -> None:
+    """Give a container, or a mount that is not mounted, another name."""
     from layerfs.client.client import Client
 
-    client = Client.of(root)
-    found = describe(client, name)
-    pieces = client.stream(
-        "GET",
-        f"/containers/{found['Id']}/logs",
-        stdout=True,
-        stderr=True,
-        follow=follow,
-        timestamps=timestamps,
-        tail="" if tail is None else str(tail),
-    )
-    output = Demultiplexer(tty=found["Config"]["Tty"])
-    for piece in pieces:
-        output.feed(piece)
+    Client.of(root).request("POST", f"/containers/{name}/rename", name=new)
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option("-i", "--interactive", is_flag=True, help="Pass on what is read from standard input.")
-@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal.")
-@click.option("-d", "--detach", is_flag=True, help="Do not wait for its end.")
+@click.command("port")
+@click.argument("name", metavar="CONTAINER", type=NAME)
+@click.argument("port", metavar="[PORT[/udp]]", required=False)
+@click.pass_obj
+def port_command(root: Path, name: str, port: str | None) -> None:
+    """Show which addresses of the host lead to a container's ports, or to one of them."""
+    from layerfs.client.client import Client
+
+    found = describe(Client.of(root), name)["NetworkSettings"].get("Ports") or {}
+    wanted = port if port is None or "/" in port else f"{port}/tcp"
+    if wanted is not None and not found.get(wanted):
+        raise LayerfsError(f"no public port '{wanted}' published for {name}")
+    for inside in [wanted] if wanted is not None else sorted(found, key=_order):
+        for outside in found[inside] or ():
+            address = outside["HostIp"] or "0.0.0.0"
+            address = f"[{address}]" if ":" in address else address
+            click.echo(f"{'' if wanted else f'{inside} -> '}{address}:{outside['HostPort']}")
+
+
+def _order(port: str) -> tuple[int, str]:
+    number, _, protocol = port.partition("/")
+    return int(number), protocol
+
+
+@click.command("update")
+@limit_options
 @click.option(
-    "-e", "--env", "environment", metavar="NAME=VALUE", multiple=True, help="Set a variable (repeatable)."
+    "--restart", metavar="POLICY", help="Start it again: no, on-failure[:N], always, unless-stopped."
 )
-@click.option("-w", "--workdir", metavar="DIR", default="", help="Start in this directory of the container.")
-@click.option("-u", "--user", metavar="USER[:GROUP]", default="", help="Run as this user.")
-@click.argument("name")
-@click.argument("command", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
+@_NAMES
 @click.pass_obj
-def exec_command(
-    root: Path,
-    name: str,
-    interactive: bool,
-    tty: bool,
-    detach: bool,
-    environment: tuple[str, ...],
-    workdir: str,
-    user: str,
-    command: tuple[str, ...],
-) -> int:
-    """Run one more command in a container that runs.
-
-    Exits with the command's status; 126 means that it could not be executed, 127 that it was not found.
-    """
-    import json
-
-    from layerfs.client.attachment import Joined
+def update_command(root: Path, /, names: tuple[str, ...], restart: str | None, **given: Any) -> int:
+    """Change the limits and the restart policy of containers, which may run."""
+    from layerfs.cli.createbody import limits, restart_policy
     from layerfs.client.client import Client
-    from layerfs.container.ociruntime import ContainerError
 
-    if not detach:
-        check_terminal(tty, interactive)
-        if tty and not any(os.isatty(fd) for fd in (0, 1, 2)):
-            raise ContainerError("there is no terminal to use: leave out -t, or run it from one", 1)
+    body = limits(given)
+    if restart:
+        body["RestartPolicy"] = restart_policy(restart)
+    if not body:
+        raise UsageError("you must provide one or more flags: say what is to be changed")
     client = Client.of(root)
-    body = {
-        "Cmd": list(command),
-        "Env": list(environment),
-        "WorkingDir": workdir,
-        "User": user,
-        "Tty": tty,
-        "AttachStdin": interactive and not detach,
-        "AttachStdout": not detach,
-        "AttachStderr": not detach,
-    }
-    made = client.request("POST", f"/containers/{name}/exec", body=json.dumps(body).encode())["Id"]
-    start = json.dumps({"Detach": detach, "Tty": tty}).encode()
-    if detach:
-        client.request("POST", f"/exec/{made}/start", body=start)
-        return 0
-    connection, early = client.take_over("POST", f"/exec/{made}/start", body=start)
-    with connection:
-        Joined(
-            connection,
-            early,
-            tty=tty,
-            stdin=interactive,
-            resize=lambda rows, columns: client.request(
-                "POST", f"/exec/{made}/resize", h=str(rows), w=str(columns)
-            ),
-            pass_on=lambda number: client.request("POST", f"/layerfs/exec/{made}/kill", signal=str(number)),
-        ).run()
-    code = client.request("GET", f"/exec/{made}/json")["ExitCode"]
-    return 0 if code is None else int(code)
+
+    def update(name: str) -> None:
+        answer = client.request("POST", f"/containers/{name}/update", body=json.dumps(body).encode())
+        for warning in answer["Warnings"] or ():
+            render.note(f"warning: {warning}")
+        click.echo(name)
+
+    return each(names, update)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from layerfs.cli.names import NAME
 from layerfs.errors import Conflict, NotFound, UsageError, from_os_error
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", metavar="FILE", type=click.Path(), help="Write to FILE, not to standard output."
 )
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.pass_obj
 def export_command(root: Path, name: str, output: str | None) -> None:
     """Write the whole tree of a mount as a tar archive.

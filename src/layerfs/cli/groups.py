@@ -1,45 +1,54 @@
-"""`layerfs container ...` and `layerfs image ...`: the same commands, under the names docker also has."""
+"""`layerfs container ...`, `image ...` and `system ...`: the commands, under the names docker also has."""
 
 from __future__ import annotations
 
+import importlib
+
 import click
 
-from layerfs.cli import COMMANDS, cli
+from layerfs.cli import COMMANDS, Suggesting, cli
 
+_CONTAINER = (
+    "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "ps",
+    "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait",
+)  # fmt: skip
+_IMAGE = ("history", "import", "load", "pull", "push", "save", "tag")
 CONTAINER = {
-    name: name
-    for name in (
-        "commit",
-        "cp",
-        "diff",
-        "exec",
-        "export",
-        "inspect",
-        "kill",
-        "logs",
-        "rm",
-        "run",
-        "start",
-        "stop",
-        "wait",
-    )
-} | {"ls": "ps"}
-IMAGE = {name: name for name in ("history", "import", "inspect", "load", "pull", "push", "save", "tag")} | {
+    **{name: name for name in _CONTAINER},
+    "inspect": "system.inspect_container_command",
+    "list": "ps",
+    "ls": "ps",
+    "prune": "prune.prune_containers_command",
+}
+IMAGE = {
+    **{name: name for name in _IMAGE},
+    "inspect": "system.inspect_image_command",
+    "list": "images",
     "ls": "images",
+    "prune": "prune.prune_images_command",
+    "remove": "rmi",
     "rm": "rmi",
 }
+SYSTEM = {"df": "df", "events": "events", "info": "info", "prune": "prune.prune_system_command"}
 
 
-class _Group(click.Group):
-    """Some of the commands, by other names."""
+class _Group(Suggesting):
+    """Some of the commands, by other names: a name of `COMMANDS`, or a module and what it has."""
 
     names: dict[str, str]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(name for name, command in self.names.items() if command in COMMANDS)
+        return sorted(name for name, command in self.names.items() if "." in command or command in COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return cli.get_command(ctx, self.names[cmd_name]) if cmd_name in self.names else None
+        target = self.names.get(cmd_name)
+        if target is None:
+            return None
+        module, dot, name = target.partition(".")
+        if not dot:
+            return cli.get_command(ctx, target)
+        command: click.Command = getattr(importlib.import_module(f"layerfs.cli.{module}"), name)
+        return self.prepared(command)
 
 
 class _Container(_Group):
@@ -50,6 +59,10 @@ class _Image(_Group):
     names = IMAGE
 
 
+class _System(_Group):
+    names = SYSTEM
+
+
 @click.group("container", cls=_Container)
 def container_command() -> None:
     """Work with containers: the same commands as without this word."""
@@ -58,3 +71,8 @@ def container_command() -> None:
 @click.group("image", cls=_Image)
 def image_command() -> None:
     """Work with images: the same commands as without this word."""
+
+
+@click.group("system", cls=_System)
+def system_command() -> None:
+    """Look at the store and the machine, and make room."""

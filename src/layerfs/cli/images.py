@@ -2,72 +2,110 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from layerfs.cli import render
-from layerfs.cli.shared import FORMAT, NO_TRUNC, each
+from layerfs.cli.formats import FORMAT, Listing, Row
+from layerfs.cli.shared import NO_TRUNC, each, parsed_filters
 from layerfs.client.client import Client
+
+LISTING = Listing(
+    {
+        "Repository": "REPOSITORY",
+        "Tag": "TAG",
+        "Digest": "DIGEST",
+        "ID": "IMAGE ID",
+        "CreatedSince": "CREATED",
+        "CreatedAt": "CREATED AT",
+        "Size": "SIZE",
+        "SharedSize": "SHARED SIZE",
+        "UniqueSize": "UNIQUE SIZE",
+        "Containers": "CONTAINERS",
+    },
+    ("Repository", "Tag", "ID", "CreatedSince", "Size"),
+)
+_DIGESTS = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
+HISTORY = Listing(
+    {
+        "ID": "IMAGE",
+        "CreatedSince": "CREATED",
+        "CreatedAt": "CREATED AT",
+        "CreatedBy": "CREATED BY",
+        "Size": "SIZE",
+        "Comment": "COMMENT",
+    },
+    ("ID", "CreatedSince", "CreatedBy", "Size", "Comment"),
+)
 
 
 @click.command("images")
 @click.argument("reference", required=False)
 @click.option("-a", "--all", "every", is_flag=True, help="Show untagged images that others build upon too.")
 @click.option("-q", "--quiet", is_flag=True, help="Show ids alone.")
+@click.option("--digests", is_flag=True, help="Show the digests that they have in a registry.")
+@click.option(
+    "-f",
+    "--filter",
+    "filters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="List only some: dangling=true, label=X, reference=X, before=IMAGE, since=IMAGE.",
+)
 @NO_TRUNC
 @FORMAT
 @click.pass_obj
 def images_command(
-    root: Path, reference: str | None, every: bool, quiet: bool, no_trunc: bool, form: str
+    root: Path,
+    reference: str | None,
+    every: bool,
+    quiet: bool,
+    digests: bool,
+    filters: tuple[str, ...],
+    no_trunc: bool,
+    form: str,
 ) -> None:
     """List images, newest first.
 
     REFERENCE picks some of them: "debian", "debian:*".
     """
-    filters = f'{{"reference": [{_quoted(reference)}]}}' if reference else ""
-    found = Client.of(root).request("GET", "/images/json", all=every, filters=filters)
+    wanted = parsed_filters(filters)
+    if reference:
+        wanted.setdefault("reference", []).append(reference)
+    found = Client.of(root).request(
+        "GET", "/images/json", all=every, filters=json.dumps(wanted) if wanted else ""
+    )
     rows = [
         _image_row(image, tag, no_trunc) for image in found for tag in image["RepoTags"] or ["<none>:<none>"]
     ]
-    if quiet:
+    if quiet and form == "table":
         render.show("\n".join(dict.fromkeys(row["ID"] for row in rows)))
-    elif form == "json":
-        render.show(render.json_lines(rows))
     else:
-        columns = ("Repository", "Tag", "ID", "CreatedSince", "Size")
-        header = ("REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE")
-        render.show(render.table(header, [[row[column] for column in columns] for row in rows]))
+        LISTING.show(rows, form, _DIGESTS if digests else ())
 
 
-def _image_row(image: dict[str, Any], tag: str, no_trunc: bool) -> dict[str, str]:
+def _image_row(image: dict[str, Any], tag: str, no_trunc: bool) -> Row:
     repository, _, name = tag.rpartition(":")
+    digests = [it.partition("@")[2] for it in image["RepoDigests"] or () if it.startswith(f"{repository}@")]
+    shared = image.get("SharedSize", -1)
     return {
         "Repository": repository,
         "Tag": name,
+        "Digest": digests[0] if digests else "<none>",
         "ID": image["Id"] if no_trunc else render.short_id(image["Id"]),
         "CreatedSince": render.age(image["Created"]),
         "CreatedAt": render.moment(image["Created"]),
         "Size": render.size(image["Size"]),
+        "SharedSize": "N/A" if shared < 0 else render.size(shared),
+        "UniqueSize": "N/A" if shared < 0 else render.size(image["Size"] - shared),
+        "Containers": "N/A" if image.get("Containers", -1) < 0 else str(image["Containers"]),
     }
 
 
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text)
-
-
-class _HistoryCommand(click.Command):
-    """Takes `--human=false` too, as Docker's does."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        words = {"--human=false": "--no-human", "-H=false": "--no-human", "--human=true": "--human"}
-        return super().parse_args(ctx, [words.get(argument, argument) for argument in args])
-
-
-@click.command("history", cls=_HistoryCommand)
+@click.command("history")
 @click.argument("image")
 @NO_TRUNC
 @click.option("-q", "--quiet", is_flag=True, help="Show ids alone.")
@@ -83,18 +121,14 @@ def history_command(root: Path, image: str, no_trunc: bool, quiet: bool, human: 
     """Show how an image came to be, the newest step first."""
     found = Client.of(root).request("GET", f"/images/{image}/history")
     rows = [_history_row(item, no_trunc, human) for item in found]
-    if quiet:
+    if quiet and form == "table":
         render.show("\n".join(row["ID"] for row in rows))
-    elif form == "json":
-        render.show(render.json_lines(rows))
     else:
         created = "CreatedSince" if human else "CreatedAt"
-        header = ("IMAGE", "CREATED" if human else "CREATED AT", "CREATED BY", "SIZE", "COMMENT")
-        columns = ("ID", created, "CreatedBy", "Size", "Comment")
-        render.show(render.table(header, [[row[column] for column in columns] for row in rows]))
+        HISTORY.show(rows, form, ("ID", created, "CreatedBy", "Size", "Comment"))
 
 
-def _history_row(item: dict[str, Any], no_trunc: bool, human: bool) -> dict[str, str]:
+def _history_row(item: dict[str, Any], no_trunc: bool, human: bool) -> Row:
     created_by = render.printable(item["CreatedBy"])
     return {
         "ID": item["Id"] if no_trunc else render.short_id(item["Id"]),
@@ -119,10 +153,11 @@ def tag_command(root: Path, source: str, target: str) -> None:
 
 
 @click.command("rmi")
+@click.option("--no-prune", is_flag=True, help="Keep the images without a name that it was made of.")
 @click.option("-f", "--force", is_flag=True, help="Take all names of an image, and names that mounts use.")
 @click.argument("images", nargs=-1, required=True)
 @click.pass_obj
-def rmi_command(root: Path, images: tuple[str, ...], force: bool) -> int:
+def rmi_command(root: Path, images: tuple[str, ...], force: bool, no_prune: bool) -> int:
     """Remove images.
 
     A name in IMAGES is removed, and the image with its last name. What a mount or another image uses stays.
@@ -130,7 +165,7 @@ def rmi_command(root: Path, images: tuple[str, ...], force: bool) -> int:
     client = Client.of(root)
 
     def remove(image: str) -> None:
-        for record in client.request("DELETE", f"/images/{image}", force=force):
+        for record in client.request("DELETE", f"/images/{image}", force=force, noprune=no_prune):
             for word, what in record.items():
                 click.echo(f"{word}: {what}")
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from layerfs.cli import render
-from layerfs.cli.shared import FORMAT
+from layerfs.cli.formats import FORMAT, Listing
+from layerfs.cli.shared import confirm, parsed_filters
 from layerfs.client.client import Client
-from layerfs.errors import UsageError
 
+LISTING = Listing(
+    {
+        "Type": "TYPE",
+        "TotalCount": "TOTAL",
+        "Active": "ACTIVE",
+        "Size": "SIZE",
+        "Reclaimable": "RECLAIMABLE",
+    },
+    ("Type", "TotalCount", "Active", "Size", "Reclaimable"),
+)
 _KINDS = {"Images": "Images", "Containers": "Mounts", "Layers": "Layers"}
 
 
@@ -45,11 +54,7 @@ def df_command(root: Path, verbose: bool, form: str) -> None:
         }
         for kind, part in found["Summary"].items()
     ]
-    if form == "json":
-        render.show(render.json_lines(rows))
-    else:
-        header = ("TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE")
-        render.show(render.table(header, [list(row.values()) for row in rows]))
+    LISTING.show(rows, form)
 
 
 def _share(part: int, whole: int) -> str:
@@ -121,19 +126,25 @@ def _layers(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-@click.command("prune")
-@click.option(
+_ALL = click.option(
     "-a", "--all", "every", is_flag=True, help="Remove images with a name too, if no mount uses them."
 )
-@click.option("--mounts", is_flag=True, help="Remove what is not mounted, and what was written to it, first.")
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
-@click.option(
+_FORCE = click.option("-f", "--force", is_flag=True, help="Do not ask.")
+_FILTER = click.option(
     "--filter",
     "filters",
     metavar="NAME=VALUE",
     multiple=True,
     help="Take only what is older (until=24h, until=2026-01-31) or has a label (label=X, label!=X=Y).",
 )
+_MOUNTS = "all mounts that are not mounted, and containers that do not run, with what was written to them"
+
+
+@click.command("prune")
+@_ALL
+@click.option("--mounts", is_flag=True, help="Remove what is not mounted, and what was written to it, first.")
+@_FORCE
+@_FILTER
 @click.pass_obj
 def prune_command(root: Path, every: bool, mounts: bool, force: bool, filters: tuple[str, ...]) -> None:
     """Remove what nobody needs any more.
@@ -142,44 +153,90 @@ def prune_command(root: Path, every: bool, mounts: bool, force: bool, filters: t
     too; with --mounts first the mounts that are not mounted. And always what killed processes left behind.
     A layer that a mount or another image uses stays.
     """
-    given = _filters(filters)
-    what = [
-        *(["all mounts that are not mounted, with what was written to them"] if mounts else []),
-        f"all images {'that no mount uses' if every else 'without a name that no mount uses'}",
-    ]
+    _prune(root, filters, force=force, containers=mounts, images=True, every=every, recover=True)
+
+
+@click.command("prune")
+@_FORCE
+@_FILTER
+@click.pass_obj
+def prune_containers_command(root: Path, force: bool, filters: tuple[str, ...]) -> None:
+    """Remove containers that do not run and mounts that are not mounted, and what was written to them."""
+    _prune(root, filters, force=force, containers=True)
+
+
+@click.command("prune")
+@_ALL
+@_FORCE
+@_FILTER
+@click.pass_obj
+def prune_images_command(root: Path, every: bool, force: bool, filters: tuple[str, ...]) -> None:
+    """Remove images without a name that nobody needs; with --all those with a name, too."""
+    _prune(root, filters, force=force, images=True, every=every)
+
+
+@click.command("prune")
+@_ALL
+@click.option("--volumes", is_flag=True, help="Remove volumes without a name too.")
+@_FORCE
+@_FILTER
+@click.pass_obj
+def prune_system_command(
+    root: Path, every: bool, volumes: bool, force: bool, filters: tuple[str, ...]
+) -> None:
+    """Remove containers that do not run, mounts that are not mounted, unused networks and images."""
+    _prune(
+        root, filters, force=force, containers=True, networks=True, volumes=volumes, images=True, every=every
+    )
+
+
+def _prune(
+    root: Path,
+    filters: tuple[str, ...],
+    *,
+    force: bool,
+    containers: bool = False,
+    networks: bool = False,
+    volumes: bool = False,
+    images: bool = False,
+    every: bool = False,
+    recover: bool = False,
+) -> None:
+    """Remove what is wanted, after asking unless *force*, and say what was removed."""
+    given = parsed_filters(filters)
     if not force:
-        _confirm(what)
+        what = [
+            *([_MOUNTS] if containers else []),
+            *(["all networks that no container has"] if networks else []),
+            *(["all volumes without a name that no container has"] if volumes else []),
+            *([f"all images {'' if every else 'without a name '}that no mount uses"] if images else []),
+        ]
+        confirm(" and ".join(what))
     client = Client.of(root)
-    lines = [*client.request("POST", "/layerfs/recover")]
+    lines = [*client.request("POST", "/layerfs/recover")] if recover else []
     freed = 0
-    if mounts:
-        answer = client.request("POST", "/containers/prune", filters=json.dumps(given))
-        freed += answer["SpaceReclaimed"]
-        lines += _listed("Deleted Mounts", answer["ContainersDeleted"] or [])
-    given["dangling"] = ["false" if every else "true"]
-    answer = client.request("POST", "/images/prune", filters=json.dumps(given))
-    freed += answer["SpaceReclaimed"]
-    removed = [f"{word.lower()}: {it}" for item in answer["ImagesDeleted"] or () for word, it in item.items()]
-    lines += _listed("Deleted Images", removed)
+
+    def ask(path: str, filters: dict[str, list[str]]) -> dict[str, Any]:
+        nonlocal freed
+        answer: dict[str, Any] = client.request("POST", path, filters=json.dumps(filters))
+        freed += answer.get("SpaceReclaimed", 0)
+        return answer
+
+    if containers:
+        lines += _listed("Deleted Mounts", ask("/containers/prune", given)["ContainersDeleted"] or [])
+    if networks:
+        lines += _listed("Deleted Networks", ask("/networks/prune", given).get("NetworksDeleted") or [])
+    if volumes:
+        without_times = {name: values for name, values in given.items() if name != "until"}
+        lines += _listed("Deleted Volumes", ask("/volumes/prune", without_times)["VolumesDeleted"] or [])
+    if images:
+        answer = ask("/images/prune", {**given, "dangling": ["false" if every else "true"]})
+        removed = [
+            f"{word.lower()}: {it}" for item in answer["ImagesDeleted"] or () for word, it in item.items()
+        ]
+        lines += _listed("Deleted Images", removed)
     render.show("\n".join([*lines, f"Total reclaimed space: {render.size(freed)}"]))
 
 
 def _listed(heading: str, lines: list[str]) -> list[str]:
     return [f"{heading}:", *lines, ""] if lines else []
-
-
-def _filters(texts: tuple[str, ...]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise UsageError(f"bad filter {text!r}: give NAME=VALUE, such as until=24h or label=X")
-        found.setdefault(name, []).append(value)
-    return found
-
-
-def _confirm(what: list[str]) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError("there is no terminal to ask on: give --force to prune without being asked")
-    click.echo(f"This will remove {' and '.join(what)}.", err=True)
-    click.confirm("Are you sure you want to continue?", abort=True, err=True)

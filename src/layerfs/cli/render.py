@@ -18,12 +18,18 @@ MINIMAL_COLUMN = 10
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return *rows* under *header* in columns three spaces apart, none but the last narrower than ten."""
-    lines = [header, *rows]
-    widths = [max(MINIMAL_COLUMN, COLUMN_GAP + max(map(len, column))) for column in zip(*lines, strict=True)][
-        :-1
-    ]
+    return aligned([header, *rows])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return *lines* in columns three spaces apart, none narrower than ten but a line's last one."""
+    widths: dict[int, int] = {}
+    for line in lines:
+        for number, cell in enumerate(line[:-1]):
+            widths[number] = max(widths.get(number, MINIMAL_COLUMN), COLUMN_GAP + len(cell))
     return "\n".join(
-        "".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=False)) + line[-1]
+        "".join(f"{cell:{widths[number]}}" for number, cell in enumerate(line[:-1]))
+        + (line[-1] if line else "")
         for line in lines
     )
 

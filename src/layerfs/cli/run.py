@@ -1,19 +1,26 @@
-"""The command that runs a program in a new container."""
+"""The commands that make a container of an image: run and create."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerfs.cli import render
-from layerfs.errors import LayerfsError, NotFound
+from layerfs.cli.createoptions import container_options
+from layerfs.errors import Conflict, LayerfsError, NotFound
 
 if TYPE_CHECKING:
     from layerfs.client.client import Client
+
+NETWORK = "host"
+"""The network of a container for which none is given."""
 
 
 class RunCommand(click.Command):
@@ -47,56 +54,16 @@ class RunCommand(click.Command):
 @click.command(
     "run", cls=RunCommand, context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS]"
 )
-@click.option("--name", metavar="NAME", help="Name the container.")
-@click.option("-i", "--interactive", is_flag=True, help="Pass on what is read from standard input.")
-@click.option("-t", "--tty", is_flag=True, help="Give the container a terminal.")
+@container_options
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for its end; print the container's id.")
-@click.option("--rm", "remove", is_flag=True, help="Remove the container at its end.")
-@click.option(
-    "-e", "--env", "environment", metavar="NAME=VALUE", multiple=True, help="Set a variable (repeatable)."
-)
-@click.option("-w", "--workdir", metavar="DIR", default="", help="Start in this directory of the container.")
-@click.option("-u", "--user", metavar="USER[:GROUP]", default="", help="Run as this user.")
-@click.option(
-    "-v",
-    "--volume",
-    "binds",
-    metavar="HOST:DEST[:ro]",
-    multiple=True,
-    help="Show the host's file or directory HOST at DEST (repeatable).",
-)
-@click.option("-h", "--hostname", metavar="NAME", default="", help="Name the machine (else by the id).")
-@click.option(
-    "--network", metavar="host|none", default="host", help="Share the host's network, or have none."
-)
-@click.option("--entrypoint", metavar="PROGRAM", help="Run this in place of the image's entrypoint.")
-@click.option(
-    "--pull",
-    type=click.Choice(["missing", "always", "never"]),
-    default="missing",
-    help="Pull the image from its registry if the store does not have it (the default), or not.",
-)
+@click.option("--rm", is_flag=True, help="Remove the container at its end.")
+@click.option("--detach-keys", metavar="KEYS", default="", help="Leave it by these keys (ctrl-p,ctrl-q).")
+@click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to it (the default).")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress of a pull.")
 @click.argument("image")
 @click.argument("command", metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
-def run_command(
-    root: Path,
-    name: str | None,
-    interactive: bool,
-    tty: bool,
-    detach: bool,
-    remove: bool,
-    environment: tuple[str, ...],
-    workdir: str,
-    user: str,
-    binds: tuple[str, ...],
-    hostname: str,
-    network: str,
-    entrypoint: str | None,
-    pull: str,
-    image: str,
-    command: tuple[str, ...],
-) -> int:
+def run_command(root: Path, /, image: str, command: tuple[str, ...], **given: Any) -> int:
     """Run a command in a new container of an image.
 
     Without a COMMAND, runs what the image names. Exits with the command's status; 125 means that layerfs
@@ -106,73 +73,126 @@ def run_command(
     layerfs run -ti debian:12
     layerfs run --rm -v ./src:/src -w /src debian:12 make
     """
-    from layerfs.container.settings import Wanted
-
-    wanted = Wanted(
-        command=command,
-        entrypoint=entrypoint,
-        environment=environment,
-        workdir=workdir,
-        user=user,
-        binds=binds,
-        hostname=hostname,
-        network=network,
-        terminal=tty,
-        stdin=interactive,
-        detached=detach,
-        remove=remove,
-    )
-    from layerfs.cli import containers
+    from layerfs.cli import attach, containers
+    from layerfs.cli.createbody import body
     from layerfs.client.client import Client
-    from layerfs.container.settings import request
 
+    detached: bool = given["detach"]
+    wanted = body(given, command, network=NETWORK, detached=detached)
+    keys = attach.keys(given["detach_keys"])
     client = Client.of(root)
     if client.in_place:
         from layerfs.container import lifecycle
 
         lifecycle.check_possible()
-    if not detach:
-        containers.check_terminal(tty, interactive)
+    if not detached:
+        attach.check_terminal(wanted["Tty"], wanted["AttachStdin"])
+        _note_size(wanted)
     containers.warn_unfiltered()
-    body = {**request(wanted), "Image": image}
-    identifier = create(client, root, name, body, pull)
-    if detach:
+    identifier = create(client, root, {**wanted, "Image": image}, given)
+    if detached:
         containers.start(client, identifier)
         click.echo(identifier)
         return 0
-    return containers.start_attached(client, identifier, tty=tty, stdin=interactive, remove=remove)
+    streams = attach.Streams.of(wanted)
+    return attach.start_attached(
+        client, identifier, streams, remove=given["rm"], keys=keys, signals=given["sig_proxy"]
+    )
 
 
-def create(client: Client, root: Path, name: str | None, body: dict[str, Any], pull: str) -> str:
+@click.command("create", context_settings={"allow_interspersed_args": False}, options_metavar="[OPTIONS]")
+@container_options
+@click.option("--rm", is_flag=True, help="Remove the container at its end.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress of a pull.")
+@click.argument("image")
+@click.argument("command", metavar="[COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def create_command(root: Path, /, image: str, command: tuple[str, ...], **given: Any) -> None:
+    """Make a container of an image, and print its id; 'layerfs start' starts it.
+
+    \b
+    layerfs create -ti --name work debian:12
+    layerfs start -ai work
+    """
+    from layerfs.cli.createbody import body
+    from layerfs.client.client import Client
+
+    wanted = body(given, command, network=NETWORK, detached=False)
+    click.echo(create(Client.of(root), root, {**wanted, "Image": image}, given))
+
+
+def _note_size(wanted: dict[str, Any]) -> None:
+    """Let the container's terminal begin with the size that ours has."""
+    from layerfs.host import terminal
+
+    size = next((found for fd in (0, 1, 2) if (found := terminal.size(fd))), None) if wanted["Tty"] else None
+    if size is not None:
+        wanted["HostConfig"]["ConsoleSize"] = list(size)
+
+
+def create(client: Client, root: Path, body: dict[str, Any], given: dict[str, Any]) -> str:
     """Make the container that *body* describes, of an image that is pulled if need be; return its id.
 
-    Raises `LayerfsError`.
+    *given* are the options about the making itself. Raises `LayerfsError`.
     """
     reference: str = body["Image"]
-    if pull == "always":
-        _pull(root, reference)
-    try:
-        made = _create(client, name, body)
-    except NotFound as error:
-        if pull != "missing" or "No such image" not in str(error):
-            raise
-        click.echo(f"Unable to find image '{reference}' locally", err=True)
-        _pull(root, reference)
-        made = _create(client, name, body)
-    for warning in made["Warnings"]:
+    with _id_file(given["cidfile"]) as ids:
+        if given["pull"] == "always":
+            _pull(root, reference, given)
+        try:
+            made = _create(client, body, given)
+        except NotFound as error:
+            if given["pull"] != "missing" or "No such image" not in str(error):
+                raise
+            click.echo(f"Unable to find image '{reference}' locally", err=True)
+            _pull(root, reference, given)
+            made = _create(client, body, given)
+        ids.append(made["Id"])
+    for warning in made["Warnings"] or ():
         render.note(f"warning: {warning}")
     identifier: str = made["Id"]
     return identifier
 
 
-def _create(client: Client, name: str | None, body: dict[str, Any]) -> dict[str, Any]:
+@contextmanager
+def _id_file(path: str | None) -> Iterator[list[str]]:
+    """Make the file *path*, which must be a new one, and write to it the id that the block has found.
+
+    It is removed where there is none. Raises `LayerfsError`.
+    """
+    found: list[str] = []
+    if path is None:
+        yield found
+        return
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise Conflict(
+            f"container ID file found, make sure the other container isn't running or delete {path}"
+        ) from None
+    except OSError as error:
+        raise LayerfsError(f"failed to create the container ID file: {path}: {error.strerror}") from None
+    try:
+        yield found
+        os.write(file, found[0].encode())
+    finally:
+        os.close(file)
+        if not found:
+            os.unlink(path)
+
+
+def _create(client: Client, body: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = client.request(
-        "POST", "/containers/create", body=json.dumps(body).encode(), name=name
+        "POST",
+        "/containers/create",
+        body=json.dumps(body).encode(),
+        name=given["name"],
+        platform=given["platform"],
     )
     return made
 
 
-def _pull(root: Path, reference: str) -> None:
+def _pull(root: Path, reference: str, given: dict[str, Any]) -> None:
     from layerfs.archive.limits import Limits
     from layerfs.distribution.pull import pull
     from layerfs.distribution.remotes import Remote
@@ -182,4 +202,6 @@ def _pull(root: Path, reference: str) -> None:
 
     with Store(root) as store:
         remote = Remote("docker", f"//{normalize(reference)}")
-        pull(store, remote, None, Options(), limits=Limits(), progress=sys.stderr.isatty())
+        options = Options(platform=given["platform"])
+        progress = sys.stderr.isatty() and not given["quiet"]
+        pull(store, remote, None, options, limits=Limits(), progress=progress)

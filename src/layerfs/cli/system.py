@@ -3,42 +3,86 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from layerfs.cli import render
+from layerfs.cli.formats import INSPECT_FORMAT, show_each, template
+from layerfs.cli.names import ANY_NAME, NAME
 from layerfs.cli.shared import each
 from layerfs.client.client import Client
 from layerfs.errors import NotFound
 
+_KINDS = {"container": "containers", "image": "images", "network": "networks", "volume": "volumes"}
+_SIZE = click.option("-s", "--size", "sizes", is_flag=True, help="Tell sizes of containers too.")
+
 
 @click.command("inspect")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(list(_KINDS)),
+    help="Look for nothing else: container (a mount too), image, network or volume.",
+)
+@_SIZE
+@INSPECT_FORMAT
+@click.argument("names", nargs=-1, required=True, type=ANY_NAME)
+@click.pass_obj
+def inspect_command(root: Path, names: tuple[str, ...], kind: str | None, sizes: bool, form: str) -> int:
+    """Show all about mounts, containers and images, as a JSON array, or as a format says."""
+    wanted = (kind,) if kind else ("container", "image")
+    missing = f"no such {kind}" if kind else "no such mount or image"
+    return _inspect(root, names, wanted, missing, sizes, form)
+
+
+@click.command("inspect")
+@_SIZE
+@INSPECT_FORMAT
+@click.argument("names", nargs=-1, required=True, type=NAME)
+@click.pass_obj
+def inspect_container_command(root: Path, names: tuple[str, ...], sizes: bool, form: str) -> int:
+    """Show all about containers and mounts."""
+    return _inspect(root, names, ("container",), "no such container", sizes, form)
+
+
+@click.command("inspect")
+@INSPECT_FORMAT
 @click.argument("names", nargs=-1, required=True)
 @click.pass_obj
-def inspect_command(root: Path, names: tuple[str, ...]) -> int:
-    """Show all about mounts and images, as a JSON array."""
+def inspect_image_command(root: Path, names: tuple[str, ...], form: str) -> int:
+    """Show all about images."""
+    return _inspect(root, names, ("image",), "no such image", False, form)
+
+
+def _inspect(
+    root: Path, names: tuple[str, ...], kinds: Sequence[str], missing: str, sizes: bool, form: str
+) -> int:
+    """Show what is known of *names*, each of which is looked for among *kinds*; return the exit status."""
+    if form not in ("", "json"):
+        template(form)  # a mistake in it is told before anything else
     client = Client.of(root)
     found: list[Any] = []
 
     def inspect(name: str) -> None:
-        for kind in ("containers", "images"):
+        for kind in kinds:
+            suffix = "/json" if kind in ("container", "image") else ""
             try:
-                found.append(client.request("GET", f"/{kind}/{name}/json"))
+                found.append(client.request("GET", f"/{_KINDS[kind]}/{name}{suffix}", size=sizes))
                 return
             except NotFound:
                 continue
-        raise NotFound(f"no such mount or image: {name}")
+        raise NotFound(f"{missing}: {name}")
 
     status = each(names, inspect)
-    click.echo(render.as_json(found, indent=4))
+    show_each(found, form)
     return status
 
 
 @click.command("status")
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=NAME)
 @click.option(
     "--format",
     "form",

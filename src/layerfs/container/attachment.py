@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from layerfs.host.polling import readable
 PIECE = 8192
 """conmon's own unit."""
 STDOUT, STDERR = 1, 2
+_ACCEPT_PATIENCE = 2.0
+"""Seconds that a supervisor may take to accept a connection."""
 _LOOK = 1.0
 """Seconds between two looks whether a client that has ended its input is still there for the output."""
 _STREAMS = {2: STDOUT, 3: STDERR}
@@ -40,6 +43,7 @@ def connect(bundle: Path) -> socket.socket:
     Raises `ContainerError`.
     """
     directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = _sockets(bundle)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(f"/proc/self/fd/{directory}/attach")  # its own path may be too long
@@ -48,7 +52,20 @@ def connect(bundle: Path) -> socket.socket:
         raise ContainerError(f"cannot attach to the container: {error.strerror}") from None
     finally:
         os.close(directory)
+    # connect(2) returns before conmon accepts, and what the container writes in between would not come.
+    deadline = time.monotonic() + _ACCEPT_PATIENCE
+    while _sockets(bundle) <= before and time.monotonic() < deadline:
+        time.sleep(0.001)
     return connection
+
+
+def _sockets(bundle: Path) -> int:
+    """Return how many sockets the supervisor of the container whose directory is *bundle* has open."""
+    try:
+        descriptors = Path("/proc", (bundle / "conmon.pid").read_text().strip(), "fd")
+        return sum(os.readlink(path).startswith("socket:") for path in descriptors.iterdir())
+    except OSError:  # it ends
+        return 0
 
 
 def resize(bundle: Path, rows: int, columns: int) -> None:
@@ -136,7 +153,7 @@ def bridge(client: socket.socket, early: bytes, supervisor: socket.socket, wante
     readers = [supervisor.fileno(), client.fileno()]
     while True:
         ready = readable(readers, _LOOK)
-        if not ready and _is_closed(client):
+        if not ready and is_closed(client):
             return False
         if supervisor.fileno() in ready:
             try:
@@ -159,7 +176,7 @@ def bridge(client: socket.socket, early: bytes, supervisor: socket.socket, wante
                 readers.remove(client.fileno())  # it may have closed one direction alone
                 if sending:
                     _close_input(supervisor)
-                if _is_closed(client):
+                if is_closed(client):
                     return False
             elif sending and not _send(supervisor, detach, data):
                 return False
@@ -181,7 +198,7 @@ def _close_input(supervisor: socket.socket) -> None:
         supervisor.shutdown(socket.SHUT_WR)
 
 
-def _is_closed(client: socket.socket) -> bool:
+def is_closed(client: socket.socket) -> bool:
     """Return whether *client* has closed both directions, not just the one to us."""
     from select import POLLERR, POLLHUP, poll
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.container.lifecycle import bundle_of
 from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
-from layerfs.container.spec import given_rights
+from layerfs.container.spec import given_rights, identity
 from layerfs.errors import Conflict, NotFound
 from layerfs.host.terminal import set_size
 
@@ -103,6 +104,7 @@ class Exec:
             self._directory.cleanup()
             raise
         if detached:
+            self._await_beginning(place / "pid")
             threading.Thread(target=self._let_run, name=f"exec {self.id[:12]}", daemon=True).start()
 
     def _pipes(self, words: list[str], detached: bool) -> subprocess.Popen[bytes]:
@@ -121,6 +123,18 @@ class Exec:
             )
         finally:
             os.close(slave)
+
+    def _await_beginning(self, pid: Path) -> None:
+        """Return when the process has begun: this one may end now, and its directory with what it is told.
+
+        Raises `ContainerError` if it could not begin.
+        """
+        assert self.process is not None
+        while not pid.exists():
+            if self.process.poll() is not None:
+                self.wait()
+                return
+            time.sleep(0.002)
 
     def _let_run(self) -> None:
         if self.master >= 0:  # somebody has to take what it writes
@@ -218,7 +232,7 @@ def _process(bundle: Path, wanted: Execution) -> dict[str, Any]:
         from layerfs.container.users import find_user
 
         user = find_user(bundle / "rootfs", wanted.user)
-        process["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+        process["user"] = identity(user)
         variables = environment(variables, [f"HOME={user.home}"])
         process["capabilities"] = given_rights(user, process["capabilities"]["bounding"])
     process["args"] = list(wanted.command)

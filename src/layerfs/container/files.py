@@ -1,7 +1,7 @@
-"""What a container has in the store besides its tree: its log, the network's files, volumes without a name.
+"""What a container has in the store besides its tree: its log and the network's files; and how volumes begin.
 
-They lie at `containers/ID/`: they are no part of what a commit seals, live as long as the container, and
-are removed with it.
+The former lie at `containers/ID/`: they are no part of what a commit seals, live as long as the container,
+and are removed with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,22 +31,11 @@ def log_path(store: Path, mount_id: str) -> Path:
     return directory(store, mount_id) / "log"
 
 
-def found(point: Point, own: Path, root: Path) -> Point:
-    """Return a mount point with a path as its source; makes what has to be made for that.
-
-    A volume without a name is a directory below *own*, which begins with what the image mounted at *root*
-    has there. Raises `LayerfsError`.
-    """
-    if point["Type"] == "volume":
-        if not point["Spec"]["Anonymous"]:
-            raise BadRequest(f"get {point['Name']}: no such volume")
-        volume = own / "volumes" / point["Name"]
-        if not volume.exists():
-            _fill(volume, root, point["Destination"])
-        return {**point, "Source": str(volume)}
-    if point["Type"] == "bind" and point["Spec"].get("CreateMountpoint"):
-        _make_directory(point["Source"])
-    return point
+def make_sources(points: Iterable[Point]) -> None:
+    """Make the directories of the host that *points* want made where nothing is; raises `LayerfsError`."""
+    for point in points:
+        if point["Type"] == "bind" and point["Spec"].get("CreateMountpoint"):
+            _make_directory(point["Source"])
 
 
 def _make_directory(path: str) -> None:
@@ -61,21 +51,27 @@ def _make_directory(path: str) -> None:
         raise from_os_error(error, "use the directory of a volume") from None
 
 
-def _fill(volume: Path, root: Path, path: str) -> None:
-    """Make *volume* a copy of the directory *path* below *root*, or an empty directory where it has none."""
-    unfinished = volume.with_name(volume.name + ".new")
-    shutil.rmtree(unfinished, ignore_errors=True)
+def fill(volume: Path, root: Path, path: str, *, in_place: bool) -> None:
+    """Make the empty directory *volume* a copy of the directory *path* below *root*, if there is one.
+
+    Whole or not at all, unless it is done *in_place*: where *volume* is a mountpoint, or others have it
+    mounted. Raises `LayerfsError`.
+    """
+    unfinished = volume if in_place else volume.with_name(volume.name + ".new")
     try:
-        unfinished.mkdir(parents=True)
+        if not in_place:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(mode=0o755)
         try:
             source = open_inside(root, path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:
-            unfinished.rename(volume)
+            if not in_place:
+                unfinished.rmdir()
             return
     except OSError as error:
         if error.errno == errno.ENOTDIR:
-            raise BadRequest(f"the image has a volume {path}, but a file is there") from None
-        raise from_os_error(error, f"make the volume {path}") from None
+            raise BadRequest(f"the container has a volume at {path}, but a file is there") from None
+        raise from_os_error(error, f"fill the volume at {path}") from None
     try:
         done = subprocess.run(
             ["cp", "-a", "--reflink=auto", f"/proc/self/fd/{source}/.", unfinished],
@@ -89,6 +85,8 @@ def _fill(volume: Path, root: Path, path: str) -> None:
     finally:
         os.close(source)
     if done.returncode != 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise LayerfsError(f"cannot fill the volume {path}: {done.stderr.partition(chr(10))[0]}")
-    unfinished.rename(volume)
+        if not in_place:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise LayerfsError(f"cannot fill the volume at {path}: {done.stderr.partition(chr(10))[0]}")
+    if not in_place:
+        unfinished.rename(volume)

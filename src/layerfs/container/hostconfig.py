@@ -15,7 +15,8 @@ from layerfs.container import (
     devices,
     mountpoints,
     namespaces,
-    ports,
+    networking,
+    portbindings,
     resources,
     security,
     tmpfs,
@@ -77,7 +78,7 @@ def taken(members: Members, default_network: str) -> tuple[dict[str, Any], list[
     if found["NetworkMode"] in ("", "default"):
         found["NetworkMode"] = default_network
     found["LogConfig"] = _log(members.member("LogConfig"))
-    found["PortBindings"] = ports.bindings(members)
+    found["PortBindings"] = portbindings.bindings(members)
     found["RestartPolicy"] = restart_policy(members)
     found["ConsoleSize"] = _console_size(members)
     found["OomScoreAdj"] = members.number("OomScoreAdj")
@@ -98,6 +99,8 @@ def _checked(found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         raise BadRequest("can't create 'AutoRemove' container with restart policy")
     for text in found["ExtraHosts"] or ():
         _check_host(text)
+    for text in found["Links"] or ():
+        networking.check_link(text)
     for member in ("CapAdd", "CapDrop"):
         capabilities.normalized(found[member] or (), member)
     if found["Isolation"].lower() not in ("", "default"):
@@ -281,10 +284,6 @@ def _check_sysctls(found: Mapping[str, Any]) -> None:
 
 def _refuse(found: Mapping[str, Any]) -> None:
     """Refuse what layerfs does not do, rather than not doing it."""
-    if found["Links"]:
-        raise BadRequest(
-            "links are not supported: connect the containers to one network, and use their names"
-        )
     if found.get("StorageOpt"):
         raise BadRequest("--storage-opt is not supported: a container's layer is limited by its filesystem")
     if found["Cgroup"]:

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, ociruntime, supervisor
+from layerfs.container import files, networks, ociruntime, supervisor, volumes
 from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.container.restart import wants_restart
 from layerfs.container.stored import host_config, points_of
-from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
+from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
@@ -124,8 +124,12 @@ def _start(
     if running_pid(mount.name) is not None:
         raise Conflict(f"{mount.name} is mounted on {mount.mountpoint}: unmount it first")
     launch(MountRequest(mountpoint=str(tree), root=root, name=mount.name))
-    _write_spec(root, mount, lock.path, tree)
-    oci_runtime, pid = _create(root, mount, lock.path)
+    network = networks.set_up(root, mount)
+    try:
+        _write_spec(root, mount, lock.path, tree, network)
+        oci_runtime, pid = _create(root, mount, lock.path, network)
+    finally:
+        network.close()
     record = Record(pid, born(pid) or 0, oci_runtime.path)
     before(record)
     started = datetime.now(UTC)
@@ -147,9 +151,9 @@ def _start(
         )
 
 
-def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
+def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: networks.Prepared) -> None:
     """Write what the runtime has to know. Raises `LayerfsError` and `OSError`."""
-    from layerfs.container import names, namespaces, spec, users
+    from layerfs.container import hostfiles, namespaces, shm, spec, users
     from layerfs.store import imageconfig
 
     imageconfig.check(mount.config, f"the configuration of {mount.name}")
@@ -158,13 +162,17 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
     own.mkdir(mode=0o700, parents=True, exist_ok=True)
     hostname = spec.hostname_of(mount.id, mount.container)
     if other := namespaces.container_of(host["NetworkMode"]):
-        named = names.points(files.directory(root, _running(root, other, "network")[0]))
+        named = hostfiles.points(files.directory(root, _running(root, mount, other, "network")[0]))
     else:
-        if host["NetworkMode"] not in ("host", "none"):
-            raise NotFound(f"network {host['NetworkMode']} not found: give host or none")
-        named = names.write(own, hostname, mount.container.get("Domainname", ""), host)
-    points = [files.found(point, own, tree) for point in points_of(mount)]
+        named = hostfiles.write(own, hostname, mount.container.get("Domainname", ""), host, network.files)
+    points = volumes.set_up(root, mount, tree, points_of(mount))
+    files.make_sources(points)
     taken = {point["Destination"] for point in points}
+    joins = namespaces.joined(host, lambda name: _running(root, mount, name, "process")[1].pid)
+    if network.namespace is not None:
+        joins["network"] = network.namespace
+    memory = shm.set_up(bundle, host, lambda name: directory(_running(root, mount, name, "IPC")[0]))
+    named += [point for point in memory if point["Destination"] not in host.get("Tmpfs", {})]
     user = users.find_user(tree, mount.config.get("User") or "")
     built = spec.build(
         mount_id=mount.id,
@@ -173,22 +181,29 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path) -> None:
         settings=mount.container,
         user=users.with_groups(tree, user, host["GroupAdd"] or ()),
         points=[*(point for point in named if point["Destination"] not in taken), *points],
-        joins=namespaces.joined(host, lambda name: _running(root, name, "namespace")[1].pid),
+        joins=joins,
     )
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
 
 
-def _running(root: Path, name: str, what: str) -> tuple[str, Record]:
-    """Return the id and the record of another container; raises `LayerfsError` unless it runs."""
+def _running(root: Path, mount: Mount, name: str, what: str) -> tuple[str, Record]:
+    """Return the id and the record of one that the container *mount* joins; raises `LayerfsError`."""
     with Store(root) as store:
-        other = store.mount(name)
+        try:
+            other = store.mount(name)
+        except NotFound:
+            raise NotFound(f"joining {what} namespace of container: No such container: {name}") from None
+    if other.id == mount.id:
+        raise BadRequest(f"cannot join own {what} namespace")
     record = look(other.id)
     if record is None or not record.alive():
-        raise Conflict(f"cannot join the {what} of a container that does not run: {other.name}")
+        raise Conflict(
+            f"cannot join {what} namespace of a non running container: container {other.name} is not running"
+        )
     return other.id, record
 
 
-def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
+def _create(root: Path, mount: Mount, bundle: Path, network: networks.Prepared) -> tuple[Runtime, int]:
     """Create the container by the first runtime that can; return it and the pid of the first process."""
     from layerfs.container import hostconfig
 
@@ -202,6 +217,7 @@ def _create(root: Path, mount: Mount, bundle: Path) -> tuple[Runtime, int]:
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
         stdin_stays_open=not settings["StdinOnce"],
+        holds=tuple(one.fileno() for one in network.sockets),
     )
     wanted.log.touch(mode=0o600)
     conmon = supervisor.find_conmon()
@@ -227,7 +243,7 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
         _take_down(root, mount, lock)
         with Store(root) as store:
             if host_config(mount.container)["AutoRemove"]:
-                store.remove_mount(mount.id)
+                store.remove_mount(mount.id, volumes=True)
                 forget(mount.name)
             else:
                 store.update_container(mount.id, "die", ExitCode=status, Error=str(error))
@@ -238,11 +254,15 @@ def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
 
 def _take_down(root: Path, mount: Mount | None, lock: Lock) -> None:
     """Take away a container that was made but perhaps not started, whoever made it. Raises `LayerfsError`."""
-    if lock.is_empty():
-        return
+    from layerfs.container import shm
+
     record = lock.read()
-    for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
-        oci_runtime.delete(lock.path.name)
+    if not lock.is_empty():
+        for oci_runtime in [Runtime(record.runtime)] if record else ociruntime.installed():
+            oci_runtime.delete(lock.path.name)
+    shm.take_down(lock.path)
+    networks.take_down(root, lock.path.name)
+    volumes.take_down(root, lock.path.name)
     if mount is not None and mounted_at(str(lock.path / "rootfs")):
         _unmount(root, mount)
 
@@ -297,6 +317,7 @@ def wait(root: Path, mount: Mount, watch: Watch) -> int | None:
 
 
 def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
+    from layerfs.container import shm
     from layerfs.container.spec import cgroups_path
 
     mount_id = lock.path.name
@@ -307,12 +328,16 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
         cgroups_path(mount_id, host_config(mount.container))
     )
     Runtime(record.runtime).delete(mount_id)
+    shm.take_down(lock.path)
+    networks.take_down(root, mount_id)
+    volumes.take_down(root, mount_id)
     if mount is not None:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
             row = store.mount(mount_id)
-            if host_config(row.container)["AutoRemove"]:
-                store.remove_mount(mount_id)
+            own = host_config(row.container)["AutoRemove"]
+            if own or row.container.get("Removing"):
+                store.remove_mount(mount_id, volumes=own or row.container["Removing"]["Volumes"])
                 forget(mount.name)
             else:
                 why = "" if noted is not None else "its supervisor ended before it did"

@@ -39,6 +39,11 @@ def check_network(config: Mapping[str, Any], host_config: Mapping[str, Any]) -> 
     *config* has the members Hostname and ExposedPorts.
     """
     mode = host_config["NetworkMode"]
+    if mode == "host" and host_config["Links"]:
+        raise BadRequest(
+            "conflicting options: host type networking can't be used with links. "
+            "This would result in undefined behavior"
+        )
     if host_config["UTSMode"] == "host" and config["Hostname"]:
         raise BadRequest("conflicting options: hostname and the UTS mode")
     if mode != "container" and container_of(mode) is None:
@@ -47,6 +52,10 @@ def check_network(config: Mapping[str, Any], host_config: Mapping[str, Any]) -> 
         raise BadRequest("invalid network mode: invalid container format container:<name|id>")
     conflicts = (
         (config["Hostname"], "hostname and the network mode"),
+        (
+            host_config["Links"],
+            "container type network can't be used with links. This would result in undefined behavior",
+        ),
         (host_config["Dns"], "dns and the network mode"),
         (host_config["ExtraHosts"], "custom host-to-IP mapping and the network mode"),
         (

@@ -11,10 +11,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, ports
+from layerfs.container import health, hostconfig, mountpoints, namespaces, networking, portbindings
 from layerfs.container.members import Members, one_line
 from layerfs.container.stored import points_of
 from layerfs.errors import BadRequest, NotFound
@@ -24,7 +23,6 @@ from layerfs.store import imageconfig
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
 
-NETWORKS = ("host", "none")
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_])?")
 _DOMAIN = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,254}[A-Za-z0-9_])?")
 _OWN_FLAGS = (
@@ -76,6 +74,12 @@ def _described(
         if other := namespaces.container_of(host[member]):
             with suppress(NotFound):  # it may be made later: whoever starts this one is told
                 host[member] = f"container:{find(other).id}"  # it may get another name
+    for text in host["Links"] or ():
+        name = text.partition(":")[0]
+        try:
+            find(name.removeprefix("/"))
+        except NotFound as error:
+            raise BadRequest(f"could not get container for {name}: {error}") from None
     own: dict[str, Any] = {name: whole.flag(name) for name in _OWN_FLAGS}
     own |= {"Image": whole.text("Image"), "Hostname": _hostname(whole), "Domainname": _domainname(whole)}
     if own["NetworkDisabled"]:
@@ -104,7 +108,7 @@ def _configuration(image: Mapping[str, Any], body: Members) -> dict[str, Any]:
         config["User"] = body.text("User")
     if exposed := body.names("ExposedPorts"):
         config["ExposedPorts"] = {
-            **{port: {} for port in ports.ports(exposed)},
+            **{port: {} for port in portbindings.ports(exposed)},
             **(image.get("ExposedPorts") or {}),
         }
     if variables := body.texts("Env"):
@@ -201,73 +205,3 @@ def environment(base: Iterable[str], more: Iterable[str]) -> list[str]:
         else:
             values.pop(name, None)
     return [f"{name}={value}" for name, value in values.items()]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the options of `layerfs run` say."""
-
-    command: tuple[str, ...] = ()
-    entrypoint: str | None = None
-    """In place of the image's; an empty one for none."""
-    environment: tuple[str, ...] = ()
-    """`NAME=VALUE`, or `NAME` for the value that it has here."""
-    workdir: str = ""
-    user: str = ""
-    binds: tuple[str, ...] = ()
-    """`HOST:DEST[:ro]`."""
-    hostname: str = ""
-    network: str = "host"
-    terminal: bool = False
-    stdin: bool = False
-    detached: bool = False
-    remove: bool = False
-
-
-def request(wanted: Wanted) -> dict[str, Any]:
-    """Return what `layerfs run` wants as the body of a request to create a container; raises `BadRequest`."""
-    if wanted.network not in NETWORKS:
-        raise BadRequest(f"unknown network {wanted.network!r}: give {' or '.join(NETWORKS)}")
-    return {
-        "Cmd": list(wanted.command),
-        "Entrypoint": None if wanted.entrypoint is None else [wanted.entrypoint],
-        "Env": [_from_here(text) for text in wanted.environment],
-        "WorkingDir": wanted.workdir,
-        "User": wanted.user,
-        "Hostname": wanted.hostname,
-        "Tty": wanted.terminal,
-        "OpenStdin": wanted.stdin,
-        "StdinOnce": wanted.stdin and not wanted.detached,
-        "AttachStdin": wanted.stdin and not wanted.detached,
-        "AttachStdout": not wanted.detached,
-        "AttachStderr": not wanted.detached,
-        "HostConfig": {
-            "NetworkMode": wanted.network,
-            "Binds": [":".join(bind(text)) for text in wanted.binds] or None,
-            "AutoRemove": wanted.remove,
-        },
-    }
-
-
-def _from_here(text: str) -> str:
-    """Return a variable with the value that it has in this process, if *text* is a name alone."""
-    if not text or text.startswith("=") or "\0" in text:
-        raise BadRequest(f"invalid environment variable {text!r}: give NAME=VALUE or NAME")
-    return f"{text}={os.environ[text]}" if text in os.environ else text
-
-
-def bind(text: str) -> list[str]:
-    """Return `HOST:DEST[:ro|rw]` as host directory, destination and mode; raises `BadRequest`."""
-    host, _, rest = text.partition(":")
-    destination, colon, mode = rest.partition(":")
-    if not host or not destination or (colon and mode not in ("ro", "rw")):
-        raise BadRequest(f"invalid volume {text!r}: give HOST:DEST, HOST:DEST:ro or HOST:DEST:rw")
-    if host.startswith("."):
-        host = os.path.abspath(host)
-    elif not host.startswith("/"):
-        raise BadRequest(
-            f"invalid volume {text!r}: HOST must be a path, such as ./{host}; volumes have no names"
-        )
-    if not destination.startswith("/") or os.path.normpath(destination) in ("/", "//"):
-        raise BadRequest(f"invalid volume {text!r}: DEST must be an absolute path other than /")
-    return [host, os.path.normpath(destination), mode or "rw"]

@@ -113,7 +113,7 @@ def process(
     own = [PATH, f"HOSTNAME={hostname}", f"HOME={user.home}", *(["TERM=xterm"] if terminal else [])]
     result: dict[str, Any] = {
         "terminal": terminal,
-        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
+        "user": identity(user),
         "args": command(config),
         "env": environment(own, config.get("Env") or ()),
         "cwd": absolute(config.get("WorkingDir") or "/"),
@@ -129,6 +129,15 @@ def process(
     if profile := options.apparmor_profile():
         result["apparmorProfile"] = profile
     return result
+
+
+def identity(user: User) -> dict[str, Any]:
+    """Return the member `user` of a process.
+
+    Its own group is among the further ones: a program that changes the former keeps what that group may not
+    do (CVE-2022-36109).
+    """
+    return {"uid": user.uid, "gid": user.gid, "additionalGids": list(dict.fromkeys([user.gid, *user.groups]))}
 
 
 def given_rights(user: User, rights: Sequence[str]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,13 +34,17 @@ def points_of(mount: Mount) -> list[Point]:
         from layerfs.container import mountpoints
 
         volumes = sorted(mount.config.get("Volumes") or ())
-        numbers = {os.path.normpath(path): str(number) for number, path in enumerate(volumes)}
         found = mountpoints.points(host_config(mount.container), volumes, lambda name: ())
         known = [
-            {**point, "Name": numbers[point["Destination"]]} if point["Type"] == "volume" else point
+            {**point, "Name": _name(mount, point["Destination"])} if point["Type"] == "volume" else point
             for point in found
         ]
     return known
+
+
+def _name(mount: Mount, destination: str) -> str:
+    """Return the name of a volume that got none from an older layerfs: the same one each time."""
+    return hashlib.sha256(os.fsencode(f"{mount.id}:{destination}")).hexdigest()
 
 
 def shown_points(mount: Mount) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ class Supervised:
     stdin: bool
     stdin_stays_open: bool
     """Whether more clients may attach and write after the first one has left."""
+    holds: tuple[int, ...] = ()
+    """Descriptors that it is to have open for as long as the container runs: see `publishing`."""
 
 
 def find_conmon() -> str:
@@ -66,7 +68,7 @@ def create(conmon: str, oci: Runtime, wanted: Supervised) -> int:
                 stdout=messages,
                 stderr=messages,
                 env={**os.environ, "LAYERFS_RUN": str(rundir.run_dir()), "_OCI_SYNCPIPE": str(report)},
-                pass_fds=(report,),
+                pass_fds=(report, *wanted.holds),
                 cwd="/",
             )
         os.close(report)

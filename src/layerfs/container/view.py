@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layerfs.container import files, lifecycle, names
+from layerfs.container import files, hostfiles, lifecycle, volumes
 from layerfs.container.private_mounts import Bind, PrivateMounts
 from layerfs.container.stored import points_of
 from layerfs.errors import Conflict, LayerfsError, from_os_error
@@ -115,6 +115,7 @@ def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[i
                 finally:
                     os.close(fd)
         finally:
+            volumes.take_down(root, mount.id)
             _unmount(root, mount)
             with suppress(OSError):
                 lock.discard()
@@ -135,8 +136,10 @@ def _binds(root: Path, mount: Mount, tree: Path) -> list[Bind]:
     A volume that it does not have yet is made, as at its start.
     """
     own = files.directory(root, mount.id)
-    points = names.points(own) if (own / "hosts").exists() else []
-    points += [files.found(point, own, tree) for point in points_of(mount)]
+    points = hostfiles.points(own) if (own / "hosts").exists() else []
+    ready = volumes.set_up(root, mount, tree, points_of(mount))
+    files.make_sources(ready)
+    points += ready
     found = {
         point["Destination"]: Bind(point["Source"], point["Destination"], point["RW"])
         for point in points

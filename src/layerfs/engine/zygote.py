@@ -78,7 +78,6 @@ class Zygote:
 def main(number: int) -> None:
     """Serve requests on the socket with this *number* until its other end is closed."""
     # What a mount needs is imported here, once, and shared by all daemons.
-    import layerfs.api.app
     import layerfs.mounting.daemon  # noqa: F401
     from layerfs.api.server import start_mount
 

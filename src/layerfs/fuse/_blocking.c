@@ -37,7 +37,7 @@ struct job {
 	const char *data;
 	struct write_time *time; /* of what writes */
 	int mode;	    /* of fallocate(2) */
-	int (*sync)(int); /* fsync(2) or fdatasync(2) */
+	int data_only; /* of a sync */
 };
 
 struct pool {
@@ -162,7 +162,7 @@ static void do_allocate(const struct job *job, char **buffer)
 
 static void do_sync(const struct job *job, char **buffer)
 {
-	int error = job->sync(job->file) ? errno : 0;
+	int error = sync_file(job->file, job->data_only);
 
 	count_off(job);
 	answer(job->device, job->unique, error, NULL, 0);
@@ -311,7 +311,7 @@ int answer_sync_later(int device, uint64_t unique, int file, int data_only)
 				      .device = device,
 				      .file = file,
 				      .unique = unique,
-				      .sync = data_only ? fdatasync : fsync});
+				      .data_only = data_only});
 }
 
 int writes_under_way(void)

@@ -98,13 +98,19 @@ static struct timespec chosen_time(uint32_t valid, uint32_t bit, uint64_t second
 	return (struct timespec){.tv_nsec = UTIME_OMIT};
 }
 
+/* Whether every filesystem holds that time: FAT begins in 1980, 32 bits end in 2038. */
+static int is_everywhere(time_t seconds)
+{
+	return seconds >= 315532800 && seconds < 1LL << 31;
+}
+
 /* Times, and owner or mode of a file without set-id bits: those have rules, which Python knows. */
 static int answer_setattr(int device, uint64_t unique, struct known *known, const struct fuse_setattr_in *in)
 {
 	const uint32_t times = FATTR_ATIME | FATTR_MTIME, owner = FATTR_UID | FATTR_GID;
 	const uint32_t told = FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME;
 	struct stat st;
-	int error = 0;
+	int error = 0, comes_later = 0;
 
 	if (in->valid & ~(times | owner | FATTR_MODE | told) || !(in->valid & (times | owner | FATTR_MODE)))
 		return 0;
@@ -127,12 +133,19 @@ static int answer_setattr(int device, uint64_t unique, struct known *known, cons
 
 			known->late = known->late && is_written;
 			known->shown = wanted[1];
+			/* The write sets it when it ends. Until then it may hold the file's lock, and wait for a disk. */
+			comes_later = is_written && !(in->valid & FATTR_ATIME) && is_everywhere(wanted[1].tv_sec);
 		}
-		error = futimens(known->fd, wanted);
+		if (!comes_later)
+			error = futimens(known->fd, wanted);
 	}
 	if (error)
 		return reply(device, unique, errno, NULL, 0);
-	if (fstat(known->fd, &st) || (in->valid & FATTR_MTIME && st.st_mtim.tv_sec != (time_t)in->mtime))
+	if (fstat(known->fd, &st))
+		return 0;
+	if (comes_later)
+		st.st_mtim = known->shown;
+	if (in->valid & FATTR_MTIME && st.st_mtim.tv_sec != (time_t)in->mtime)
 		return 0; /* the disk cannot hold that time: Python knows what to do */
 	return answer_attributes(device, unique, known, &st);
 }

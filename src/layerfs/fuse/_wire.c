@@ -281,6 +281,7 @@ PyMODINIT_FUNC PyInit__wire(void)
 		       PyModule_AddFunctions(module, entry_methods) ||
 		       PyModule_AddFunctions(module, known_methods) ||
 		       PyModule_AddFunctions(module, loop_methods) ||
+		       PyModule_AddFunctions(module, lost_methods) ||
 		       PyModule_AddFunctions(module, occupy_methods) ||
 		       PyModule_AddFunctions(module, times_methods) ||
 		       PyModule_AddFunctions(module, unchanging_methods)))

@@ -119,7 +119,7 @@ int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, u
 int answer_fallocate_later(int device, uint64_t unique, int file, int mode, uint64_t offset, uint64_t length,
 			   struct write_time *time);
 
-/* The same for fsync(2) of *file*, or fdatasync(2). */
+/* The same for fsync(2) of *file*, or fdatasync(2), as sync_file() does it. */
 int answer_sync_later(int device, uint64_t unique, int file, int data_only);
 
 /* Writes all of *data*; returns 0 or an errno. */
@@ -132,6 +132,13 @@ int allocate(int file, int mode, uint64_t offset, uint64_t length);
 int writes_under_way(void);
 
 extern PyMethodDef blocking_methods[];
+
+/* _lost.c: syncs that failed. */
+
+/* fsync(2) or fdatasync(2); returns 0 or an errno, that of an earlier one, too. Any thread may. */
+int sync_file(int file, int data_only);
+
+extern PyMethodDef lost_methods[];
 
 /* _ahead.c: reading ahead. */
 

@@ -28,6 +28,8 @@ _BUFFER = 1 << 20
 _SMALL_COPY = 1 << 16
 _PATIENCE = 1e-3
 """Seconds for which a copy-up in the loop may keep all others waiting for the disk."""
+_SEARCHES = 10
+"""Searches for renamed directories before the loop does one itself: some are renamed during each."""
 _T = TypeVar("_T")
 
 
@@ -40,7 +42,7 @@ class Contents:
         self._durable = durable
         self._copying: dict[File, trio.Event] = {}
         self._writing: set[trio.Event] = set()
-        self._gate = Gate()
+        self._gate = Gate(_write_out)
         self._settling = 0.0  # seconds that small copies have taken lately to get to the disk
         self._memory = memoryview(
             mmap.mmap(-1, _BUFFER)
@@ -115,12 +117,21 @@ class Contents:
                         job.copy()
                     else:
                         await trio.to_thread.run_sync(job.copy)
+                        for _ in range(_SEARCHES):
+                            if job.is_ready():
+                                break
+                            await trio.to_thread.run_sync(job.search)
                     job.finish()
                 self._count(job)
             finally:
                 job.close()
                 del self._copying[node]
                 done.set()
+
+    @property
+    def lets_write(self) -> bool:
+        """Whether a write may begin now; `write` waits until one may."""
+        return self._gate.lets_write
 
     async def read(self, node: File, offset: int, size: int) -> bytes | memoryview:
         """Return *size* bytes at *offset*, fewer only at the end of the file. Raises `OSError`."""
@@ -144,6 +155,9 @@ class Contents:
         self._writing.add(done)
         try:
             await self.copy_up(node)
+            while not self._gate.lets_write:
+                await self._gate.opened()
+                await self.copy_up(node)  # a commit has been there
             fd = self._union.data(node, write=True)
             written = os.pwrite(fd, data, offset)
             while written < len(data):  # the next try says why
@@ -156,17 +170,16 @@ class Contents:
         """Return when the writes that threads do now, or that wait for a copy-up, have been done."""
         for done in list(self._writing):
             await done.wait()
-        await _extension_writes()
+        await wire.writes_done()
 
     @asynccontextmanager
     async def unchanging(self) -> AsyncIterator[None]:
-        """Have no thread change the upper while the block lasts, but for writes that the extension has taken.
+        """Have no thread change the upper while the block lasts.
 
-        Requests that need such a change wait until after it, and so may writes: nothing in the block may wait
+        Requests that need such a change wait until after it, and so do writes: nothing in the block may wait
         for them.
         """
         async with self._gate.closed():
-            await _extension_writes()
             yield
 
     async def fallocate(self, node: File, mode: int, offset: int, length: int) -> None:
@@ -187,6 +200,11 @@ class Contents:
             os.close(own)
 
 
-async def _extension_writes() -> None:
-    if wire.extension is not None and wire.extension.pending_writes():
-        await trio.to_thread.run_sync(wire.extension.wait_for_writes)
+async def _write_out() -> None:
+    """Have the extension ask for each write from now on, and return when those under way are done.
+
+    It answers nothing by itself until the caller's next `await`.
+    """
+    wire.revoke_all()
+    await wire.writes_done()
+    wire.revoke_all()  # directories, whose attributes somebody has asked for meanwhile

@@ -188,7 +188,7 @@ class Direct:
         mode, rdev, umask, _ = struct.unpack_from("=IIII", body)
         caller = Caller(uid, gid, pid, umask)
         found = self._filesystem.mknod(inode, body[16:-1], mode, _wide_device(rdev), caller)
-        if isinstance(found[0], File) and found[0].writable:
+        if isinstance(found[0], File) and found[0].writable and self._contents.lets_write:
             self._filesystem.late_times.vouch(found[0])
         return self._entry(found)
 
@@ -278,9 +278,9 @@ class Direct:
         return self._union.data(self._filesystem.file(inode))
 
     def write(self, inode: int, takes_set_id: bool) -> int | None:
-        """WRITE: return the descriptor to write to, once that needs no copy-up."""
+        """WRITE: return the descriptor to write to, once that needs no copy-up, and no commit is made."""
         node = self._filesystem.file(inode)
-        if takes_set_id or not self._contents.bring_in_place(node):
+        if takes_set_id or not self._contents.lets_write or not self._contents.bring_in_place(node):
             return None
         fd = self._union.data(node, write=True)
         if not self._filesystem.late_times.vouch(node):

@@ -19,7 +19,7 @@ from layerfs.fuse import setid, wire
 from layerfs.fuse.contents import Contents
 from layerfs.fuse.setid import Caller
 from layerfs.fuse.syncing import StoreSync, Syncing
-from layerfs.fuse.times import LateTimes
+from layerfs.fuse.times import LateTimes, is_everywhere
 from layerfs.union import attributes, mutate, xattr
 from layerfs.union.mutate import Owner
 from layerfs.union.node import Directory, File, Node
@@ -27,8 +27,6 @@ from layerfs.union.view import Union
 
 Found = tuple[Node, os.stat_result]
 _NS = 1_000_000_000
-_EVERYWHERE = 315_532_800 * _NS, (1 << 31) * _NS
-"""The times from and to which every filesystem holds times: FAT begins in 1980, 32 bits end in 2038."""
 
 
 class Change(NamedTuple):
@@ -153,8 +151,7 @@ class Filesystem:
     def set_times(self, node: File, atime: int | None, mtime: int) -> None:
         """Set the times of a file in the upper as the kernel tells them."""
         self.late_times.set(node, atime, mtime)
-        first, end = _EVERYWHERE
-        if not first <= mtime < end and node.stat().st_mtime_ns // _NS != mtime // _NS:
+        if not is_everywhere(mtime) and node.stat().st_mtime_ns // _NS != mtime // _NS:
             # The disk has the nearest time that it can hold, but the kernel shows the one it was given until
             # it forgets the file. A thread asks for that: it may wait for the directory, and that for us.
             for parent, name in node.names:
@@ -166,6 +163,8 @@ class Filesystem:
         attributes.truncate(self.union, node, length)
         if st.st_size == length:
             attributes.utime(self.union, node, None, st.st_mtime_ns)
+        if length == 0:
+            self.syncing.cut_to_nothing(node)
 
     # -- names ------------------------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ class Inside:
         try:
             if mountcalls.identify(_path(root), follow=True).device != self.device:
                 return -1
-            return mountcalls.clone_tree(root)
+            return syscalls.clone_tree(root)
         finally:
             os.close(root)
 

@@ -206,6 +206,7 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self.contents.copy_up(node, 0)
             attributes.truncate(self.union, node, 0)
+            self.filesystem.syncing.cut_to_nothing(node)
             self.filesystem.drop_set_id(node, _caller(ctx))
         else:
             self.union.data(node)  # what cannot be read should fail here, not later

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pyfuse3
+import trio
 from pyfuse3 import InodeT
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_error
@@ -23,6 +26,12 @@ _DEVICE = "/dev/fuse"
 _ENDED = (errno.ENODEV, errno.ECONNABORTED)
 """How reading a request fails when the filesystem was unmounted, the second if that happens meanwhile."""
 
+_PATIENCE = 60.0
+"""Seconds that the last writes may take at the end."""
+_log = logging.getLogger(__name__)
+
+_abort = -1
+"""Ends the connection of this process to the kernel, and no other one's, when it is written to (fusectl)."""
 _is_stopped = False
 """Whether `stop` has been called since `serve` was."""
 
@@ -70,6 +79,7 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
     if os.geteuid() == 0:
         mount_options |= {"allow_other"}
         mount_options |= {option for option in ("suid", "dev") if f"no{option}" not in options}
+    others = {mounted.device for mounted in mounttable.mounts()}
     try:
         before = mountcalls.identify(place.path)
         # Held itself, too: no link that somebody puts in its place is followed.
@@ -85,17 +95,45 @@ def mount(operations: Operations, place: Place, source: str, options: frozenset[
         ) from None
     finally:
         os.close(directory)
-    there = mountcalls.identify(place.path)
-    if there == before:
-        close()
-        raise Conflict(f"{place.mountpoint} was moved while it was mounted on: try again")
+    try:
+        there = mountcalls.identify(place.path)
+        if there == before:
+            raise Conflict(f"{place.mountpoint} was moved while it was mounted on: try again")
+    except OSError as error:
+        _undo(source, others)
+        raise from_os_error(error, f"mount at {place.mountpoint}") from None
+    except BaseException:
+        _undo(source, others)
+        raise
+    global _abort
+    with suppress(OSError):  # a container may not have that filesystem
+        path = f"/sys/fs/fuse/connections/{os.minor(there.device)}/abort"
+        _abort = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     return there.device
+
+
+def _undo(source: str, others: set[int]) -> None:
+    """Take away what `mount` has mounted, wherever that is: from *source*, none of *others* (`st_dev`).
+
+    What somebody else has mounted since then answers, and stays.
+    """
+    close()
+    for mounted in list(mounttable.mounts()):
+        is_new = mounted.type == mounttable.TYPE and mounted.device not in others
+        if is_new and mounted.source == _printable(source):
+            with suppress(LayerfsError):
+                mounttable.detach(mounted.place, mounted.device)
 
 
 def _escape(source: str) -> str:
     """Return *source* as libfuse takes it in an option: which are split at unescaped commas."""
+    return re.sub(r"([\\,])", r"\\\1", _printable(source))
+
+
+def _printable(source: str) -> str:
+    """Return *source* as the mount table shows it."""
     text = "".join(char if char.isprintable() else "?" for char in source)
-    return re.sub(r"([\\,])", r"\\\1", text.encode("ascii", "replace").decode())
+    return text.encode("ascii", "replace").decode()
 
 
 async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
@@ -116,7 +154,11 @@ async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
         # First, and at once: umount(2) has returned, or will before long, and people may look at the upper.
         if not _is_stopped and not is_mounted():
             filesystem.late_times.settle_before()
-        wire.quiesce()
+        wire.revoke_all()
+        with trio.CancelScope(shield=True), trio.move_on_after(_PATIENCE) as waiting:
+            await wire.writes_done()
+        if waiting.cancelled_caught:
+            _log.error("waited %g seconds for writes to the upper, which may be incomplete", _PATIENCE)
 
 
 def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
@@ -152,7 +194,15 @@ def drop_attributes(filesystem: Filesystem) -> None:
 def close() -> None:
     """Let go of the session after `serve`; whoever still uses the mount gets ENOTCONN.
 
-    Reads that a disk still keeps waiting are not waited for, nor answered.
+    Reads that a disk still keeps waiting are not waited for, nor answered. The connection is cut first. A
+    thread that asks the kernel to forget a name (`Filesystem.set_times`) may wait for the directory, whose
+    user waits for an answer of ours: it would keep the device open, and both of them would wait for ever.
     """
+    global _abort
     wire.stop_answering()
+    if _abort >= 0:
+        with suppress(OSError):
+            os.write(_abort, b"1")
+        os.close(_abort)
+        _abort = -1
     pyfuse3.close(unmount=False)

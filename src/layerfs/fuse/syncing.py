@@ -2,7 +2,8 @@
 
 What somebody syncs lies in the upper, in a layer that a commit has sealed but that is not on the disk as a
 whole yet, or partly in both. After a power cut it has to be there, and the store has to know the layer that
-it is in. Layers that are on their disk (`Layer.on_disk`) need nothing: they do not change.
+it is in. Layers that are on their disk (`Layer.on_disk`) need nothing: they do not change. What could not be
+written is told again and again (`lost`); the layer of such a file does not count as on its disk any more.
 
 O_SYNC writes, msync(2) and fdatasync(2) come as FSYNC, too. syncfs(2) and sync(2) do not come at all: the
 kernel does not tell a FUSE filesystem of them.
@@ -18,6 +19,7 @@ from collections.abc import Callable
 import trio
 
 from layerfs.errors import LayerfsError
+from layerfs.fuse.lost import Lost, lost
 from layerfs.union import durability
 from layerfs.union.layer import LayerDir
 from layerfs.union.node import Directory, File, Node
@@ -102,9 +104,11 @@ class _Attempt:
 class Syncing:
     """Answers fsync and fsyncdir for the nodes of *union*; `store` is to be on disk as well."""
 
-    def __init__(self, union: Union, store: StoreSync) -> None:
+    def __init__(self, union: Union, store: StoreSync, lost: Lost = lost) -> None:
+        """*lost* does the syncs, and keeps those that fail."""
         self._union = union
         self.store = store
+        self._lost = lost
         self._syncs_names: dict[int, bool] = {}
 
     def descriptor(self, node: Node) -> int | None:
@@ -131,15 +135,23 @@ class Syncing:
         try:
             if files:
                 thorough = isinstance(node, Directory) or not node.synced
-                sync = os.fdatasync if data_only and not thorough else os.fsync
                 place = _place(node)
-                await trio.to_thread.run_sync(_sync_all, files, sync)
+                await trio.to_thread.run_sync(self._sync_all, files, data_only and not thorough)
                 if isinstance(node, File) and _place(node) == place:  # not copied up meanwhile
                     node.synced = True
         finally:
             for fd in files:
                 os.close(fd)
         await self.store.wait()
+
+    def cut_to_nothing(self, node: File) -> None:
+        """Note that *node* has been cut to nothing: what of it could not be written is given up."""
+        if self._lost.has_lost():
+            self._lost.forgive(self._union.data(node))
+
+    def _sync_all(self, files: list[int], data_only: bool) -> None:
+        for fd in files:
+            self._lost.sync(fd, data_only)
 
     def _files(self, node: Node) -> list[int]:
         """Return descriptors of their own on all that is to be synced for *node*, deepest first."""
@@ -191,8 +203,3 @@ def _is_on_disk(node: File) -> bool:
 
 def _unsynced_parts(directory: Directory) -> list[LayerDir]:
     return [part for part in directory.dirs if not part.layer.on_disk]
-
-
-def _sync_all(files: list[int], sync: Callable[[int], None]) -> None:
-    for fd in files:
-        sync(fd)

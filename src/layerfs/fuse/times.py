@@ -37,6 +37,15 @@ _MOMENT = 8_000_000
 _EVERY_ROUND = (1 << 32) - 1
 
 
+_EVERYWHERE = 315_532_800 * _NS, (1 << 31) * _NS
+"""The times from and to which every filesystem holds times: FAT begins in 1980, 32 bits end in 2038."""
+
+
+def is_everywhere(mtime: int) -> bool:
+    """Tell whether every filesystem holds the time *mtime*, nanoseconds since the epoch."""
+    return _EVERYWHERE[0] <= mtime < _EVERYWHERE[1]
+
+
 class _Late:
     """What is known of a late file: the time that the kernel told last, and the round of the last write.
 
@@ -97,7 +106,8 @@ class LateTimes:
     def set(self, node: File, atime: int | None, mtime: int) -> None:
         """Give *node* in the upper the times that the kernel tells. Raises `OSError`."""
         pending = wire.extension is not None and wire.extension.tell_writes(node.ino, *divmod(mtime, _NS))
-        attributes.utime(self._union, node, atime, mtime)
+        if not (pending and atime is None and is_everywhere(mtime)):
+            attributes.utime(self._union, node, atime, mtime)  # else a write sets it, which may hold a lock
         late = self._files.get(node)
         if late is None:
             return

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
+import trio
+
 Request = object
 """A request that has not been answered yet."""
 
@@ -107,6 +109,15 @@ class Wire(Protocol):
     def wait_for_writes(self) -> None:
         """Return when the writes that threads are doing now are done, fallocate(2) among them."""
 
+    def sync(self, fd: int, data_only: bool, /) -> None:
+        """Do what `layerfs.fuse.lost.Lost.sync` says; `has_lost` and `forgive` likewise."""
+
+    def has_lost(self) -> bool:
+        """See `sync`."""
+
+    def forgive(self, fd: int, /) -> None:
+        """See `sync`."""
+
     def stop_answering(self) -> None:
         """Write nothing to the device from now on: it is about to be closed, and threads may be at work."""
 
@@ -145,11 +156,16 @@ def is_active() -> bool:
     return extension is not None and extension.is_active()
 
 
-def quiesce() -> None:
-    """Have the extension write nothing more to the upper that it has been told of so far."""
+def revoke_all() -> None:
+    """Have the extension answer by itself for nothing any more that it has been told of so far."""
     if extension is not None:
-        extension.wait_for_writes()
         extension.revoke_all()
+
+
+async def writes_done() -> None:
+    """Return when the writes that the extension's threads do now are done; they may wait for a disk."""
+    if extension is not None and extension.pending_writes():
+        await trio.to_thread.run_sync(extension.wait_for_writes, abandon_on_cancel=True)
 
 
 def stop_answering() -> None:
@@ -159,7 +175,7 @@ def stop_answering() -> None:
 
 
 def drop_lapsed() -> bool:
-    """Close some descriptors that `quiesce` has left open; tell whether none is left."""
+    """Close some descriptors that `revoke_all` has left open; tell whether none is left."""
     return extension is None or extension.drop_lapsed()
 
 

@@ -17,21 +17,19 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 # The same numbers on every architecture, as all system calls since 5.1.
-_OPEN_TREE = 428
 _CLOSE_RANGE = 436
 _OPENAT2 = 437
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MS_REMOUNT = 32
-_OPEN_TREE_CLONE = 1
 _CLOSE_RANGE_UNSHARE = 2
 _MOST = 0xFFFFFFFF
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
-_AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_CACHED = 0x20
@@ -75,16 +73,10 @@ def remount(path: bytes, flags: int) -> None:
     _check(_libc.mount(None, path, None, ctypes.c_ulong(_MS_REMOUNT | flags), None), path)
 
 
-def clone_tree(fd: int) -> int:
-    """Return a descriptor of a copy of the mount that *fd* is the root of: open_tree(2).
-
-    The copy is mounted nowhere: it keeps the filesystem, and not the mount. It is gone when the descriptor
-    is closed. Raises `OSError`: EPERM without CAP_SYS_ADMIN.
-    """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH
-    result = int(_syscall(_OPEN_TREE, fd, b"", flags))
-    _check(min(result, 0))
-    return result
+def mount_tmpfs(path: bytes, options: bytes) -> None:
+    """Mount a tmpfs with *options* at *path*, from which nothing can be executed: mount(2)."""
+    flags = _MS_NOSUID | _MS_NODEV | _MS_NOEXEC
+    _check(_libc.mount(b"shm", path, b"tmpfs", ctypes.c_ulong(flags), options), path)
 
 
 def open_cached(root: int, path: bytes) -> int:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import NamedTuple
 
 from layerfs.errors import Conflict, LayerfsError, from_os_error
 from layerfs.host import mountcalls
+from layerfs.union.mountinfo import Mounted as Mounted
+from layerfs.union.mountinfo import mounts as mounts
 
 TYPE = "fuse.layerfs"
 _ENDING = 1.0
@@ -27,40 +26,6 @@ _DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 """How a filesystem answers whose daemon has ended, the second if that happens meanwhile."""
 _LINKS = 40
 """Symbolic links that a mountpoint may lead through, as in path_resolution(7)."""
-
-
-class Mounted(NamedTuple):
-    """One line of a mount table."""
-
-    place: str
-    """The mountpoint, as the process sees it whose table this is."""
-    type: str
-    source: str
-    device: int
-    """The filesystem's `st_dev`."""
-    flags: frozenset[str]
-    """The options of the mount and of its filesystem."""
-
-
-def mounts(pid: int | str = "self") -> Iterator[Mounted]:
-    """Yield what is mounted in the namespace of the process *pid*, the last mounted last. Raises `OSError`.
-
-    See proc_pid_mountinfo(5). No filesystem is touched: a daemon may be dead, or this very process.
-    """
-    with open(f"/proc/{pid}/mountinfo", "rb") as lines:
-        for line in lines:
-            # A blank alone ends a field: the kernel shows a carriage return in a name as it is.
-            before, _, after = line.removesuffix(b"\n").partition(b" - ")
-            fields, (type_, source, *options) = before.split(b" "), after.split(b" ")
-            major, _, minor = fields[2].partition(b":")
-            place = os.fsdecode(_unescape(fields[4]))
-            device = os.makedev(int(major), int(minor))
-            flags = frozenset(os.fsdecode(b",".join([fields[5], *options])).split(","))
-            yield Mounted(place, os.fsdecode(type_), os.fsdecode(_unescape(source)), device, flags)
-
-
-def _unescape(path: bytes) -> bytes:
-    return re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), path)
 
 
 def mounted_at(mountpoint: str) -> Mounted | None:

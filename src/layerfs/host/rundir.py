@@ -133,16 +133,18 @@ class RunLock:
             return False
 
     def set_pid(self, pid: int) -> None:
-        """Record *pid* as the holder."""
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, b"%d\n" % pid, 0)
+        """Record *pid* as the holder. Raises `OSError`; what was recorded before stays then."""
+        self._record(b"%d\n" % pid)
 
     def set_device(self, device: int | None) -> None:
-        """Record that the holder serves the filesystem *device* (`st_dev`), or none any more."""
+        """Record that the holder serves the filesystem *device* (`st_dev`), or none; as `set_pid`."""
         text = b"%d\n" % os.getpid()
         if device is not None:
             text += b"%d:%d\n" % (os.major(device), os.minor(device))
-        os.pwrite(self.fd, text, 0)
+        self._record(text)
+
+    def _record(self, text: bytes) -> None:
+        os.pwrite(self.fd, text, 0)  # first: what is cut off on a full disk may not be had again
         os.ftruncate(self.fd, len(text))
 
     def release(self) -> None:
@@ -171,6 +173,19 @@ def forget(name: str) -> None:
     """Remove what is left here of the mount called *name*, which is gone, unless there is a new one."""
     with suppress(Conflict), RunLock(name) as lock:
         lock.forget()
+
+
+def rename(old: str, new: str) -> None:
+    """Let all that is here of the mount *old* go by the name *new*; its daemon, if one runs, goes on.
+
+    Not atomic: for an instant neither name seems to run. Raises `Conflict` if a daemon has the new name.
+    """
+    if running_pid(new) is not None:
+        raise Conflict(f"the name {new} is in use by a mount of another store: choose another one")
+    directory = run_dir()
+    for suffix in (".sock", ".log", ".lock"):  # who finds the lock finds the others
+        with suppress(FileNotFoundError):
+            (directory / f"{check_name(old)}{suffix}").rename(directory / f"{check_name(new)}{suffix}")
 
 
 def running_pid(name: str) -> int | None:

@@ -30,11 +30,13 @@ from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.inside import Inside
+from layerfs.fuse.lost import lost
 from layerfs.fuse.operations import Operations
 from layerfs.fuse.syncing import StoreSync
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit
+from layerfs.mounting.next_upper import NextUpper
 from layerfs.mounting.unmounting import Unmounting
 from layerfs.store import Store, marks, settle
 from layerfs.store.journal import Journal
@@ -43,6 +45,7 @@ from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
 from layerfs.union.marking import Marking, Trust
 from layerfs.union.stack import close_all
+from layerfs.union.trees import sync_path
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -89,6 +92,11 @@ class Daemon:
         self._settling: dict[str, Layer] = {}
         """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
         self._journal = Journal(self._store.root)
+        self._next_upper = NextUpper(self._store.root)
+        self._is_made_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
+        """Whether the mount can be committed, and its uppers are the store's own."""
+        self._new_roots: list[Path] = []
+        """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
         self._exchanged: list[str] = []
         """Layers that came from an upper outside the store, until that is on disk."""
 
@@ -103,6 +111,8 @@ class Daemon:
         """
         descriptors = _raise_descriptor_limit()
         self._shelf = Shelf(self._store.database.layers)
+        # It hears of all that cannot be written from here on: the system tells each open file once.
+        self._watch = os.open(self._store.database.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._collector = Collector()
         place = mounttable.Place(self.mountpoint)
         self._serves = serves
@@ -134,6 +144,7 @@ class Daemon:
             place.close()
             self._collector.close()
             self._journal.close()
+            os.close(self._watch)
             self._shelf.close()
             self._store.close()
 
@@ -199,6 +210,7 @@ class Daemon:
                 await trio.to_thread.run_sync(self._set_mounted)
                 self._store_sync.changed()  # the mount itself, which may be new
                 ready()
+                self._begin_next_upper()
                 self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
         finally:
@@ -207,7 +219,10 @@ class Daemon:
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))
         self._ended.set()
-        self._serves(None)
+        try:
+            self._serves(None)
+        except OSError as error:  # of the run directory's disk: what is going on goes on to its end
+            _log.warning("cannot note that %s has ended: %s", self.name, error)
         async with self._changing:  # who unmounted or committed finishes first, and answers
             everything.cancel()
 
@@ -232,6 +247,10 @@ class Daemon:
             store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
 
     def _leave_store(self) -> None:
+        try:
+            self._next_upper.close()
+        except (LayerfsError, OSError) as error:
+            _log.warning("the next upper is left for recovery to remove: %s", error)
         if self.removed:
             return
         with Store(self.root) as store:
@@ -271,22 +290,22 @@ class Daemon:
             wording = live_commit.Wording(reference, comment, author, changes)
             path = self._union.layers[0].path
             image, upper = await live_commit.commit(
-                self.root,
                 self._store,
                 self._mount,
                 self._union,
+                self._next_upper,
                 wording,
-                still=live_commit.stillness(
-                    self.mount_id, self.flush, self._filesystem.contents.unchanging, pause=pause
-                ),
-                quiesce=wire.quiesce,
+                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
+                unchanging=self._filesystem.contents.unchanging,
             )
             if self._union.layers[1].path != path:
                 self._exchanged.append(sealed)
+            else:
+                self._new_roots.append(Path(os.fsdecode(self._union.layers[0].path)))
             self._settling[sealed] = self._union.layers[1]
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
-            trio.lowlevel.spawn_system_task(_drop_lapsed)
+            trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
         self._to_settle.set()
         return image
 
@@ -339,21 +358,21 @@ class Daemon:
         async with self._changing:
             await self._unmount(force)
 
-    async def remove(self, *, force: bool) -> None:
-        """Unmount as `unmount` does and remove the mount with its upper; images stay."""
+    async def remove(self, *, force: bool, volumes: bool) -> None:
+        """Unmount as `unmount` does and remove the mount with its upper; see `Mount.remove`."""
         async with self._changing:
             await self._unmount(force)
             self.removed = True
-            await trio.to_thread.run_sync(self._remove_from_store)
+            await trio.to_thread.run_sync(self._remove_from_store, volumes)
 
     async def _unmount(self, force: bool) -> None:
         self._check_serving()
         ending = Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier)
         await ending.run(force=force)
 
-    def _remove_from_store(self) -> None:
+    def _remove_from_store(self, volumes: bool) -> None:
         with Store(self.root) as store:
-            store.remove_mount(self.mount_id)
+            store.remove_mount(self.mount_id, volumes=volumes)
 
     def _check_serving(self) -> None:
         if self._ended.is_set():
@@ -363,12 +382,27 @@ class Daemon:
 
     def _bring_store_to_disk(self) -> None:
         """Bring the rows of this mount and of its layers to the disk, in any thread; see `StoreSync`."""
+        while self._new_roots:
+            sync_path(self._new_roots[0])
+            del self._new_roots[0]
         if self._exchanged:
             with Store(self.root) as store:
                 while self._exchanged:
                     store.bring_exchange_to_disk(self._exchanged[0])
                     del self._exchanged[0]
         self._journal.sync()
+
+    async def _get_ready_for_the_next(self) -> None:
+        """Do what a commit has left for later so as to take no longer, and prepare the next one."""
+        await trio.sleep(_ANSWER_FIRST)
+        self._begin_next_upper()
+        while not wire.drop_lapsed():
+            await trio.lowlevel.checkpoint()
+
+    def _begin_next_upper(self) -> None:
+        """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
+        if self._is_made_ahead:
+            self._next_upper.begin(self._mount)
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.
@@ -378,9 +412,9 @@ class Daemon:
         while True:
             while self._settling:
                 layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id)
+                process = settle.start(self.root, layer_id, self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-                layer.on_disk = status == 0
+                layer.on_disk = status == 0 and not lost.has_lost()
                 del self._settling[layer_id]
             self._to_settle = trio.Event()
             await self._to_settle.wait()
@@ -397,13 +431,6 @@ def _upper_to_read(path: Path, marking: Marking, trust: Trust) -> Layer:
         layer.close()
         raise OSError(errno.EBUSY, "already used by another mount", layer.path) from None
     return layer
-
-
-async def _drop_lapsed() -> None:
-    """Close the descriptors that a commit has left open so as to take no longer."""
-    await trio.sleep(_ANSWER_FIRST)
-    while not wire.drop_lapsed():
-        await trio.lowlevel.checkpoint()
 
 
 def _raise_descriptor_limit() -> int:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from layerfs import errors
-from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.fuse import session
 from layerfs.host import holders, mounttable, rundir
 from layerfs.host.ownership import open_own
 from layerfs.host.polling import readable
 from layerfs.mounting.request import MountRequest
-from layerfs.store import Store
+from layerfs.store import Store, external
 
 if TYPE_CHECKING:
     from layerfs.mounting.served import Serve
@@ -69,7 +69,8 @@ def start(request: MountRequest, serve: Serve) -> str:
                 _start_daemon(wanted, lock, serve)
         except LayerfsError:
             if new:
-                with Store(request.root) as store:
+                # A daemon that ended by itself has removed a mount without a name: what it said counts.
+                with suppress(NotFound), Store(request.root) as store:
                     store.remove_mount(mount.id)
             raise
     return name
@@ -143,7 +144,7 @@ def _wait_for_upper(store: Store, request: MountRequest, name: str) -> None:
     """Wait for the daemon of a mount, of another name, that had the upper of *request* until just now."""
     if request.upper is None:
         return
-    wanted = os.path.abspath(request.upper)
+    wanted = str(external.place_of(Path(request.upper)))
     for mount in store.mounts():
         if mount.upper and mount.name != name and str(store.layer(mount.upper).path) == wanted:
             pid, device = rundir.running(mount.name)
@@ -165,9 +166,6 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
     image = store.resolve(request.image) if request.image is not None else None
     if same and _is_same(store, same[0], request, image):
         return _as_requested(store, same[0], request), False
-    options = dict(request.options)
-    if request.read_only:
-        options["ro"] = True
     layers = [store.external_layer(Path(path)).id for path in reversed(request.lowers)]
     outside = (Path(request.upper), Path(request.work) if request.work else None) if request.upper else None
     mount = store.create_mount(
@@ -176,7 +174,7 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
         layers=layers,
         writable=not request.read_only and (image is not None or outside is not None),
         external_upper=outside,
-        options=options,
+        options=_options_of(request),
         ephemeral=request.name is None,
     )
     if mount.upper and outside and (committed := store.committed_from(outside[0])):
@@ -190,13 +188,22 @@ def _find_or_create(store: Store, request: MountRequest, name: str) -> tuple[Mou
 
 
 def _as_requested(store: Store, mount: Mount, request: MountRequest) -> Mount:
-    """Return *mount* as *request* has it: to be written to or not, with its work directory."""
+    """Return *mount* with the options and the work directory of *request*.
+
+    The request counts, not what the mount was made with: who adds nosuid to a line of fstab relies on it.
+    """
     work = Path(request.work).absolute() if request.work and not request.read_only else None
     other_work = work is not None and mount.upper is not None and store.layer(mount.upper).work != work
-    if other_work or request.read_only != bool(mount.options.get("ro")):
-        store.set_read_only(mount.id, request.read_only, work)
+    options = _options_of(request)
+    if other_work or options != {name: mount.options[name] for name in mount.options if name != "container"}:
+        store.set_options(mount.id, options, work)
         return store.mount(mount.name)
     return mount
+
+
+def _options_of(request: MountRequest) -> dict[str, str | bool]:
+    """Return the options of a mount for *request*, as the store keeps them."""
+    return {**request.options, "ro": True} if request.read_only else request.options
 
 
 def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | None) -> bool:
@@ -209,8 +216,9 @@ def _is_same(store: Store, mount: Mount, request: MountRequest, image: Image | N
         return request.foreground and mount.image == image.id
     layers = [str(layer.path) for layer in store.layers_of(mount) if layer.state == "external"]
     upper = str(store.layer(mount.upper).path) if mount.upper else None
-    wanted = os.path.abspath(request.upper) if request.upper else None
-    return upper == wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
+    given = Path(request.upper).absolute() if request.upper else None
+    wanted = [str(given and external.place_of(given)), str(given)]  # an older layerfs has noted a link
+    return str(upper) in wanted and layers == [os.path.abspath(path) for path in reversed(request.lowers)]
 
 
 def _start_daemon(wanted: _Wanted, lock: rundir.RunLock, serve: Serve) -> None:

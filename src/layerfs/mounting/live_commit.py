@@ -1,12 +1,14 @@
 """A commit of a mount that is in use, from the request to the switch of its upper.
 
-What takes time comes first and changes nothing yet: the kernel's cached writes are collected, the next
-upper is made. Then, without an `await` between them, one transaction seals the old upper and the union
-switches to the new one. Neither touches what was written, so a commit costs the same for any amount.
+What takes time comes first and changes nothing yet: the next upper has been made (`next_upper`), and the
+kernel's cached writes are collected. Then, without an `await` between them, one transaction seals the old
+upper and the union switches to the new one. Neither touches what was written, so a commit costs the same for
+any amount.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -18,17 +20,20 @@ import trio
 from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.host.freezer import Freezer, find
 from layerfs.host.record import look
+from layerfs.mounting.next_upper import NextUpper
 from layerfs.store import Store
 from layerfs.store.journal import Hold
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
 if TYPE_CHECKING:
-    from layerfs.store.model import Image, Layer, Mount
+    from layerfs.store.model import Image, Mount
 
 _PAUSE = 0.002
 _PATIENCE = 10.0
 """Seconds after which a commit gives up on a store that others keep busy."""
+_CHANGES = 300.0
+"""Seconds that writes and copies under way may take until a commit gives up."""
 _FREEZE_PATIENCE = 2.0
 """Seconds that the processes of a container may take to stand still."""
 
@@ -46,11 +51,10 @@ class Wording(NamedTuple):
 async def stillness(
     mount_id: str,
     flush: Callable[[], Awaitable[None]],
-    unchanging: Callable[[], AbstractAsyncContextManager[None]],
     *,
     pause: bool | None,
 ) -> AsyncIterator[None]:
-    """Collect what was written, by *flush*, and let the switch follow while the block lasts, in *unchanging*.
+    """Collect what was written, by *flush*, and let the switch follow while the block lasts.
 
     With *pause*, the processes of a container in the mount stand still from the end of their last write
     until the commit is done; most of the collecting comes before. None: if they can. Raises `LayerfsError`.
@@ -61,13 +65,11 @@ async def stillness(
     if freezer is None:
         if pause and record and record.alive():
             raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
-        async with unchanging():
-            yield
+        yield
         return
     async with _frozen(freezer):
         await flush()
-        async with unchanging():
-            yield
+        yield
 
 
 @asynccontextmanager
@@ -108,97 +110,95 @@ async def _freeze(freezer: Freezer) -> None:
         # The container has ended, and stands still for good.
 
 
-class _NextUpper:
-    """The upper to come: a thread makes it while what was written is being collected.
+class _Held:
+    """The journal of the database, kept from restarting until `close`: the loop's COMMIT waits for no disk.
 
-    Until `close` the journal of the database does not restart, so that the loop's COMMIT waits for no disk.
+    A thread sees to it while what was written is being collected.
     """
 
-    def __init__(self, root: Path, mount: Mount) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._mount = mount
-        self._layer: Layer | None = None
-        self._error: Exception | None = None
         self._hold: Hold | None = None
-        self._made = trio.Event()
-        trio.lowlevel.spawn_system_task(self._make)
+        self._error: Exception | None = None
+        self._done = trio.Event()
+        trio.lowlevel.spawn_system_task(self._run)
 
-    async def _make(self) -> None:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._make_now)
-        self._made.set()
-
-    def _make_now(self) -> None:
+    async def _run(self) -> None:
         try:
-            with Store(self._root) as store:
-                self._layer = store.prepare_upper(self._mount)
-            self._hold = Hold(self._root)
-        except Exception as error:  # raised where the layer is asked for
+            with trio.CancelScope(shield=True):
+                self._hold = await trio.to_thread.run_sync(Hold, self._root)
+        except Exception as error:  # raised where it is waited for
             self._error = error
+        finally:
+            self._done.set()
 
-    async def get(self) -> Layer:
-        """Return it once it is made; raises what making it raised."""
-        await self._made.wait()
+    async def wait(self) -> None:
+        """Return once it is held; raises what that raised."""
+        await self._done.wait()
         if self._error is not None:
             raise self._error
-        assert self._layer is not None
-        return self._layer
 
     async def close(self) -> None:
         """Let the journal go: the commit has come, or will not."""
         with trio.CancelScope(shield=True):
-            await self._made.wait()
+            await self._done.wait()
             if self._hold is not None:
                 await trio.to_thread.run_sync(self._hold.close)
-                self._hold = None
 
-    async def abandon(self) -> None:
-        """Remove it: the commit will not come."""
-        with trio.CancelScope(shield=True):
-            await self._made.wait()
-            if self._layer is not None:
-                await trio.to_thread.run_sync(self._abandon_now, self._layer)
 
-    def _abandon_now(self, layer: Layer) -> None:
-        with Store(self._root) as store:
-            store.abandon_upper(self._mount, layer)
+async def _sync_root(upper: Upper) -> None:
+    own = os.dup(upper.root.fd())  # the other may be closed meanwhile
+    try:
+        await trio.to_thread.run_sync(os.fsync, own)
+    finally:
+        os.close(own)
 
 
 async def commit(
-    root: Path,
     store: Store,
     mount: Mount,
     union: Union,
+    next_upper: NextUpper,
     wording: Wording,
     *,
     still: AbstractAsyncContextManager[None],
-    quiesce: Callable[[], None] = lambda: None,
+    unchanging: Callable[[], AbstractAsyncContextManager[None]],
 ) -> tuple[Image, str]:
     """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
 
-    All that was written is in the upper once *still* has been entered, and *quiesce* returns when nothing but
-    the calling thread writes to it any more. *store* belongs to that thread, and never waits. Atomic; not
-    durable yet. Raises `LayerfsError` or `OSError`; then nothing has changed.
+    All that was written is in the upper once *still* has been entered, and while *unchanging* is, nothing but
+    the calling thread writes to it. *store* belongs to that thread, and never waits. Atomic; not durable yet.
+    Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
-    next_upper = _NextUpper(root, mount)
+    next_upper.begin(mount)
+    held = _Held(store.root)
     upper = old = None
     try:
         async with still:
-            prepared = await next_upper.get()
+            prepared = await next_upper.get(mount)
+            await held.wait()
             assert prepared.work is not None
             upper = Upper(prepared.path, prepared.work, after=union.upper)
-            with trio.fail_after(_PATIENCE):
+            if union.match_root(upper):  # people have changed it since that was made
+                await _sync_root(upper)
+            busy_until = math.inf
+            with trio.fail_after(_CHANGES):
                 while True:
-                    quiesce()
-                    union.match_root(upper)
-                    try:
-                        tree = union.upper.root.fd() if union.upper is not None else None
-                        image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
-                        break
-                    except StoreBusy:
-                        await trio.sleep(_PAUSE)
-            old = union.upper
-            union.switch_upper(upper)
+                    async with unchanging():
+                        union.match_root(upper)
+                        try:
+                            tree = union.upper.root.fd() if union.upper is not None else None
+                            image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
+                        except StoreBusy:
+                            if trio.current_time() > busy_until:
+                                raise StoreBusy("other processes keep the store busy: try again") from None
+                            busy_until = min(busy_until, trio.current_time() + _PATIENCE)
+                        else:
+                            old = union.upper
+                            union.switch_upper(upper)
+                            next_upper.used()
+                            break
+                    await trio.sleep(_PAUSE)
     except BaseException as error:
         if old is not None:
             raise  # too late to undo anything
@@ -206,12 +206,15 @@ async def commit(
             upper.close()
         await next_upper.abandon()
         if isinstance(error, trio.TooSlowError):
-            raise StoreBusy("other processes keep the store busy: try again") from None
+            raise Conflict(
+                f"waited {_CHANGES:g} seconds for what is being written to {mount.name} to get to its upper:"
+                " see whether its disk answers, and try again"
+            ) from None
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error
         raise
     finally:
-        trio.lowlevel.spawn_system_task(next_upper.close)
+        trio.lowlevel.spawn_system_task(held.close)
     assert old is not None
     if old.path != os.fsencode(store.root / "layers" / str(mount.upper) / "fs"):
         here, there = old.path, upper.path  # the trees of an upper outside the store change places

@@ -71,8 +71,11 @@ class Mount(Protocol):
         What was written stays. Raises `Conflict` if the mount is in use, unless by *force*.
         """
 
-    def remove(self, *, force: bool) -> None:
-        """Remove the mount and its upper from the store; by *force*, unmount it before. Images stay."""
+    def remove(self, *, force: bool, volumes: bool = False) -> None:
+        """Remove the mount and its upper from the store; by *force*, unmount it before. Images stay.
+
+        With *volumes*, a container's volumes that nobody named, and nobody else has, go too.
+        """
 
 
 def outside_warning(upper: object, image: str, name: str) -> str:

@@ -13,11 +13,11 @@ from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
 from layerfs.mounting.exchange import NotListeningError, Pairs, exchange
 from layerfs.mounting.mount import Commit, Committed
-from layerfs.union.changes import Change
 from layerfs.unixhttp.message import Response, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.mount import Mount
+    from layerfs.union.changes import Change
 
 PATIENCE = 10.0
 """Seconds to wait for a daemon that is about to start or to end."""
@@ -57,6 +57,8 @@ class Remote:
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
+        from layerfs.union.changes import Change
+
         answer = self._ask("GET", f"/containers/{self.mount_id}/changes", [])
         if answer is None:
             return self._otherwise().changes()
@@ -85,11 +87,12 @@ class Remote:
         self._wait_for_end()
         return True
 
-    def remove(self, *, force: bool) -> None:
+    def remove(self, *, force: bool, volumes: bool = False) -> None:
         """See `Mount`. Returns once the daemon has ended too."""
-        answer = self._ask("DELETE", f"/containers/{self.mount_id}", [("force", "1" if force else "")])
+        pairs = [("force", "1" if force else ""), ("v", "1" if volumes else "")]
+        answer = self._ask("DELETE", f"/containers/{self.mount_id}", pairs)
         if answer is None:
-            self._otherwise().remove(force=force)
+            self._otherwise().remove(force=force, volumes=volumes)
         else:
             self._wait_for_end()
 

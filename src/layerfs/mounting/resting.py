@@ -107,13 +107,13 @@ class Resting:
                 self._store.set_unmounted(row.id)
         return True
 
-    def remove(self, *, force: bool) -> None:
+    def remove(self, *, force: bool, volumes: bool = False) -> None:
         """See `Mount`."""
         with RunLock(self.name) as lock:
             row = self._store.mount(self.mount_id)
             if row.started is not None and row.mountpoint is not None:
                 detach(row.mountpoint, lock.device)  # its daemon is dead
-            self._store.remove_mount(row.id)
+            self._store.remove_mount(row.id, volumes=volumes)
             lock.forget()
 
 

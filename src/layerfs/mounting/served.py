@@ -58,7 +58,7 @@ class LiveMount(Protocol):
     async def unmount(self, *, force: bool) -> None:
         """See `Mount.unmount`. The process ends by itself after the answer has been sent."""
 
-    async def remove(self, *, force: bool) -> None:
+    async def remove(self, *, force: bool, volumes: bool) -> None:
         """See `Mount.remove`. The process ends by itself after the answer has been sent."""
 
 
@@ -117,13 +117,13 @@ class Served:
         from_thread.run(unmount)
         return True
 
-    def remove(self, *, force: bool) -> None:
+    def remove(self, *, force: bool, volumes: bool = False) -> None:
         """See `Mount`. This process ends after it."""
         if not force:
             why = f"it is mounted on {self._live.mountpoint}; unmount it first, or force its removal"
             raise Conflict(f"cannot remove {self.name}: {why}")
 
         async def remove() -> None:
-            await self._live.remove(force=True)
+            await self._live.remove(force=True, volumes=volumes)
 
         from_thread.run(remove)

@@ -9,6 +9,7 @@ gives those who still use the filesystem `GRACE` seconds, does so again, and end
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -25,6 +26,10 @@ GRACE = 2.0
 """Seconds that those who still use a mount get after it was unmounted under them."""
 _LOOK = 0.1
 """Seconds between two looks whether they still do."""
+_COLLECTING = 60.0
+"""Seconds that what was written may take, once the mount is unmounted, to get into the upper."""
+_PATIENCE = 10.0
+"""Seconds for what takes a moment, unless a disk or another process has stopped answering."""
 
 
 class Unmounting:
@@ -60,7 +65,7 @@ class Unmounting:
                 raise self._inside.hidden() from None
             _log.info("%s was unmounted by somebody else", self._inside.place.mountpoint)
         await self._end_elsewhere()
-        await self._flush_what_there_is()
+        await self._flush_the_last()
         await self._let_go(logging.INFO if force else logging.WARNING)
 
     def _check_elsewhere(self, force: bool) -> None:
@@ -116,10 +121,18 @@ class Unmounting:
         except LayerfsError as error:
             _log.warning("%s", error)
 
+    async def _flush_the_last(self) -> None:
+        """Do what `_flush_what_there_is` does once the mount is unmounted: it ends, and so does the wait."""
+        with trio.move_on_after(_COLLECTING) as waiting:
+            await self._flush_what_there_is()
+        if waiting.cancelled_caught:
+            what = "what was written to it to get into its upper, and some of it may be lost"
+            self._gave_up(what, _COLLECTING)
+
     async def _let_go(self, level: int) -> None:
         """Wait until nobody uses the filesystem any more, `GRACE` seconds at most, and end it.
 
-        Who still uses it then is logged at *level*.
+        Who still uses it then is logged at *level*. Raises `LayerfsError` when it does not end even so.
         """
         with trio.move_on_after(GRACE):
             said = False
@@ -137,13 +150,31 @@ class Unmounting:
             await self._inside.release()
             await self._ended.wait()
             return
-        users = await trio.to_thread.run_sync(holders.users, self._inside.device)
-        who = holders.describe(users or await self._holders()) or "it is in use"
+        users: list[holders.Holder] = []
+        namespaces: list[holders.Holder] = []
+        with trio.move_on_after(_PATIENCE) as waiting:
+            users = await self._look(holders.users)
+            namespaces = [] if users else await self._look(holders.namespaces)
+        if waiting.cancelled_caught:
+            self._gave_up("/proc to tell who uses it", _PATIENCE)
+        who = holders.describe(users or namespaces) or "it is in use"
         self._say(f"{self._name} ends, although {who}", level if users else logging.INFO)
-        await self._flush_what_there_is()
-        await self._inside.release()
+        await self._flush_the_last()
+        with trio.move_on_after(_PATIENCE) as waiting:
+            await self._inside.release()
+        if waiting.cancelled_caught:
+            self._gave_up("what collects its writes to let go of it", _PATIENCE)
         session.stop()
-        await self._ended.wait()
+        with trio.move_on_after(_PATIENCE):
+            await self._ended.wait()
+            return
+        raise LayerfsError(
+            f"{self._name} is unmounted, but its daemon has waited {_PATIENCE:g} seconds for its requests:"
+            f" see whether the disk of its layers answers, or run 'kill -9 {os.getpid()}'"
+        )
+
+    def _gave_up(self, what: str, seconds: float) -> None:
+        _log.warning("%s ends: waited %g seconds for %s", self._name, seconds, what)
 
     def _say(self, text: str, level: int) -> None:
         _log.log(level, "%s", text)
@@ -151,8 +182,11 @@ class Unmounting:
 
     async def _holders(self) -> list[holders.Holder]:
         """Return who still uses the filesystem. Whoever has a file open is there only if that was allowed."""
-        device = self._inside.device
-        found = await trio.to_thread.run_sync(holders.namespaces, device)
+        found = await self._look(holders.namespaces)
         if not found and self._lazily:
-            found = await trio.to_thread.run_sync(holders.users, device)
+            found = await self._look(holders.users)
         return found
+
+    async def _look(self, who: Callable[[int], list[holders.Holder]]) -> list[holders.Holder]:
+        """Ask /proc, in a thread: what is said there of a process may wait for that process."""
+        return await trio.to_thread.run_sync(who, self._inside.device, abandon_on_cancel=True)

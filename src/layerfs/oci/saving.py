@@ -12,7 +12,7 @@ from layerfs.archive.layertar import LayerTar
 from layerfs.errors import BadRequest, LayerfsError, from_os_error
 from layerfs.oci import compress, config, media, recipe
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
-from layerfs.store import Store, elsewhere, images, layers, marks
+from layerfs.store import Store, elsewhere, external, images, layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer
 from layerfs.store.references import normalize
@@ -111,6 +111,7 @@ class _Saver:
     def image(self, image: Image) -> _Saved:
         """Write an image's layers, configuration and manifest."""
         stack = layers.get_all(self._db, image.layers)
+        external.complete(self._db, stack)
         written: list[_Layer] = []
         for depth in range(1, len(stack) + 1):
             written.append(self._layer(stack[:depth], [layer.diff_id for layer in written]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from layerfs.errors import Conflict, NotFound, from_os_error
@@ -52,12 +53,21 @@ def prepare(db: Database, mount: Mount) -> Layer:
 
 
 def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
-    """Remove what `prepare` made for a commit that will not come."""
-    layers.discard(db, new_upper.id)
-    upper = _upper(db, mount)
-    if external.is_outside(db, upper):
-        external.recover(db, upper)
-        layers.keep(upper.id)
+    """Remove what `prepare` made for a commit that will not come.
+
+    Where it has come after all, and Ctrl-C came right after its transaction, this only ends what was held.
+    """
+    if layers.exists(db, new_upper.id):
+        for layer_id in (new_upper.id, mount.upper):
+            if layer_id:
+                layers.keep(layer_id)
+        return
+    layers.discard_empty(db, new_upper.id)
+    with suppress(NotFound):  # the mount may have been removed
+        upper = _upper(db, mount)
+        if external.is_outside(db, upper):
+            external.recover(db, upper)
+            layers.keep(upper.id)
 
 
 def commit(
@@ -105,7 +115,7 @@ def commit(
                 external.swap(db, upper, tree)
                 swapped = upper
     except BaseException:
-        if swapped:
+        if swapped and not layers.exists(db, new_upper.id):  # Ctrl-C may have come after the transaction
             external.swap_back(db, swapped)
         raise
     layers.keep(new_upper.id)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,14 @@ from layerfs.union.trees import copy_attributes, exchange, remove_trees, sync_fi
 
 COMMITTED = "upper"
 """The attribute of a commit's event that says from which directory outside the store the layer came."""
+
+
+def place_of(directory: Path) -> Path:
+    """Return where an upper that somebody names lies: absolute, and not a link to it.
+
+    A commit puts another directory in its place, and must not put one in the place of a link.
+    """
+    return directory.resolve() if directory.is_symlink() else directory.absolute()
 
 
 def check_upper(db: Database, upper: Path, work: Path | None, *, writable: bool) -> None:
@@ -129,6 +137,10 @@ def prepare(db: Database, upper: Layer) -> None:
         raise Conflict(
             f"cannot commit {upper.path}: it is not on the filesystem of the store {db.root};"
             " use an upper that is, or mount without --upper"
+        )
+    if upper.path.is_symlink():  # of a mount that an older layerfs made
+        raise Conflict(
+            f"cannot commit {upper.path}: it is a link; mount {upper.path.resolve()} under another name"
         )
     own = layers.directory(db, upper.id)
     recover(db, upper)
@@ -293,6 +305,22 @@ def recover(db: Database, layer: Layer) -> str | None:
     for name in ("exchange", "exchange.tmp"):
         (own / name).unlink(missing_ok=True)
     return "; ".join(done) or None
+
+
+def complete(db: Database, rows: Iterable[Layer]) -> None:
+    """Finish the commits of layers that are about to be read, where a power cut has left only their rows.
+
+    Their trees are empty until then. Nothing for layers of this boot, whose exchange is made. Raises
+    `LayerfsError`.
+    """
+    for layer in rows:
+        own = layers.directory(db, layer.id)
+        if layer.state == "sealed" and layer.unverified and (own / "exchange").exists():
+            try:
+                with layers.lock(own):
+                    recover(db, layers.get(db, layer.id))
+            except OSError as error:
+                raise from_os_error(error, f"finish the commit of layer {layer.id[:12]}") from None
 
 
 def _give_back(place: Path, tree: Path, fresh: int) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from layerfs.errors import Conflict, NotFound
 from layerfs.store import commit, events, external, images, layers, marks, mounts, removal
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
@@ -17,8 +18,10 @@ from layerfs.store.references import normalize
 if TYPE_CHECKING:
     from layerfs.store.fsck import Problem
     from layerfs.store.images import ImageRow
+    from layerfs.store.networks import Networks
     from layerfs.store.scratch import Scratch
     from layerfs.store.usage import Usage
+    from layerfs.store.volumes import Volumes
     from layerfs.union.stack import Stack
 
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
@@ -58,6 +61,20 @@ class Store:
         """Close the store."""
         self.close()
 
+    @property
+    def networks(self) -> Networks:
+        """The networks, and which containers are in them."""
+        from layerfs.store.networks import Networks
+
+        return Networks(self._db)
+
+    @property
+    def volumes(self) -> Volumes:
+        """The volumes, and which containers have them."""
+        from layerfs.store.volumes import Volumes
+
+        return Volumes(self._db)
+
     # Layers
 
     def layer(self, layer_id: str) -> Layer:
@@ -79,6 +96,7 @@ class Store:
             userxattr = bool(owner.options.get("userxattr"))
             if upper and owner.upper is not None:
                 rows.append(self.layer(owner.upper))
+        external.complete(self._db, rows)
         return marks.stack(self._db, rows, userxattr=userxattr)
 
     def external_layer(self, path: Path) -> Layer:
@@ -245,7 +263,7 @@ class Store:
 
     def committed_from(self, path: Path) -> str | None:
         """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
-        return external.committed_from(self._db, path)
+        return external.committed_from(self._db, external.place_of(path))
 
     def rename_mount(self, mount_id: str, name: str) -> None:
         """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""
@@ -255,12 +273,16 @@ class Store:
         """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
         mounts.update_container(self._db, mount_id, action, values)
 
-    def set_read_only(self, mount_id: str, read_only: bool, work: Path | None) -> None:
-        """Note whether a mount is to be written to, and the work directory of an upper outside the store.
+    def set_options(self, mount_id: str, options: Mapping[str, Any], work: Path | None) -> None:
+        """Have a mount use *options* instead of those it had, from the next time it is mounted.
 
-        Raises `NotFound`, and `Conflict` or `BadRequest` where it cannot be.
+        With "ro" among them it takes no writes. Without, *work* becomes the work directory of an upper
+        outside the store; None leaves that as it is. Atomic; may be repeated; not durable: a power cut may
+        undo it.
+        Raises `NotFound`, and `Conflict` or `BadRequest` where the layers of the mount do not go with the
+        options.
         """
-        mounts.set_read_only(self._db, mount_id, read_only, work)
+        mounts.set_options(self._db, mount_id, options, work)
 
     def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
         """Note where a mount is mounted, and since when (aware); raises `NotFound`."""
@@ -274,9 +296,16 @@ class Store:
         """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
         mounts.set_mountpoint(self._db, mount_id, mountpoint)
 
-    def remove_mount(self, mount_id: str) -> None:
-        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`."""
+    def remove_mount(self, mount_id: str, *, volumes: bool = False) -> None:
+        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`.
+
+        With *volumes*, those that nobody named and nobody else has go too.
+        """
+        doomed = self.volumes.anonymous_of(mount_id) if volumes else []
         mounts.remove(self._db, mount_id)
+        for name in doomed:
+            with suppress(Conflict, NotFound):  # somebody else has it by now, or has removed it
+                self.volumes.remove(name)
 
     # Commit
 

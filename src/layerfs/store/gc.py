@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import from_os_error
-from layerfs.store import external, layers, scratch
+from layerfs.store import external, layers, scratch, volumes
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
@@ -56,9 +56,12 @@ def recover(db: Database) -> list[str]:
         for path in forgotten(db):
             remove_trees(path)
             done.append(f"removed {path}: its container is gone")
+        done += volumes.recover(db)
         for path in rubbish:
+            was_used = not _is_unused(path)  # a next upper that was ready is nothing to tell of
             remove_trees(path)
-            done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
+            if was_used:
+                done.append(f"removed {path.name.removesuffix(layers.GONE)[:12]}: a layer that nothing uses")
     except OSError as error:
         raise from_os_error(error, f"clean up the store {db.root}") from None
     return done
@@ -89,7 +92,7 @@ def _check_rows(db: Database) -> list[str]:
         elif not layer.path.is_dir() and own == layer.path.parent:
             if _forget(db, layer):
                 done.append(f"forgot layer {layer.id[:12]}, which has no tree")
-            elif db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer.id,)):  # not removed meanwhile
+            elif layers.exists(db, layer.id):  # not removed meanwhile
                 done.append(
                     f"layer {layer.id[:12]} has lost its tree {layer.path}: what uses it cannot be mounted"
                 )
@@ -121,7 +124,7 @@ def _set_aside(db: Database, path: Path) -> Path | None:
     try:
         with layers.lock(path, wait=False) as locked:
             # The row is written before the lock is given up, so only now does its absence mean anything.
-            if locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None:
+            if locked and not layers.exists(db, path.name):
                 suffix = layers.GONE if is_rubbish(db, path) else layers.LOST
                 return path.rename(path.with_name(path.name + suffix))
     except (FileNotFoundError, NotADirectoryError):

@@ -54,6 +54,11 @@ def get(db: Database, layer_id: str) -> Layer:
     return _from_row(db, row)
 
 
+def exists(db: Database, layer_id: str) -> bool:
+    """Tell whether the store has a row of this layer (still, or already)."""
+    return db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer_id,)) is not None
+
+
 def get_all(db: Database, layer_ids: Sequence[str]) -> list[Layer]:
     """Return these layers, in this order; raises `NotFound`."""
     found: dict[str, Layer] = {}
@@ -210,6 +215,22 @@ def discard(db: Database, *layer_ids: str) -> None:
             keep(layer_id)
 
 
+def discard_empty(db: Database, layer_id: str) -> None:
+    """Remove the directories of a layer that was begun, that no row ever named and nobody has written to.
+
+    Raises `LayerfsError`.
+    """
+    own = directory(db, layer_id)
+    try:
+        for place in ("fs", "work/work", "work", ""):
+            with suppress(FileNotFoundError):
+                (own / place).rmdir()
+    except OSError:
+        discard(db, layer_id)
+    else:
+        keep(layer_id)
+
+
 def delete_unused(db: Database, layer_id: str) -> list[str]:
     """Delete a layer's row unless a stack or a mount uses it; return its id in a list if it went.
 
@@ -282,6 +303,8 @@ def size(db: Database, layer_id: str) -> int:
     The size of an upper is measured each time, that of another layer once.
     Raises `NotFound` or another `LayerfsError`.
     """
+    from layerfs.store import external  # which is made of layers
+
     try:
         while True:
             layer = get(db, layer_id)
@@ -289,6 +312,7 @@ def size(db: Database, layer_id: str) -> int:
                 return layer.size
             if layer.state == "active":
                 return measure(layer.path)
+            external.complete(db, [layer])
             with lock(directory(db, layer_id), wait=False) as locked:
                 if locked:
                     layer = get(db, layer_id)

@@ -8,7 +8,7 @@ with what the rest of the stack, or who mounts it, says.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.errors import BadRequest, Conflict
@@ -68,7 +68,7 @@ def trust(row: Layer, marking: Marking) -> Trust:
     return trust_in_others() if marking == USER and (_is_brought(row) or row.outside) else Trust.ALL
 
 
-def check_options(upper: Trust, marking: Marking, options: dict[str, object]) -> None:
+def check_options(upper: Trust, marking: Marking, options: Mapping[str, object]) -> None:
     """Raise `BadRequest` for *options* of a mount that its marks have no safe way for."""
     if marking == USER and upper is Trust.NONE and options.get("metacopy"):
         raise BadRequest(

@@ -53,7 +53,7 @@ class Layer:
     diff_id: str | None = None
     """The digest of its tar archive (`sha256:...`), once it has come in or gone out as one."""
     unverified: bool = False
-    """Whether the machine stopped before the layer was known to be on disk: nobody knows if it is whole."""
+    """Whether the machine stopped, or the disk failed, before it was known to be on disk: is it whole?"""
     prefix: str | None = None
     """Whether its tree is marked with `trusted` or `user` attributes; None where that was not noted."""
     outside: bool = False
@@ -145,17 +145,17 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to an image or a mount."""
+    """Something that happened to an image, a mount, a network or a volume."""
 
     id: int
     """Grows with every event."""
     time: int
     """Nanoseconds since the epoch."""
     type: str
-    """`image` or `container`."""
+    """`image`, `container`, `network` or `volume`."""
     action: str
     actor: str
-    """Identifier of the image or mount."""
+    """Identifier of the image, mount or network, name of the volume."""
     attributes: dict[str, str] = field(default_factory=dict)
 
 
@@ -167,3 +167,92 @@ class Difference:
     path: bytes
     """Relative to the layer's root, which is `.`; empty when the manifest itself is at fault."""
     what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subnet:
+    """A range of addresses of a network, in the notation of CIDR, and who has its first ones."""
+
+    subnet: str
+    gateway: str
+    """The host's address in it; without an effect in an internal network, but nobody else gets it."""
+    range: str = ""
+    """The part of it from which containers get their addresses; empty for all of it."""
+    reserved: dict[str, str] = field(default_factory=dict)
+    """Addresses that no container gets, by their names."""
+    chosen: bool = False
+    """Whether somebody asked for this subnet."""
+
+    @property
+    def version(self) -> int:
+        """4 or 6."""
+        return 6 if ":" in self.subnet else 4
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network for containers."""
+
+    id: str
+    name: str
+    driver: str
+    """`bridge`, `host` or `null`."""
+    created: datetime
+    internal: bool
+    """Whether nothing leads out of it."""
+    attachable: bool
+    ipv6: bool
+    subnets: tuple[Subnet, ...]
+    labels: dict[str, str]
+    options: dict[str, str]
+    ipam: dict[str, str] = field(default_factory=dict)
+    """Options for its IPAM, which have no effect."""
+
+    @property
+    def predefined(self) -> bool:
+        """Whether it is one of the three that are always there."""
+        return self.name in PREDEFINED
+
+
+PREDEFINED = ("bridge", "host", "none")
+"""The names of the networks that nobody makes or removes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A container that runs, in a network."""
+
+    id: str
+    network: str
+    mount: str
+    mount_name: str
+    interface: str
+    address: str
+    """IPv4, empty for none."""
+    address6: str
+    mac: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of the host that leads to one of a container that runs."""
+
+    protocol: str
+    host_ip: str
+    host_port: int
+    container_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A directory that outlives the containers which have it mounted."""
+
+    name: str
+    path: Path
+    created: datetime
+    anonymous: bool
+    """Whether nobody named it: it may go with its container."""
+    labels: dict[str, str]
+    options: dict[str, str]
+    """Those of Docker's driver `local`: `type`, `o`, `device`."""

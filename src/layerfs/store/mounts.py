@@ -44,6 +44,7 @@ def create(
     marks.check_options(trust_in_others() if external_upper else Trust.ALL, marking, options)
     upper = None
     if external_upper:
+        external_upper = external.place_of(external_upper[0]), external_upper[1]
         external.check_upper(db, *external_upper, writable=writable)
         upper = layers.begin(db)
     elif writable:
@@ -189,24 +190,25 @@ def set_mountpoint(db: Database, mount_id: str, mountpoint: str | None) -> None:
         db.execute("UPDATE mounts SET mountpoint = ? WHERE id = ?", (encoded, mount_id))
 
 
-def set_read_only(db: Database, mount_id: str, read_only: bool, work: Path | None) -> None:
-    """Note whether a mount is to be written to, with *work* as its work directory if it has an upper outside.
-
-    Raises `NotFound`, `Conflict` for a mount that has no upper to write to, and what `check_upper` does.
-    """
+def set_options(db: Database, mount_id: str, options: Mapping[str, Any], work: Path | None) -> None:
+    """Have a mount use *options* from now on; see `Store.set_options`."""
     mount = get(db, mount_id)
+    read_only = bool(options.get("ro"))
     if mount.image is not None and mount.upper is None and not read_only:
         raise Conflict(
             f"{mount.name} was made read-only: remove it (layerfs rm {mount.name}) or use another name"
         )
+    rows = layers.get_all(db, mount.layers)
     upper = layers.get(db, mount.upper) if mount.upper else None
+    if upper:
+        marking = marks.of_stack([*rows, upper], userxattr=bool(options.get("userxattr")))
+        marks.check_options(marks.trust(upper, marking), marking, options)
     if upper and external.is_outside(db, upper) and not read_only:
         external.set_work(db, upper, work)
-    options = {name: value for name, value in mount.options.items() if name != "ro"}
-    if read_only:
-        options["ro"] = True
     with db.transaction():
-        db.execute("UPDATE mounts SET options = ? WHERE id = ?", (stacks.canonical_json(options), mount_id))
+        kept = {name: value for name, value in get(db, mount_id).options.items() if name == "container"}
+        text = stacks.canonical_json({**options, **kept})
+        db.execute("UPDATE mounts SET options = ? WHERE id = ?", (text, mount_id))
 
 
 def rename(db: Database, mount_id: str, name: str) -> None:

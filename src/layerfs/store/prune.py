@@ -90,7 +90,7 @@ def prune_mounts(db: Database, *, wanted: Callable[[Mount], bool]) -> tuple[list
                 _measure(db, stack_of(mount), sizes)
                 _remove(db, mount)
                 removed.append(mount)
-                freed += sum(sizes[layer_id] for layer_id in sizes if not _is_there(db, layer_id))
+                freed += sum(sizes[layer_id] for layer_id in sizes if not layers.exists(db, layer_id))
     _record(db, "container", freed)
     return removed, freed
 
@@ -126,10 +126,6 @@ def _measure(db: Database, layer_ids: Iterable[str], sizes: dict[str, int]) -> N
         with suppress(NotFound):  # removed meanwhile
             if layer_id not in sizes and not external.is_outside(db, layers.get(db, layer_id)):
                 sizes[layer_id] = layers.size(db, layer_id)
-
-
-def _is_there(db: Database, layer_id: str) -> bool:
-    return db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer_id,)) is not None
 
 
 def _record(db: Database, kind: str, freed: int) -> None:

@@ -118,4 +118,73 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE layers ADD COLUMN prefix TEXT CHECK (prefix IN ('trusted', 'user'))",  # NULL: not noted
         "ALTER TABLE layers ADD COLUMN outside INTEGER NOT NULL DEFAULT 0",  # 1: it was an upper outside
     ),
+    (  # uppers that lay outside the store before that was noted: others may write to them, too
+        "UPDATE layers SET outside = 1 WHERE state = 'active' AND path IS NOT NULL",
+    ),
+    (  # networks and volumes: see on-disk-format.md, "Networks" and "Volumes"
+        """
+        CREATE TABLE networks (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            driver TEXT NOT NULL CHECK (driver IN ('bridge', 'host', 'null')),
+            created INTEGER NOT NULL,
+            internal INTEGER NOT NULL,
+            attachable INTEGER NOT NULL,
+            ipv6 INTEGER NOT NULL,
+            subnets TEXT NOT NULL,  -- JSON: what IPAM knows, a list of objects
+            ipam TEXT NOT NULL,  -- JSON: options for IPAM, which are shown and have no effect
+            labels TEXT NOT NULL,
+            options TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE endpoints (  -- a container that runs, in a network
+            id TEXT PRIMARY KEY,
+            network TEXT NOT NULL REFERENCES networks,
+            mount TEXT NOT NULL REFERENCES mounts ON DELETE CASCADE,
+            interface TEXT NOT NULL,
+            address TEXT,
+            address6 TEXT,
+            mac TEXT NOT NULL,
+            names TEXT NOT NULL,  -- JSON: by which other containers find it
+            boot TEXT NOT NULL,  -- a row of another boot stands for nothing
+            UNIQUE (network, mount),
+            UNIQUE (network, address),
+            UNIQUE (network, address6),
+            UNIQUE (mount, interface)
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE ports (  -- of the host, that lead to a container that runs
+            protocol TEXT NOT NULL,
+            host_ip TEXT NOT NULL,
+            host_port INTEGER NOT NULL,
+            mount TEXT NOT NULL REFERENCES mounts ON DELETE CASCADE,
+            container_port INTEGER NOT NULL,
+            boot TEXT NOT NULL,
+            PRIMARY KEY (protocol, host_port, host_ip)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX ports_mount ON ports (mount)",
+        """
+        CREATE TABLE volumes (  -- their data: volumes/NAME/_data
+            name TEXT PRIMARY KEY,
+            created INTEGER NOT NULL,
+            anonymous INTEGER NOT NULL,
+            labels TEXT NOT NULL,
+            options TEXT NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE volume_uses (  -- by a container, whether or not it runs
+            mount TEXT NOT NULL REFERENCES mounts ON DELETE CASCADE,
+            destination TEXT NOT NULL,
+            volume TEXT NOT NULL REFERENCES volumes,
+            filled INTEGER NOT NULL DEFAULT 0,  -- 1: the image's content was offered to the volume
+            up TEXT,  -- boot in which the container has it mounted, NULL: it does not run
+            PRIMARY KEY (mount, destination)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX volume_uses_volume ON volume_uses (volume)",
+    ),
 )

@@ -1,11 +1,14 @@
 """Settling: what a sealed layer still lacks, done in the background after the commit.
 
-`python -m layerfs.store.settle ROOT LAYER` does it in a process of its own, as nice as can be. It may be
-killed at any moment; whoever needs what is missing then settles the layer again.
+`python -m layerfs.store.settle ROOT LAYER [WATCH]` does it in a process of its own, as nice as can be. It may
+be killed at any moment; whoever needs what is missing then settles the layer again. WATCH is a descriptor on
+the store's filesystem that has been open since before the layer was written to.
 
 A manifest says what a layer was sealed with only if it was made in the boot of the commit, from what is in
 the page cache or on disk. If the machine stopped before that, a part of the layer may never have reached the
 disk. Such a layer is *unverified*, until somebody accepts it: its manifest says what was found afterwards.
+So is one that was not settled when the disk refused something: the page cache shows what was written, and the
+system tells of a page that it could not write once.
 """
 
 from __future__ import annotations
@@ -24,9 +27,16 @@ from layerfs.store.model import Difference, Layer
 from layerfs.union.trees import sync_filesystem
 
 
-def settle(db: Database, layer_id: str) -> Layer:
+class _NotWritten(OSError):
+    """Something that was written to the filesystem of a layer did not get to its disk."""
+
+
+def settle(db: Database, layer_id: str, watch: int | None = None) -> Layer:
     """Measure a layer, write its manifest and bring it to disk, unless that is done; return it.
 
+    *watch* is a descriptor on the filesystem of its tree: a failure to write anything there, since that was
+    opened, is not overlooked even if another process has been told of it. Then, and where the disk refuses
+    something now, all layers that are not settled are unverified, and `LayerfsError` is raised.
     Waits for another process that is at it. Raises `NotFound`, `Conflict` for an upper, or another
     `LayerfsError`.
     """
@@ -52,7 +62,11 @@ def settle(db: Database, layer_id: str) -> Layer:
                     db.execute("UPDATE layers SET unverified = 1 WHERE id = ?", (layer_id,))
                 db.sync()  # before there is a manifest, which would otherwise be taken for that of the commit
             if not has_manifest:
-                bring_to_rest(layer.path, own)
+                try:
+                    bring_to_rest(layer.path, own, watch=watch)
+                except _NotWritten:
+                    _doubt_all(db)
+                    raise
             (own / "manifest.tmp").unlink(missing_ok=True)
             with db.transaction():
                 db.execute("UPDATE layers SET manifest_done = 1 WHERE id = ?", (layer_id,))
@@ -62,6 +76,13 @@ def settle(db: Database, layer_id: str) -> Layer:
             layers.get(db, layer_id)  # removed meanwhile: `NotFound`
         raise from_os_error(error, f"settle layer {layer_id[:12]}") from None
     return layers.get(db, layer_id)
+
+
+def _doubt_all(db: Database) -> None:
+    """Note, on the disk, that no layer is known to be whole that is not settled yet."""
+    with db.transaction():
+        db.execute("UPDATE layers SET unverified = 1 WHERE state = 'sealed' AND NOT manifest_done")
+    db.sync()
 
 
 def has_its_manifest(db: Database, layer: Layer) -> bool:
@@ -76,23 +97,34 @@ def has_its_manifest(db: Database, layer: Layer) -> bool:
         return False
 
 
-def bring_to_rest(tree: Path, directory: Path, digests: dict[int, str] | None = None) -> None:
+def bring_to_rest(
+    tree: Path, directory: Path, digests: dict[int, str] | None = None, *, watch: int | None = None
+) -> None:
     """Write the manifest of *tree* into a layer's *directory* and all of it to disk; raises `OSError`.
 
-    *digests* are known already: see `manifest.records`.
+    *digests* are known already: see `manifest.records`. *watch* is as in `settle`.
     """
     manifest.write(tree, directory / "manifest", digests)
     for path in (tree, directory):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            sync_filesystem(fd)
+            _sync(fd)
         finally:
             os.close(fd)
+    if watch is not None:
+        _sync(watch)
+
+
+def _sync(fd: int) -> None:
+    try:
+        sync_filesystem(fd)
+    except OSError as error:
+        raise _NotWritten(*error.args) from None
 
 
 UNVERIFIED = (
-    "unverified: the machine stopped before this layer was on disk; look at its files, then accept them"
-    " (layerfs verify --accept) or replace the image"
+    "unverified: the machine stopped, or the disk refused a write, before this layer was on disk; look at its"
+    " files, then accept them (layerfs verify --accept) or replace the image"
 )
 
 
@@ -135,10 +167,15 @@ def _remove_work(directory: Path) -> None:
             path.rmdir()
 
 
-def start(root: Path, layer_id: str) -> subprocess.Popen[bytes]:
-    """Settle a layer in a process of its own; the caller may wait for it or leave it alone."""
+def start(root: Path, layer_id: str, watch: int | None = None) -> subprocess.Popen[bytes]:
+    """Settle a layer in a process of its own; the caller may wait for it or leave it alone.
+
+    *watch* is as in `settle`.
+    """
+    watches = [] if watch is None else [watch]
     return subprocess.Popen(
-        [sys.executable, "-m", "layerfs.store.settle", os.fspath(root), layer_id],
+        [sys.executable, "-m", "layerfs.store.settle", os.fspath(root), layer_id, *map(str, watches)],
+        pass_fds=watches,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,
@@ -147,15 +184,15 @@ def start(root: Path, layer_id: str) -> subprocess.Popen[bytes]:
 
 def main(arguments: list[str]) -> int:
     """Settle the layer that the command line names; return the exit code."""
-    if len(arguments) != 2:
-        print("usage: python -m layerfs.store.settle ROOT LAYER", file=sys.stderr)
+    if len(arguments) not in (2, 3):
+        print("usage: python -m layerfs.store.settle ROOT LAYER [WATCH]", file=sys.stderr)
         return 2
-    root, layer_id = arguments
+    root, layer_id, *watch = arguments
     os.nice(19)
     try:
         db = Database(Path(root), create=False)
         try:
-            settle(db, layer_id)
+            settle(db, layer_id, int(watch[0]) if watch else None)
         finally:
             db.close()
     except NotFound:

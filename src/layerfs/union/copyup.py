@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from layerfs.union.copying import copy_data, copy_metadata
-from layerfs.union.layer import LayerDir
+from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.links import learn_moves, names_in, today
 from layerfs.union.marking import METACOPY, REDIRECT
 from layerfs.union.moves import Path
@@ -103,9 +103,8 @@ class CopyUp:
         node, st, upper = self._node, self._st, self._upper
         source = b"/proc/self/fd/%d" % self._object
         if self._unseen:
-            layer, layers = node.home.layer, self._union.layers
-            self._links = names_in(layer, st.st_ino)
-            learn_moves(layers[: layers.index(layer)])
+            self._links = names_in(node.home.layer, st.st_ino)
+            self.search()
         if stat.S_ISREG(st.st_mode):
             self._copy, self._temporary = upper.nameless_file()
             if self._metadata_only:
@@ -126,6 +125,21 @@ class CopyUp:
             self._temporary = name
             self._copy = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
             copy_metadata(source, st, upper, upper.work_object(name), record=self._record())
+
+    def is_ready(self) -> bool:
+        """Tell whether `finish` has nothing to search; if it has, `search` does that in a thread before.
+
+        A directory that was renamed during a search may have been missed by it.
+        """
+        return not self._links or all(layer.moves.settle() for layer in self._above())
+
+    def search(self) -> None:
+        """Find out once more where directories were renamed. Touches no node: any thread may do it."""
+        learn_moves(self._above())
+
+    def _above(self) -> Sequence[Layer]:
+        layers = self._union.layers
+        return layers[: layers.index(self._node.home.layer)]
 
     def _record(self) -> bytes | None:
         """Return what to note on the copy for it to keep the file's number.
@@ -195,7 +209,7 @@ class CopyUp:
         union, node = self._union, self._node
         if not self._links:
             return
-        above = union.layers[: union.layers.index(node.home.layer)]
+        above = self._above()
         for name_in_layer in self._links:
             *parents, name = today(name_in_layer, above)
             directory = _find_directory(union, parents)

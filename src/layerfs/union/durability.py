@@ -22,11 +22,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from layerfs.union import syscalls
-
-_MOUNTS = "/proc/self/mountinfo"
+from layerfs.union import mountinfo, syscalls
 
 
 def settler(fd: int) -> Callable[[int], None]:
@@ -48,24 +47,18 @@ def syncs_names(fd: int) -> bool:
 
 def _keeps_order(device: int) -> bool:
     type_, options = _described(device)
-    if "nobarrier" in options or "barrier=0" in options:
+    if options & {"nobarrier", "barrier=0"}:
         return False
     return type_ == "xfs" or (type_ == "ext4" and _has_journal(device))
 
 
-def _described(device: int) -> tuple[str, str]:
+def _described(device: int) -> tuple[str, frozenset[str]]:
     """Return type and options of the filesystem that is *device*, from the mount table; "" where unknown."""
-    number = b"%d:%d" % (os.major(device), os.minor(device))
-    try:
-        with open(_MOUNTS, "rb") as lines:  # as bytes: a carriage return in a name ends no line, and no field
-            for line in lines:
-                place, _, what = line.partition(b" - ")
-                if place.split(b" ")[2] == number:
-                    type_, _, options = what.rstrip(b"\n").split(b" ")[:3]
-                    return os.fsdecode(type_), os.fsdecode(options)
-    except OSError:
-        pass
-    return "", ""
+    with suppress(OSError):
+        for mounted in mountinfo.mounts():
+            if mounted.device == device:
+                return mounted.type, mounted.flags
+    return "", frozenset()
 
 
 def _has_journal(device: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from layerfs.union import whiteout
+from layerfs.union import syscalls, whiteout
 from layerfs.union.descriptors import OPEN_DIRECTORY, DirectoryCache, Shelf
 from layerfs.union.marking import FileMarks, Marking, Marks, Trust, of_this_process
 from layerfs.union.moves import Moves
@@ -73,6 +73,8 @@ class Layer:
         self.shelf = shelf
         self._place = shelf.place_of(self.path) if shelf is not None else None
         fd = os.open(self.path, OPEN_DIRECTORY & ~os.O_NOFOLLOW)
+        if not mutable and self._place is None:
+            fd = _without_mounts(fd)
         st = os.fstat(fd)
         self.identity = st.st_dev, st.st_ino
         self.root = LayerDir(self, None, b"", fd)
@@ -136,6 +138,23 @@ class Layer:
         """Close every descriptor on this layer."""
         self.directories.trim(0)
         self.root.close()
+
+
+def _without_mounts(fd: int) -> int:
+    """Return a descriptor of the directory *fd*, which is closed, in which nothing is mounted.
+
+    A layer is one filesystem's, as for the kernel's overlayfs: what is mounted in a lower directory is
+    other people's business, and may change. Who may not mount gets *fd* itself.
+    """
+    try:
+        tree = syscalls.clone_tree(fd)
+    except OSError:
+        return fd
+    try:
+        return os.open(b".", OPEN_DIRECTORY, dir_fd=tree)
+    finally:
+        os.close(tree)
+        os.close(fd)
 
 
 class LayerDir:

@@ -165,12 +165,43 @@ class Marking:
             name = os.fsencode(text)
             if self.shown_name(name) is None:
                 continue
-            try:
-                os.setxattr(target, name, os.getxattr(source, name), follow_symlinks=follow)
-            except OSError as error:
-                refused = error.errno in (errno.EOPNOTSUPP, errno.EPERM)
-                if not (refused and name.startswith((b"security.", b"trusted."))):
-                    raise
+            _set_unless_refused(target, name, os.getxattr(source, name), follow=follow)
+
+    def match(self, source: int, target: int) -> bool:
+        """Give directory *target* the attributes of directory *source* and no others; tell if some changed.
+
+        Private ones do not count, and what the target refuses stays behind, as with `copy`.
+        """
+        wanted, present = self._shown(source), self._shown(target)
+        changed = False
+        for name in present.keys() - wanted.keys():
+            os.removexattr(target, name)
+            changed = True
+        for name, value in wanted.items():
+            if present.get(name) != value:
+                changed |= _set_unless_refused(target, name, value)
+        return changed
+
+    def _shown(self, fd: int) -> dict[bytes, bytes]:
+        """Return the attributes of directory *fd* that are not private, with their values."""
+        try:
+            names = [os.fsencode(text) for text in os.listxattr(fd)]
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                return {}
+            raise
+        return {name: os.getxattr(fd, name) for name in names if self.shown_name(name) is not None}
+
+
+def _set_unless_refused(target: int | bytes, name: bytes, value: bytes, *, follow: bool = True) -> bool:
+    """Set an attribute; tell whether it is set: `security.` and `trusted.` ones may be refused."""
+    try:
+        os.setxattr(target, name, value, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EPERM) and name.startswith((b"security.", b"trusted.")):
+            return False
+        raise
+    return True
 
 
 TRUSTED = Marking(b"trusted.overlay.")

@@ -71,11 +71,13 @@ class Moves:
 
     def rename(self, path: Path, new: Path, old: Path | None) -> None:
         """Note that the directory *path* is now *new*. If it has a redirect, that leads to *old*."""
+        self._changes += 1
         self._put(new, self._take(path))
         self._redirect(new, old)
 
     def exchange(self, one: Path, other: Path, old_of_one: Path | None, old_of_other: Path | None) -> None:
         """Note that *one* and *other*, directories or not, have changed places; see `rename`."""
+        self._changes += 1
         first, second = self._take(one), self._take(other)
         self._put(other, first)
         self._put(one, second)
@@ -83,7 +85,10 @@ class Moves:
         self._redirect(one, old_of_other)
 
     def remove(self, path: Path) -> None:
-        """Note that there is no directory *path* any more."""
+        """Note that there is no directory *path* any more.
+
+        That a search may have found it does no harm: whoever asks for what was below looks, and finds none.
+        """
         self._put(path, None)
 
     def _redirect(self, path: Path, old: Path | None) -> None:
@@ -101,7 +106,6 @@ class Moves:
 
     def _take(self, path: Path) -> _Place | None:
         """Cut off and return what is known at and below *path*."""
-        self._changes += 1
         place = self._root
         for name in path:
             if name not in place.children:

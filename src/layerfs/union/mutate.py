@@ -299,12 +299,34 @@ def unlink(union: Union, parent: Directory, name: bytes) -> None:
     below = _has_lower(union, parent, name)
     home = copy_up_directory(union, parent)
     above = union.in_upper(node)  # all the names of a file are in one layer
-    node.pin_object()
-    if below:
-        upper.whiteout(home.fd(), name, over=above)
-    else:
-        os.unlink(name, dir_fd=home.fd())
+    with losing_a_name(node):
+        if below:
+            upper.whiteout(home.fd(), name, over=above)
+        else:
+            os.unlink(name, dir_fd=home.fd())
     name_gone(union, node, parent, name)
+
+
+@contextmanager
+def losing_a_name(node: Node) -> Iterator[None]:
+    """Keep hold of *node*'s object while a name of it is taken away; if that fails, as before."""
+    if isinstance(node, Directory):
+        part = node.dirs[0]
+        part.pin()
+        try:
+            yield
+        except BaseException:
+            part.pinned = False
+            raise
+    else:
+        had_pin = node.pin >= 0
+        node.pin_object()
+        try:
+            yield
+        except BaseException:
+            if not had_pin:
+                node.drop_pin()
+            raise
 
 
 def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
@@ -339,20 +361,20 @@ def rmdir(union: Union, parent: Directory, name: bytes) -> None:
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     below = merge.exists(union.lower_parts(parent), name)
     home = copy_up_directory(union, parent)
-    node.dirs[0].pin()
-    if not union.in_upper(node):
-        upper.whiteout(home.fd(), name, over=False)
-    elif below:
-        entry = upper.temporary()
-        upper.whiteout(upper.work, entry, over=False)
-        try:
-            upper.exchange(entry, home.fd(), name)
-        except OSError:
+    with losing_a_name(node):
+        if not union.in_upper(node):
+            upper.whiteout(home.fd(), name, over=False)
+        elif below:
+            entry = upper.temporary()
+            upper.whiteout(upper.work, entry, over=False)
+            try:
+                upper.exchange(entry, home.fd(), name)
+            except OSError:
+                upper.discard(entry)
+                raise
             upper.discard(entry)
-            raise
-        upper.discard(entry)
-    else:
-        remove_emptied(upper, home, name)
+        else:
+            remove_emptied(upper, home, name)
     directory_gone(union, node)
 
 

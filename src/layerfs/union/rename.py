@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from layerfs.union import merge, syscalls, xattr
 from layerfs.union.copyup import (
@@ -25,6 +25,7 @@ from layerfs.union.moves import Path
 from layerfs.union.mutate import (
     directory_gone,
     existing,
+    losing_a_name,
     lower_path,
     mark_contents,
     mark_opaque,
@@ -74,13 +75,12 @@ def rename(
         return
     _prepare(union, upper, node, new_parent, new_name)
     if isinstance(target, Directory):
-        with _out_of_the_way(union, upper, target, new_home):
+        with losing_a_name(target), _out_of_the_way(union, upper, target, new_home):
             _move(union, parent, name, home, new_home, new_name, is_directory=True)
         directory_gone(union, target)
     else:
-        if target is not None:
-            target.pin_object()
-        _move(union, parent, name, home, new_home, new_name, is_directory=isinstance(node, Directory))
+        with losing_a_name(target) if target is not None else nullcontext():
+            _move(union, parent, name, home, new_home, new_name, is_directory=isinstance(node, Directory))
         if target is not None:
             name_gone(union, target, new_parent, new_name)
     if isinstance(node, Directory):
@@ -159,7 +159,6 @@ def _out_of_the_way(union: Union, upper: Upper, target: Directory, home: LayerDi
     Where its part in the upper holds whiteouts, an empty opaque directory stands in for it meanwhile.
     """
     part = target.dirs[0]
-    part.pin()
     stand_in = None
     try:
         if union.upper_part(target) is not None and part.kinds():
@@ -174,9 +173,6 @@ def _out_of_the_way(union: Union, upper: Upper, target: Directory, home: LayerDi
                 with KeptTimes(home):
                     upper.exchange(stand_in, home.fd(), target.name)
             raise
-    except OSError:
-        part.unpin()
-        raise
     finally:
         if stand_in is not None:
             upper.discard(stand_in)

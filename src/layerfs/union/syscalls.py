@@ -6,6 +6,8 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
+from typing import NamedTuple
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -17,9 +19,15 @@ _FICLONE = 0x40049409
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 _MNT_DETACH = 2
 _AT_SYMLINK_NOFOLLOW = 0x100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_INO_AND_BTIME = 0x100 | 0x800
+_STATX_SIZE = 256
 _UTIME_OMIT = (1 << 30) - 2
 _NS = 1_000_000_000
 
+_OPEN_TREE = 428
+_OPEN_TREE_CLONE = 1
 _LISTXATTRAT = 465  # on every architecture, as all system calls since 5.1
 _has_listxattrat = True
 _NAMES_SIZE = 512
@@ -35,6 +43,26 @@ _futimens = _libc.futimens
 _futimens.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+class Identity(NamedTuple):
+    """An object of a filesystem: not the next one that gets its inode number."""
+
+    device: int
+    inode: int
+    born: tuple[int, int]
+    """When it was made, in seconds and nanoseconds; zeros where the filesystem does not say."""
+
+
+def identity(fd: int) -> Identity:
+    """Return which object *fd* is open on: statx(2)."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    _check(_libc.statx(fd, b"", flags, _STATX_INO_AND_BTIME, answer))
+    (inode,) = struct.unpack_from("=Q", answer, 0x20)
+    born = struct.unpack_from("=qI", answer, 0x50)
+    major, minor = struct.unpack_from("=II", answer, 0x88)
+    return Identity(os.makedev(major, minor), inode, born)
 
 
 def _check(result: int, name: bytes | None = None) -> None:
@@ -83,6 +111,18 @@ def write_back(fd: int) -> None:
 def umount(path: bytes, *, lazy: bool) -> None:
     """Unmount *path*: umount2(2), with MNT_DETACH if *lazy*."""
     _check(_libc.umount2(ctypes.c_char_p(path), _MNT_DETACH if lazy else 0), path)
+
+
+def clone_tree(fd: int) -> int:
+    """Return a descriptor of a copy of the mount that *fd* lies on, with *fd* for its root: open_tree(2).
+
+    The copy is mounted nowhere, and has nothing mounted in it: it keeps the filesystem, and not the mount. It
+    is gone when nobody has a descriptor in it. Raises `OSError`: EPERM without CAP_SYS_ADMIN, EINVAL where
+    that would show what is hidden from this user namespace.
+    """
+    result = int(_syscall(_OPEN_TREE, fd, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH))
+    _check(min(result, 0))
+    return result
 
 
 def listxattrat(dir_fd: int, name: bytes) -> list[bytes]:

@@ -86,14 +86,14 @@ class Union:
 
     # -- layers ---------------------------------------------------------------------------------
 
-    def match_root(self, new: Upper) -> None:
+    def match_root(self, new: Upper) -> bool:
         """Give the root of *new* what the upper's root has: the last that can fail before `switch_upper`.
 
-        Raises `OSError`, EROFS without an upper.
+        Returns whether more than its times was different. Raises `OSError`, EROFS without an upper.
         """
         if self.upper is None:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        copy_attributes(self.upper.root.fd(), new.root.fd(), self.marking)
+        return copy_attributes(self.upper.root.fd(), new.root.fd(), self.marking)
 
     def switch_upper(self, new: Upper) -> None:
         """Seal the upper where it stands and take the writes in *new* (empty) from here on.
@@ -431,13 +431,19 @@ def _is_object(node: File, layer: Layer, st: os.stat_result) -> bool:
     return (own.st_dev, own.st_ino) == (st.st_dev, st.st_ino)
 
 
-def copy_attributes(source: int, target: int, marking: Marking) -> None:
-    """Give directory *target* owner, mode, attributes (not private ones) and times of directory *source*."""
-    st = os.fstat(source)
-    os.chown(target, st.st_uid, st.st_gid)
-    os.chmod(target, stat.S_IMODE(st.st_mode))
-    marking.copy(b"/proc/self/fd/%d" % source, b"/proc/self/fd/%d/." % target)
+def copy_attributes(source: int, target: int, marking: Marking) -> bool:
+    """Give directory *target* owner, mode, attributes (not private ones) and times of directory *source*.
+
+    Returns whether more than the times was different.
+    """
+    st, before = os.fstat(source), os.fstat(target)
+    differs = (st.st_uid, st.st_gid, st.st_mode) != (before.st_uid, before.st_gid, before.st_mode)
+    if differs:
+        os.chown(target, st.st_uid, st.st_gid)
+        os.chmod(target, stat.S_IMODE(st.st_mode))
+    differs |= marking.match(source, target)
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+    return differs
 
 
 def _cookie(name: bytes) -> int:

@@ -28,20 +28,20 @@ async def serve(
     listener: trio.SocketListener,
     app: Application,
     *,
-    connections: int = MAX_CONNECTIONS,
+    connections: int | None = None,
     anybody: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answer requests on *listener* with *app* until cancelled; then close the listener.
 
-    As many as *connections* are served at a time. Root and the user of this process may connect, and
-    *anybody* whom the mode of the socket lets in if that is said.
+    As many as *connections* (`MAX_CONNECTIONS`) are served at a time. Root and the user of this process may
+    connect, and *anybody* whom the mode of the socket lets in if that is said.
 
     When cancelled, idle connections and streams end at once, while a request that is being answered
     still gets its answer, within `GRACE` seconds: so the daemon may cancel its server as soon as a
     request has unmounted it.
     """
-    server = _Server(app, connections, anybody=anybody)
+    server = _Server(app, connections or MAX_CONNECTIONS, anybody=anybody)
     async with trio.open_nursery() as nursery, listener:
         task_status.started()
         try:

@@ -53,11 +53,7 @@ class Disk:
 
     def cut(self) -> None:
         """Have nothing reach the image from now on."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
-        finally:
-            os.close(fd)
+        cut_power(self.path)
 
     def unplug(self) -> None:
         """Unmount it; all who used it have ended. Raises `OSError`.
@@ -81,6 +77,18 @@ class Disk:
                 if file.read_text().strip() == str(self.image):
                     return True
         return False
+
+
+def cut_power(path: Path) -> None:
+    """Have nothing more that is written to the filesystem at *path* reach its disk, its journal included.
+
+    As xfstests do it. What has reached the disk by then is all there is after it is mounted again.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, _NO_LOG_FLUSH)
+    finally:
+        os.close(fd)
 
 
 def detach(path: Path) -> None:

@@ -1,6 +1,7 @@
 """`layerfs fsck`: the store held against itself.
 
-`check` compares the database with its own rules (`rows`), and the directories with the database (`trees`).
+`check` compares the database with its own rules (`rows`), and the directories with the database (`trees`,
+and `outside` for networks and volumes).
 It may run while daemons and commands work: what somebody is making, or has just removed, is no problem.
 """
 
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 from layerfs.store import gc
 from layerfs.store.database import Database
-from layerfs.store.fsck import rows, trees
+from layerfs.store.fsck import outside, rows, trees
 from layerfs.store.fsck.problem import Problem
 
 __all__ = ["Problem", "check"]
@@ -35,3 +36,4 @@ def check(db: Database, *, repair: bool = False, contents: bool = False) -> Iter
             yield Problem("store", line, "", repaired=True)
     yield from rows.check(db, repair=repair)
     yield from trees.check(db, repair=repair, contents=contents)
+    yield from outside.check(db)

@@ -28,7 +28,7 @@ def check(db: Database, *, repair: bool, contents: bool) -> Iterator[Problem]:
     yield from _strangers(db)
     for layer in layers.every(db):
         for problem in _layer(db, layer, repair, contents):
-            if db.scalar("SELECT 1 FROM layers WHERE id = ?", (layer.id,)):  # not removed meanwhile
+            if layers.exists(db, layer.id):  # not removed meanwhile
                 yield problem
 
 
@@ -65,7 +65,7 @@ def _is_free(db: Database, path: Path) -> bool:
     """Tell whether nobody makes or removes *path*, and still no row names it."""
     try:
         with layers.lock(path, wait=False) as locked:
-            return locked and db.scalar("SELECT 1 FROM layers WHERE id = ?", (path.name,)) is None
+            return locked and not layers.exists(db, path.name)
     except FileNotFoundError:
         return False
     except NotADirectoryError:
@@ -112,7 +112,10 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
     if layer.state == "active" and layer.work and not _is_directory(layer.work, links=outside):
         yield Problem(subject, f"its work directory {layer.work} is missing", f"mkdir {layer.work}")
     if layer.unverified and not settle.has_its_manifest(db, layer):
-        what = "was not known to be on disk when the machine stopped, so parts of it may be lost"
+        what = (
+            "was not known to be on disk when the machine stopped or the disk refused a write, so parts of it"
+            " may be lost"
+        )
         yield Problem(subject, what, "look at its files, then 'layerfs verify --accept' an image that has it")
     yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
     if layer.manifest_done:

@@ -27,6 +27,10 @@ ff02::2\tip6-allrouters
 _NAMES = ("hosts", "hostname", "resolv.conf")
 _NAMESERVERS = ("8.8.8.8", "8.8.4.4")
 """What dockerd takes where a machine's own nameserver cannot be reached from a container."""
+_STUB = "127.0.0.53"
+_BEHIND_STUB = "/run/systemd/resolve/resolv.conf"
+_MOST_SERVERS = 3
+"""resolv.conf(5): MAXNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +54,8 @@ def write(
 
     On the host's network they say what the host's do. Raises `BadRequest` and `OSError`.
     """
-    full = f"{hostname}.{domain} {hostname}" if domain else hostname
     contents = {
-        "hosts": _hosts(full, host_config, network),
+        "hosts": _hosts(_full(hostname, domain), host_config, network),
         "hostname": f"{hostname}\n",
         "resolv.conf": _resolver(host_config, network),
     }
@@ -66,6 +69,31 @@ def write(
 def points(own: Path) -> list[mountpoints.Point]:
     """Return where the files in *own* are to be mounted: those of the container whose network is joined."""
     return [mountpoints.bind(str(own / name), f"/etc/{name}") for name in _NAMES]
+
+
+def connect(own: Path, hostname: str, domain: str, addresses: Iterable[str]) -> None:
+    """Enter *addresses* that a container which runs has got in its hosts file. Raises `OSError`."""
+    with (own / "hosts").open("a") as file:
+        file.writelines(f"{address}\t{_full(hostname, domain)}\n" for address in addresses)
+
+
+def disconnect(own: Path, addresses: Iterable[str]) -> None:
+    """Remove the lines of *addresses* from a container's hosts file; all others stay. Raises `OSError`."""
+    gone = set(addresses)
+    path = own / "hosts"
+    lines = path.read_text(errors="surrogateescape").splitlines(keepends=True)
+    kept = [line for line in lines if not gone & set(line.split()[:1])]
+    path.write_text("".join(kept), errors="surrogateescape")  # in place: it is mounted in the container
+
+
+def write_resolver(own: Path, host_config: Mapping[str, Any], network: Network) -> None:
+    """Write a container's resolv.conf anew, while it runs too. Raises `OSError`."""
+    text = _resolver(host_config, network)
+    (own / "resolv.conf").write_text(text, errors="surrogateescape")  # in place, as above
+
+
+def _full(hostname: str, domain: str) -> str:
+    return f"{hostname}.{domain} {hostname}" if domain else hostname
 
 
 def _hosts(full: str, host_config: Mapping[str, Any], network: Network) -> str:
@@ -91,7 +119,7 @@ def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
     here = "" if mode == "none" else _text("/etc/resolv.conf")
     if not (servers or search or options or connected):
         return here
-    found = _parsed(here)
+    found = _machine() if connected else _parsed(here)
     if connected:
         # The machine's resolver on its own loopback is no resolver in there.
         found["nameserver"] = [text for text in found["nameserver"] if not _is_loopback(text)]
@@ -99,7 +127,8 @@ def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
     if servers:
         found["nameserver"] = list(servers)
     if network.nameservers:
-        found["nameserver"] = list(network.nameservers)
+        found["nameserver"] = list(network.nameservers)[:_MOST_SERVERS]
+        found["options"] = found["options"] or ["ndots:0"]
     if search:
         found["search"] = [text for text in search if text != "."]
     if options:
@@ -107,6 +136,14 @@ def _resolver(host_config: Mapping[str, Any], network: Network) -> str:
     lines = [f"nameserver {server}" for server in found["nameserver"]]
     lines += [f"{kind} {' '.join(found[kind])}" for kind in ("search", "options") if found[kind]]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _machine() -> dict[str, list[str]]:
+    """Return what the machine's resolv.conf says, or the one behind systemd's resolver if it names that."""
+    found = _parsed(_text("/etc/resolv.conf"))
+    if found["nameserver"] == [_STUB] and (text := _text(_BEHIND_STUB)):
+        return _parsed(text)
+    return found
 
 
 def _parsed(text: str) -> dict[str, list[str]]:
@@ -132,8 +169,7 @@ def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
     """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
     if host_config["Dns"]:
         return list(host_config["Dns"])
-    found = [text for text in _parsed(_text("/etc/resolv.conf"))["nameserver"] if not _is_loopback(text)]
-    return found or list(_NAMESERVERS)
+    return [text for text in _machine()["nameserver"] if not _is_loopback(text)] or list(_NAMESERVERS)
 
 
 def _text(path: str) -> str:

@@ -40,6 +40,30 @@ def ports(texts: Iterable[str]) -> list[str]:
     return found
 
 
+def host_ports(text: str) -> range:
+    """Return the ports of the host that "8080" or "8080-8090" allow; raises `BadRequest`."""
+    found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", text, re.ASCII)
+    if not found or not int(found[1]) <= int(found[2] or found[1]) < 65536:
+        raise BadRequest(f'invalid port specification: "{text[:80]}"')
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def published(texts: Iterable[str]) -> dict[str, list[dict[str, str]]]:
+    """Return the `PortBindings` that options such as `127.0.0.1:8080:80/udp` mean; raises `BadRequest`."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for text in texts:
+        rest, _, inside = text.rpartition(":")
+        address, _, outside = rest.rpartition(":")
+        wanted = ports([inside])
+        choice = host_ports(outside) if outside else range(0)
+        if len(wanted) > 1 and outside and len(choice) != len(wanted):
+            raise BadRequest(f"invalid ranges specified for container and host Ports: {text[:80]!r}")
+        for number, one in enumerate(wanted):
+            own = str(choice[number]) if outside and len(wanted) > 1 else outside
+            found.setdefault(one, []).append({"HostIp": address.strip("[]"), "HostPort": own})
+    return found
+
+
 def bindings(members: Members) -> dict[str, list[dict[str, str]] | None]:
     """Return the member `PortBindings`; raises `BadRequest`."""
     found: dict[str, list[dict[str, str]] | None] = {}
@@ -60,7 +84,5 @@ def _binding(binding: Members) -> dict[str, str]:
         except ValueError:
             raise BadRequest(f'invalid IP address in port binding: "{address[:80]}"') from None
     if number:
-        found = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", number, re.ASCII)
-        if not found or not int(found[1]) <= int(found[2] or found[1]) < 65536:
-            raise BadRequest(f'invalid port specification: "{number[:80]}"')
+        host_ports(number)
     return {"HostIp": address, "HostPort": number}
