@@ -76,7 +76,7 @@ class RunCommand(click.Command):
 @click.option(
     "--network-alias", "aliases", metavar="NAME", multiple=True, help="Be found there by this name too."
 )
-@click.option("--ip", metavar="ADDRESS", default="", help="Have this address in the network.")
+@click.option("--ip", metavar="ADDRESS", help="Have this address in the network.")
 @click.option(
     "-p",
     "--publish",
@@ -109,7 +109,7 @@ def run_command(
     hostname: str,
     network: str,
     aliases: tuple[str, ...],
-    ip: str,
+    ip: str | None,
     publish: tuple[str, ...],
     publish_all: bool,
     entrypoint: str | None,

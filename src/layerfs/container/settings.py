@@ -122,7 +122,7 @@ def settings(wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def endpoint_settings(aliases: Iterable[str], address: str) -> dict[str, Any]:
+def endpoint_settings(aliases: Iterable[str], address: str | None) -> dict[str, Any]:
     """Return the `EndpointSettings` that the options --network-alias and --ip mean, empty for none."""
     found: dict[str, Any] = {}
     if given := list(aliases):
