@@ -189,8 +189,8 @@ def rm_command(root: Path, force: bool, networks: tuple[str, ...]) -> int:
 
 
 @network_command.command("connect")
-@click.option("--ip", "address", metavar="ADDRESS", default="", help="Its IPv4 address there.")
-@click.option("--ip6", "address6", metavar="ADDRESS", default="", help="Its IPv6 address there.")
+@click.option("--ip", "address", metavar="ADDRESS", help="Its IPv4 address there.")
+@click.option("--ip6", "address6", metavar="ADDRESS", help="Its IPv6 address there.")
 @click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Be found by this name too.")
 @click.option(
     "--link", "links", metavar="NAME[:ALIAS]", multiple=True, help="Know another container by a name."
@@ -203,8 +203,8 @@ def rm_command(root: Path, force: bool, networks: tuple[str, ...]) -> int:
 @click.pass_obj
 def connect_command(
     root: Path,
-    address: str,
-    address6: str,
+    address: str | None,
+    address6: str | None,
     aliases: tuple[str, ...],
     links: tuple[str, ...],
     local: tuple[str, ...],

@@ -46,7 +46,7 @@ def run(root: Path, path: Path | None, group: str | None) -> None:
             _log.warning("%s", line)
     with _only_one(root):
         listener = _listener(path or rundir.engine_socket(), group)
-        zygote = Zygote()
+        zygote = Zygote(root)
         try:
             shared = group is not None or _lets_others_in(listener)
             trio.run(_serve, root, listener, zygote, shared, notifier)
