@@ -77,7 +77,7 @@ def test_lists_have_what_a_template_asks_for(there: Containers, box: str) -> Non
     assert ok("ps", "-aq", "--filter", "status=exited") == ""
     assert ok("ps", "-lq") == ok("ps", "-qn", "1") == f"{short}"
     assert "(virtual " in ok("ps", "-s")
-    assert "there is no field Nothing" in there.layerfs.refused("ps", "--format", "{{.Nothing}}")
+    assert "there is no field Nothing" in there.layerfs.refused("ps", "--format", "{{.Nothing}}", status=2)
     assert ok("image", "ls", "--format", "{{.Repository}}:{{.Tag}}") == f"{IMAGE}"
 
 
@@ -85,15 +85,17 @@ def test_inspecting_by_kind_and_format(there: Containers, box: str) -> None:
     assert inspect(there, "{{.State.Status}} {{len .Mounts}}") == "running 0"
     assert json.loads(inspect(there, "{{json .Config.Labels}}"))["role"] == "test"
     assert inspect(there, "{{range .Config.Env}}{{println .}}{{end}}").startswith("GREETING=hello")
-    assert "no such image: box" in there.layerfs.refused("image", "inspect", "box")
-    assert f"no such container: {IMAGE}" in there.layerfs.refused("container", "inspect", IMAGE)
-    assert "unclosed action" in there.layerfs.refused("inspect", "-f", "{{.Id", "box")
+    for kind, name in (("image", "box"), ("container", IMAGE)):
+        done = there.layerfs(kind, "inspect", name)
+        assert (done.returncode, done.stdout) == (1, "[]\n")
+        assert done.stderr == f"layerfs: no such {kind}: {name}\n"
+    assert "unclosed action" in there.layerfs.refused("inspect", "-f", "{{.Id", "box", status=2)
 
 
 def test_pausing_and_going_on(there: Containers, box: str) -> None:
     assert there.layerfs.ok("pause", box) == "box"
     assert inspect(there, "{{.State.Status}}") == "paused"
-    assert "is paused" in there.layerfs.refused("pause", box)
+    assert "is already paused" in there.layerfs.refused("pause", box)
     assert there.layerfs.ok("unpause", box) == "box"
     assert inspect(there, "{{.State.Status}}") == "running"
 
@@ -117,7 +119,7 @@ def test_limits_are_changed_while_it_runs(there: Containers, box: str) -> None:
         == "box"
     )
     assert inspect(there, "{{.HostConfig.Memory}} {{.HostConfig.RestartPolicy.Name}}") == f"{64 << 20} always"
-    assert "say what is to be changed" in there.layerfs.refused("update", box)
+    assert "say what is to be changed" in there.layerfs.refused("update", box, status=2)
 
 
 def test_processes_and_what_they_use(there: Containers, box: str) -> None:
@@ -166,7 +168,7 @@ def test_logs_of_a_time(there: Containers) -> None:
     assert later[-1] == "two"
     assert there.layerfs.ok("logs", "--until", "10m", "talks") == ""
     assert there.layerfs.ok("logs", "--since", "10m", "--tail", "1", "talks") == "two"
-    assert "invalid time" in there.layerfs.refused("logs", "--since", "yesterday", "talks")
+    assert "invalid time" in there.layerfs.refused("logs", "--since", "yesterday", "talks", status=2)
     there.remove()
 
 
