@@ -77,15 +77,23 @@ def _listener(path: Path, group: str | None) -> trio.SocketListener | socket.soc
     if os.environ.pop("LISTEN_PID", "") == str(os.getpid()) and os.environ.pop("LISTEN_FDS", "") == "1":
         os.set_inheritable(_FIRST, False)
         return socket.socket(fileno=_FIRST)
+    if group is None:
+        return listen(path)
+    try:
+        number = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadRequest(f"there is no group {group}: make it with groupadd, or name another") from None
+    if path.parent.is_dir() and not path.parent.stat().st_mode & 0o011:
+        raise BadRequest(
+            f"the group {group} cannot reach {path}: give --socket in a directory that it may enter, "
+            "such as /run/layerfs.sock"
+        )
     made = listen(path)
-    if group is not None:
-        try:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            path.chmod(0o660)
-        except KeyError:
-            raise BadRequest(f"there is no group {group}: make it with groupadd, or name another") from None
-        except OSError as error:
-            raise from_os_error(error, f"give {path} to the group {group}") from None
+    try:
+        os.chown(path, -1, number)
+        path.chmod(0o660)
+    except OSError as error:
+        raise from_os_error(error, f"give {path} to the group {group}") from None
     return made
 
 
