@@ -328,6 +328,15 @@ def test_links(there: Containers) -> None:
     assert one == address(there, "one")
 
 
+def test_what_a_link_leads_to_may_start_later(there: Containers) -> None:
+    run(there, "two")
+    there.layerfs.ok("network", "disconnect", "net", "two")
+    there.layerfs.ok("network", "connect", "--link", "later:db", "net", "two")
+    assert reaches(there, "two", "db") is None
+    run(there, "later")
+    assert reaches(there, "two", "db") == ""
+
+
 def test_the_network_of_another_container(there: Containers) -> None:
     one = run(there, "one", "serve")
     out = there.layerfs.ok("run", "--rm", "--network=container:one", IMAGE, "ip", "address")

@@ -248,7 +248,7 @@ def _shape(store: Store, network: Network, *, containers: bool) -> dict[str, Any
         "EnableIPv6": network.ipv6,
         "IPAM": {
             "Driver": "default",
-            "Options": network.ipam or (None if network.predefined else {}),
+            "Options": network.ipam or None,
             "Config": [_config(subnet) for subnet in network.subnets],
         },
         "Internal": network.internal,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -198,12 +198,32 @@ def _join(
     for text in addresses.get("LinkLocalIPs") or ():
         _add_address(mount.id, endpoint.interface, text)
     if has_names(network):
-        for other, alias in aliases.links(store, network.id, settings.get("Links") or ()):
+        _add_links(store, network, mount, settings, lambda link: True)
+        for other in store.networks.endpoints(network=network.id):
+            if other.mount != mount.id:
+                # It may have been linked to this one before this one was there.
+                linking = store.mount(other.mount)
+                there = {it.id: given for it, given in wanted_networks(store, linking.container)}
+                _add_links(
+                    store, network, linking, there.get(network.id, {}), lambda link: link.mount == mount.id
+                )
+    return endpoint
+
+
+def _add_links(
+    store: Store,
+    network: Network,
+    mount: Mount,
+    settings: Mapping[str, Any],
+    wanted: Callable[[Endpoint], bool],
+) -> None:
+    """Have *mount* find in *network* what its *settings* there link it to, by the names of the links."""
+    for link, alias in aliases.links(store, network.id, settings.get("Links") or ()):
+        if wanted(link):
             try:
-                netavark.add_name(network.id, mount.id, other.mount, other.address, alias)
+                netavark.add_name(network.id, mount.id, link.mount, link.address, alias)
             except OSError as error:
                 raise from_os_error(error, f"link {mount.name} to {alias}") from None
-    return endpoint
 
 
 def _add_address(mount_id: str, interface: str, address: str) -> None:
