@@ -92,6 +92,8 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
     try:
         found.wait()
     except ContainerError as error:
+        if str(error).encode() in pump.said:
+            return  # runc has told the client itself; crun leaves it to us
         text = f"OCI runtime exec failed: {error}\r\n".encode()
         client.sendall(text if wanted.terminal else frame(STDERR, text))
 
@@ -110,6 +112,8 @@ class _Pump:
         self._detach = Detach(detach_keys(found.wanted.keys) if found.wanted.terminal else b"")
         self._pending, self._left = self._detach.feed(early)
         self._reads_client = True
+        self.said = b""
+        """The end of what came of the process."""
         for fd in self._all:
             os.set_blocking(fd, False)
 
@@ -178,6 +182,7 @@ class _Pump:
         except OSError:  # EIO: the other side of a terminal was closed
             data = b""
         stream = self._outputs[fd]
+        self.said = (self.said + data)[-_PIECE:]
         if not data:
             del self._outputs[fd]
         elif self._found.wanted.terminal:
