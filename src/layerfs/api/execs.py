@@ -102,6 +102,8 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes, *, raw: bool) -> 
     try:
         found.wait()
     except ContainerError as error:
+        if str(error).encode() in pump.said:
+            return  # runc has told the client itself; crun leaves it to us
         text = f"OCI runtime exec failed: {error}\r\n".encode()
         client.sendall(text if raw else frame(STDERR, text))
 
@@ -128,6 +130,8 @@ class _Pump:
         self._detach = Detach(detach_keys(found.wanted.keys) if found.wanted.terminal else b"")
         self._pending, self._left = self._detach.feed(early)
         self._reads_client = True
+        self.said = b""
+        """The end of what came of the process."""
         for fd in self._all:
             os.set_blocking(fd, False)
 
@@ -196,6 +200,7 @@ class _Pump:
         except OSError:  # EIO: the other side of a terminal was closed
             data = b""
         stream = self._outputs[fd]
+        self.said = (self.said + data)[-_PIECE:]
         if not data:
             del self._outputs[fd]
         elif self._is_wanted(stream):
