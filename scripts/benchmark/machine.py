@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .peers import command
 
-PROGRAMS = ("layerfs", "fuse-overlayfs", "buildah")
+PROGRAMS = ("layerfs", "fuse-overlayfs", "buildah", "podman")
 
 
 def first_match(pattern: str, text: str) -> str:

@@ -87,8 +87,8 @@ PEERS: dict[str, Callable[[Stack], None]] = {
     "bare": copy_bare,
 }
 FILESYSTEMS = ("layerfs", "overlay", "fuse-overlayfs")
-DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "umoci")
-ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah and umoci mount nothing here
+DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "umoci", "podman")
+ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah, umoci and podman mount nothing here
 
 
 def unmount(directory: Path) -> None:

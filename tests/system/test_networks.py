@@ -58,7 +58,9 @@ def traces(there: Containers) -> list[str]:
     )
     for network in networks(there):
         bridge = f"br-{network['Id'][:12]}"
-        words = [bridge, network["Id"], *(it["Subnet"] for it in network["IPAM"]["Config"])]
+        # The default network may have the subnet of another store's.
+        subnets = [it["Subnet"] for it in network["IPAM"]["Config"] if network["Name"] != "bridge"]
+        words = [bridge, network["Id"], *subnets]
         if Path("/sys/class/net", bridge).exists():
             found.append(bridge)
         found += [rule for rule in rules.splitlines() if any(word in rule for word in words)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,6 +80,12 @@ def files(top: Path) -> set[str]:
     return {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}
 
 
+UNITS = {
+    f"usr/lib/systemd/system/{name}"
+    for name in ("layerfs@.service", "layerfs.socket", "layerfs-engine.service")
+}
+
+
 def test_systemd_accepts_the_unit(tmp_path: Path, layerfs: Path) -> None:
     install(tmp_path, command=layerfs)
     unit = tmp_path / "usr/lib/systemd/system/layerfs@.service"
@@ -92,17 +100,46 @@ def test_systemd_accepts_the_unit(tmp_path: Path, layerfs: Path) -> None:
     assert f"\nExecStart={layerfs} mount --foreground --config /etc/layerfs/%i.toml\n" in unit.read_text()
 
 
-def test_the_mount_is_not_hidden_from_the_machine() -> None:
+def test_systemd_accepts_the_units_of_the_engine(tmp_path: Path, layerfs: Path) -> None:
+    install(tmp_path, command=layerfs)
+    units = tmp_path / "usr/lib/systemd/system"
+    done = subprocess.run(
+        ["systemd-analyze", "verify", units / "layerfs.socket", units / "layerfs-engine.service"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    about_us = [line for line in done.stderr.splitlines() if "layerfs" in line]
+    assert (done.returncode, about_us) == (0, [])
+    assert f"\nExecStart={layerfs} engine\n" in (units / "layerfs-engine.service").read_text()
+
+
+@pytest.mark.parametrize("name", ["layerfs@.service", "layerfs-engine.service"])
+def test_the_mount_is_not_hidden_from_the_machine(name: str) -> None:
+    unit = (CHECKOUT / "systemd" / name).read_text()
+    assert not set(re.findall(r"^(\w+)=", unit, re.MULTILINE)) & PRIVATE
+
+
+def test_the_service_of_a_mount_is_confined() -> None:
     unit = (CHECKOUT / "systemd/layerfs@.service").read_text()
     used = set(re.findall(r"^(\w+)=", unit, re.MULTILINE))
     assert {"NoNewPrivileges", "CapabilityBoundingSet", "SystemCallFilter"} <= used
-    assert not used & PRIVATE
+
+
+def test_the_end_of_the_engine_ends_nothing_else() -> None:
+    unit = (CHECKOUT / "systemd/layerfs-engine.service").read_text()
+    assert "\nKillMode=process\n" in unit
+    assert "\nSendSIGKILL=no\n" in unit
+    assert (
+        "\nListenStream=/run/layerfs/engine.sock\nSocketMode=0600\n"
+        in (CHECKOUT / "systemd/layerfs.socket").read_text()
+    )
 
 
 def test_installing_twice_and_uninstalling(tmp_path: Path, layerfs: Path) -> None:
     for _ in range(2):
         install(tmp_path, command=layerfs)
-        assert files(tmp_path) == {"usr/lib/systemd/system/layerfs@.service", "etc/layerfs/example.toml"}
+        assert files(tmp_path) == {*UNITS, "etc/layerfs/example.toml"}
     install(tmp_path, "uninstall", command=layerfs)
     assert files(tmp_path) == set()
     assert not (tmp_path / "etc/layerfs").exists()
@@ -288,3 +325,85 @@ def test_a_wrong_configuration_is_not_tried_again(service: Service) -> None:
     assert process.returncode == 2
     assert "mountpiont" in log
     assert len(log.splitlines()) == 1
+
+
+# -- the engine under a service manager -------------------------------------------------------------
+
+
+@pytest.fixture
+def activated(tmp_path: Path, manager: socket.socket) -> Iterator[Activated]:
+    """An engine that is started by the first client, as layerfs.socket has it."""
+    engine = Activated(tmp_path, manager)
+    try:
+        yield engine
+    finally:
+        engine.end()
+
+
+class Activated:
+    """The socket of an engine, with systemd's own program for activation behind it."""
+
+    def __init__(self, directory: Path, manager: socket.socket) -> None:
+        self.directory = directory
+        self.path = directory / "engine.sock"
+        self.manager = manager
+        (directory / "run").mkdir(mode=0o700)
+        self.environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(manager.getsockname()),
+            "LAYERFS_ROOT": str(directory / "store"),
+            "LAYERFS_RUN": str(directory / "run"),
+            "LAYERFS_ENGINE": str(self.path),
+        }
+        names = ("NOTIFY_SOCKET", "LAYERFS_ROOT", "LAYERFS_RUN")
+        passed = [f"--setenv={name}={self.environment[name]}" for name in names]
+        self.process = subprocess.Popen(
+            [
+                "systemd-socket-activate",
+                f"--listen={self.path}",
+                *passed,
+                sys.executable,
+                "-m",
+                "layerfs",
+                "engine",
+            ],
+            env=self.environment,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not self.path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def layerfs(self, *words: str) -> str:
+        command = [sys.executable, "-m", "layerfs", *words]
+        return subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True, timeout=PATIENCE
+        ).stdout
+
+    def receive(self) -> str:
+        return self.manager.recv(4096).decode()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for mountpoint in mounts_below(self.directory):
+            detach(mountpoint)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not shutil.which("systemd-socket-activate"), reason="needs systemd-socket-activate")
+def test_the_first_client_starts_the_engine_and_its_end_ends_no_mount(activated: Activated) -> None:
+    (activated.directory / "tree").mkdir()
+    (activated.directory / "tree/greeting").write_text("hello\n")
+    (activated.directory / "mnt").mkdir()
+    activated.layerfs("import", str(activated.directory / "tree"), "base")
+    assert ", the engine\n" in activated.layerfs("version")
+    assert "READY=1" in activated.receive()
+    activated.layerfs("mount", "--image", "base", "--name", "base", str(activated.directory / "mnt"))
+    activated.process.send_signal(signal.SIGTERM)
+    assert "STOPPING=1" in activated.receive()
+    assert activated.process.wait(PATIENCE) == 0
+    assert (activated.directory / "mnt/greeting").read_text() == "hello\n"
+    activated.environment["LAYERFS_ENGINE"] = "none"
+    activated.layerfs("rm", "-f", str(activated.directory / "mnt"))
+    assert not mounts_below(activated.directory)

@@ -311,8 +311,7 @@ def test_networks() -> None:
     assert (found["DnsSearch"], found["DnsOptions"]) == (["x"], ["y"])
     with pytest.raises(UsageError, match="bad format for add-host"):
         made("--add-host", "a")
-    with pytest.raises(LayerfsError, match="links are not supported"):
-        described(IMAGE, made("--link", "other"))
+    assert host("--link", "other:alias")["Links"] == ["other:alias"]
 
 
 def test_health() -> None:

@@ -56,7 +56,8 @@ def opened(path: Path) -> int:
 def archived(tree: Path, path: str, name: str | None = None) -> bytes:
     root = opened(tree)
     try:
-        return b"".join(copying.archive(root, path, name))
+        with copying.source(root, path) as fd:
+            return b"".join(copying.archive(fd, path, name))
     finally:
         os.close(root)
 
@@ -115,7 +116,8 @@ def tar(*members: tuple[str, str | bytes | None]) -> bytes:
 )
 def test_what_is_at_a_path(tree: Path, path: str, name: str, kind: int, target: str) -> None:
     root = opened(tree)
-    found = copying.look(root, path)
+    with copying.source(root, path) as fd:
+        found = copying.describe(root, path, fd)
     os.close(root)
     assert (found.name, stat.S_IFMT(found.status.st_mode), found.link_target) == (name, kind, target)
 
@@ -123,8 +125,8 @@ def test_what_is_at_a_path(tree: Path, path: str, name: str, kind: int, target: 
 @pytest.mark.parametrize("path", ["/nope", "/etc/motd/", "/etc/motd/x", "/loop", "/loop/", "/" + "x" * 300])
 def test_paths_that_lead_nowhere(tree: Path, path: str) -> None:
     root = opened(tree)
-    with pytest.raises(OSError) as caught:
-        copying.look(root, path)
+    with pytest.raises(OSError) as caught, copying.source(root, path) as fd:
+        copying.describe(root, path, fd)
     os.close(root)
     assert isinstance(copying.refused(caught.value, path, "c"), LayerfsError)
 

@@ -75,7 +75,7 @@ def test_the_image_speaks_where_the_request_does_not() -> None:
         User="7:8",
         WorkingDir="/srv/../tmp/",
     ).config
-    assert config["Env"] == ["B=3", "C=4"]
+    assert config["Env"] == ["B=3", "C=4", "A"]
     assert config["Labels"] == {"of": "image", "own": "1"}
     assert config["Volumes"] == {"/more": {}, "/data": {}}
     assert sorted(config["ExposedPorts"]) == ["53/udp", "80/tcp", "90/tcp", "91/tcp"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,9 @@ def test_mounts_are_pruned(root: Path) -> None:
 
 
 def ask_events(root: Path) -> list[dict[str, dict[str, object]]]:
-    answer = app.answer(local_place(root), Request("GET", "/events", Query((("since", "1"),))))
+    answer = app.answer(
+        local_place(root), Request("GET", "/events", Query((("since", "1"), ("until", f"{time.time():.6f}"))))
+    )
     assert isinstance(answer, Stream)
     return [json.loads(line) for line in b"".join(answer.chunks).splitlines()]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,9 @@ def test_pruning(root: Path) -> None:
     assert prune() is None
     for bad in ({"until": ["x"]}, {"until": ["1h", "2h"]}, {"name": ["x"]}):
         assert answer(root, "POST", "/networks/prune", filters=json.dumps(bad))[0] == 400
-    request = Request("GET", "/events", Query((("since", "1"), ("filters", NETWORKS))))
+    request = Request(
+        "GET", "/events", Query((("since", "1"), ("until", f"{time.time():.6f}"), ("filters", NETWORKS)))
+    )
     events = app.answer(local_place(root), request)
     assert isinstance(events, Stream)
     found = [json.loads(line) for line in b"".join(events.chunks).splitlines()]

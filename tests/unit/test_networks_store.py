@@ -61,6 +61,18 @@ def test_a_subnet_that_the_machine_has_a_route_to_is_not_chosen(
     assert store.networks.create("n").subnets[0].subnet == "172.21.0.0/16"
 
 
+def test_the_default_network_moves_out_of_the_way_while_it_is_empty(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.networks.settle_default().subnets[0].subnet == "172.17.0.0/16"
+    monkeypatch.setattr(networks_of_store, "routed", lambda: [IPv4Network("172.17.4.0/24")])
+    moved = store.networks.settle_default()
+    assert moved.subnets == (Subnet("172.18.0.0/16", "172.18.0.1"),)
+    store.networks.join(container(store, "c").id, moved.id)
+    monkeypatch.setattr(networks_of_store, "routed", lambda: [IPv4Network("172.18.0.0/16")])
+    assert store.networks.settle_default() == moved
+
+
 def test_routes_are_read_as_the_kernel_writes_them(tmp_path: Path) -> None:
     table = tmp_path / "route"
     table.write_text(

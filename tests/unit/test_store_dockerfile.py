@@ -21,6 +21,7 @@ PATH = {"Env": ["PATH=/bin", "HOME=/root"]}
         ({"Cmd": ["a"]}, ['ENTRYPOINT ["e"]'], {"Entrypoint": ["e"]}),
         ({}, ['CMD ["a"]', 'ENTRYPOINT ["e"]'], {"Cmd": ["a"], "Entrypoint": ["e"]}),
         (PATH, ["ENV PATH=/x:$PATH A=b"], {"Env": ["PATH=/x:/bin", "HOME=/root", "A=b"]}),
+        ({"Env": ["A", "B"]}, ["ENV B=x$A"], {"Env": ["A", "B=x"]}),
         ({}, ["ENV A='$B' C=\"d e\" F=g\\ h"], {"Env": ["A=$B", "C=d e", "F=g h"]}),
         ({}, ["ENV A some words here"], {"Env": ["A=some words here"]}),
         ({}, ["ENV A=${X:-no} B=${X:+yes} C=\\$X"], {"Env": ["A=no", "B=", "C=$X"]}),

@@ -9,6 +9,7 @@ from . import (  # noqa: I001  (the report's order)
     real_work,
     life,
     commit,
+    engine,
     images,
     fairness,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "bulk",
     "commit",
     "depth",
+    "engine",
     "fairness",
     "images",
     "life",

@@ -32,6 +32,9 @@ MODULES = {
     "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),
+    **dict.fromkeys(("configs", "grpc", "nodes", "plugins", "secrets", "services", "session"), ("absent",)),
+    "swarm": ("absent",),
+    "tasks": ("absent",),
     "volumes": ("volumes",),
 }  # fmt: skip
 """What a path begins with, and the modules that have the routes of such paths, the most asked for first.

@@ -21,6 +21,8 @@ from layerfs.unixhttp.message import Response, json_response
 if TYPE_CHECKING:
     from layerfs.store.model import Image, Mount
 
+_PATIENCE = 10
+"""Seconds until a container that does not end is killed, if neither it nor the client says anything else."""
 NOT_MODIFIED = Response(304)
 NO_CONTENT = Response(204)
 
@@ -145,7 +147,8 @@ def _clear_away(call: Call, row: Mount) -> None:
 
 def how_to_end(call: Call, mount: Mount) -> tuple[int, float | None]:
     """Return how the process of a container is to be stopped: the signal, and the patience in seconds."""
-    text = call.query.get("t", "10")
+    own = mount.config.get("StopTimeout")
+    text = call.query.get("t") or str(_PATIENCE if own is None else own)
     if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
         raise BadRequest(f"invalid time {text[:100]!r}: must be a number of seconds")
     given = call.query.get("signal")

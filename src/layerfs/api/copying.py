@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from layerfs.api import apart
 from layerfs.api.routes import Call, route
 from layerfs.errors import BadRequest, Forbidden
 from layerfs.unixhttp.message import Answer, Response, Stream
@@ -39,35 +38,32 @@ def look(call: Call) -> Answer:
     """Say what is at a path, in a header."""
     mount, path = _asked(call)
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
-    with _view(call, mount) as root:
-        return Response(200, headers=(_header(root, mount, path),))
+        return _by_another_process(call)
+    with _view(call, mount) as root, _source(root, mount, path) as (_, header):
+        return Response(200, headers=(header,))
 
 
 def read(call: Call) -> Answer:
     """Return an archive of what is at a path."""
     mount, path = _asked(call)
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
+        return _by_another_process(call)
     stack = ExitStack()
     with stack:
         root = stack.enter_context(_view(call, mount))
-        header = _header(root, mount, path)
-        pieces = _pieces(root, mount, path, stack.pop_all())
+        fd, header = stack.enter_context(_source(root, mount, path))
+        pieces = _pieces(fd, path, stack.pop_all())
     next(pieces)
     call.store.record_event("container", "archive-path", mount.id, _attributes(mount))
     return Stream(200, pieces, (_TAR, header))
 
 
-def _pieces(root: int, mount: Mount, path: str, stack: ExitStack) -> Generator[bytes, None, None]:
+def _pieces(fd: int, path: str, stack: ExitStack) -> Generator[bytes, None, None]:
     from layerfs.container import copying
 
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator closes the view
-        try:
-            yield from copying.archive(root, path)
-        except OSError as error:
-            raise copying.refused(error, path, mount.name) from None
+        yield from copying.archive(fd, path)
 
 
 def write(call: Call) -> Answer:
@@ -81,7 +77,7 @@ def write(call: Call) -> Answer:
     if upload is None:
         raise BadRequest("no archive came with the request")
     if _is_for_another_process(call, mount):
-        return apart.answer(call)
+        return _by_another_process(call)
     with _view(call, mount) as root:
         place = _directory(root, mount, path)
         owner = _owner(root, mount) if call.query.flag("copyUIDGID") else None
@@ -103,6 +99,12 @@ def _is_for_another_process(call: Call, mount: Mount) -> bool:
     from layerfs.container import view
 
     return call.serves(mount) or (call.place.live is not None and view.is_at_rest(mount))
+
+
+def _by_another_process(call: Call) -> Answer:
+    from layerfs.api import apart
+
+    return apart.answer(call)
 
 
 def _asked(call: Call) -> tuple[Mount, str]:
@@ -166,15 +168,19 @@ def _owner(root: int, mount: Mount) -> tuple[int, int] | None:
     return user.uid, user.gid
 
 
-def _header(root: int, mount: Mount, path: str) -> tuple[str, str]:
+@contextmanager
+def _source(root: int, mount: Mount, path: str) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Open what is at *path*; yield its descriptor, and the header that tells of it."""
     from layerfs.container import copying
 
-    try:
-        found = copying.look(root, path)
-    except OSError as error:
-        raise copying.refused(error, path, mount.name) from None
-    text = json.dumps(_shape(found), ensure_ascii=False).encode("utf-8", "replace")
-    return "X-Docker-Container-Path-Stat", base64.b64encode(text).decode("ascii")
+    with ExitStack() as stack:
+        try:
+            fd = stack.enter_context(copying.source(root, path))
+            text = json.dumps(_shape(copying.describe(root, path, fd)), ensure_ascii=False)
+        except OSError as error:
+            raise copying.refused(error, path, mount.name) from None
+        value = base64.b64encode(text.encode("utf-8", "replace")).decode("ascii")
+        yield fd, ("X-Docker-Container-Path-Stat", value)
 
 
 def _shape(found: PathStat) -> dict[str, Any]:

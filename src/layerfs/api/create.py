@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from layerfs.api.routes import Call, route
 from layerfs.container import netavark, volumes
 from layerfs.container.settings import described
-from layerfs.errors import BadRequest, NotFound
+from layerfs.errors import BadRequest, Conflict, NotFound
+from layerfs.host import rundir
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ def rename(call: Call) -> Response:
     name = call.query.get("name").removeprefix("/")
     if not name:
         raise BadRequest("Neither old nor new names may be empty")
-    call.store.rename_mount(call.row(call.names["name"]).id, name)
+    row = call.row(call.names["name"])
+    if name != row.name and rundir.running_pid(rundir.check_name(name)) is not None:
+        raise Conflict(f"the name {name} is in use: choose another one")
+    call.store.rename_mount(row.id, name)
+    rundir.rename(row.name, name)
     return _NO_CONTENT
 
 

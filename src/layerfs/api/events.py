@@ -120,7 +120,7 @@ def _watched(call: Call, watch: Watch) -> Generator[bytes, None, None]:
     last: int | None = None
     with inotify.Watch(call.root) as written:  # before looking, so that nothing falls between
         while True:
-            over = watch.over or call.place.alone
+            over = watch.over
             last, lines = recorded(call, watch, last)
             yield lines
             if over:

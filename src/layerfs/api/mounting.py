@@ -26,7 +26,7 @@ def mount(call: Call) -> Response:
 
 def _request(call: Call) -> MountRequest:
     body: dict[str, Any] = call.request.json()
-    known = {field.name for field in fields(MountRequest)} - {"root", "foreground"}
+    known = {field.name for field in fields(MountRequest)} - {"root", "foreground", "recover"}
     for name, value in body.items():
         if name not in known:
             raise BadRequest(f"unknown member {name[:100]!r}: use {', '.join(sorted(known))}")

@@ -8,12 +8,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from layerfs.api.config import joined_reference
-from layerfs.api.progress import JSON_LINES, Lines
 from layerfs.api.routes import Call, route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, NotImplementedHere
 from layerfs.unixhttp.message import Answer, Response, Stream, json_response
 
 if TYPE_CHECKING:
+    from layerfs.api.progress import Lines
     from layerfs.distribution.credentials import Credentials
     from layerfs.distribution.named import Named
 
@@ -29,6 +29,7 @@ def create_image(call: Call) -> Answer:
 
 def pull(call: Call) -> Answer:
     """Bring an image from a registry; with no tag and no digest, every one of its repository."""
+    from layerfs.api.progress import JSON_LINES, Lines
     from layerfs.archive.limits import Limits
     from layerfs.distribution.named import Named
     from layerfs.distribution.pull import pull_named
@@ -52,6 +53,7 @@ def pull(call: Call) -> Answer:
 
 def push(call: Call) -> Answer:
     """Bring an image to the registry that its name says; with no tag, every tag of its repository."""
+    from layerfs.api.progress import JSON_LINES, Lines
     from layerfs.distribution.named import Named
     from layerfs.distribution.push import push_named
     from layerfs.distribution.refusals import of_push
@@ -118,6 +120,7 @@ def _check_platform(call: Call, named: Named) -> None:
 
 def import_image(call: Call) -> Response:
     """Make an image of the archive of a tree that comes with the call."""
+    from layerfs.api.progress import JSON_LINES
     from layerfs.oci import platforms
 
     source = call.query.get("fromSrc")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.api.times import duration
 from layerfs.host import freezer
-from layerfs.host.record import directory, look
+from layerfs.host.record import directory, is_changing, look
 from layerfs.host.rundir import running_pid
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def _container_state(mount: Mount, daemon: int | None) -> MountState | None:
             return None  # somebody has mounted it to look into it
         if record is not None and record.exit_code is None:  # it has ended just now
             return MountState(daemon, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
+    if record is not None and record.exit_code is None and is_changing(mount.id):  # it has ended just now
+        return MountState(0, False, "running", f"Up {_age(known.get('StartedAt') or mount.created)}")
     if known.get("Restarting"):
         status = f"Restarting ({known['ExitCode']}) {_age(known['FinishedAt'])} ago"
         return MountState(None, False, "restarting", status)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from typing import Any
 
 from layerfs import __version__
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import go_architecture
 from layerfs.api.state import state_of
+from layerfs.container import ociruntime, seccomp
+from layerfs.errors import LayerfsError
+from layerfs.host import cgroups
 from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Response, json_response
 
 
@@ -20,6 +24,7 @@ def ping(call: Call) -> Response:
         ("Cache-Control", "no-cache, no-store, must-revalidate"),
         ("Pragma", "no-cache"),
         ("Swarm", "inactive"),
+        ("Builder-Version", "1"),
     )
     return Response(200, b"OK" if call.request.method == "GET" else b"", headers)
 
@@ -53,16 +58,17 @@ def version(call: Call) -> Response:
 
 def info(call: Call) -> Response:
     """Return what is in the store, and what the machine is."""
-    states = [state_of(mount).pid is not None for mount in call.store.mounts()]
+    states = Counter(state_of(row).state for row in call.store.mounts())
     images = call.store.images()
+    running, paused = states["running"] + states["restarting"], states["paused"]
     answer: dict[str, Any] = {
         "ID": str(call.root),
         "Name": platform.node(),
         "ServerVersion": __version__,
-        "Containers": len(states),
-        "ContainersRunning": sum(states),
-        "ContainersPaused": 0,
-        "ContainersStopped": len(states) - sum(states),
+        "Containers": states.total(),
+        "ContainersRunning": running,
+        "ContainersPaused": paused,
+        "ContainersStopped": states.total() - running - paused,
         "Images": len(images),
         "Driver": "layerfs",
         "DriverStatus": [["Store", str(call.root)], ["Tags", str(sum(len(image.tags) for image in images))]],
@@ -74,18 +80,55 @@ def info(call: Call) -> Response:
         "KernelVersion": platform.release(),
         "NCPU": os.cpu_count() or 1,
         "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "Plugins": {"Volume": None, "Network": None, "Authorization": None, "Log": None},
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null"],
+            "Authorization": None,
+            "Log": ["json-file", "local", "none"],
+        },
         "Swarm": {"LocalNodeState": "inactive", "NodeID": "", "ControlAvailable": False},
         "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": [], "Mirrors": []},
-        "Runtimes": {},
-        "DefaultRuntime": "",
-        "SecurityOptions": [],
+        **_runtimes(),
+        **_limits(),
+        "LoggingDriver": "json-file",
+        "SecurityOptions": [] if seccomp.is_missing() else ["name=seccomp,profile=builtin"],
         "Labels": [],
         "ExperimentalBuild": False,
-        "LiveRestoreEnabled": False,
-        "Warnings": None,
+        "LiveRestoreEnabled": True,
+        "InitBinary": "docker-init",
+        "Warnings": [seccomp.UNFILTERED.replace("warning", "WARNING", 1)] if seccomp.is_missing() else None,
     }
     return json_response(answer)
+
+
+def _runtimes() -> dict[str, Any]:
+    try:
+        found = [one.path for one in ociruntime.installed()]
+    except LayerfsError:
+        found = []
+    names = [os.path.basename(path) for path in found]
+    return {
+        "Runtimes": {name: {"path": path} for name, path in zip(names, found, strict=True)},
+        "DefaultRuntime": names[0] if names else "",
+    }
+
+
+def _limits() -> dict[str, Any]:
+    """Return what containers can be limited in here, by Docker's names."""
+    there = cgroups.support()
+    return {
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": "2" if cgroups.unified() else "1",
+        "MemoryLimit": there.memory,
+        "SwapLimit": there.swap,
+        "CpuCfsPeriod": there.cpu_quota,
+        "CpuCfsQuota": there.cpu_quota,
+        "CPUShares": there.cpu_shares,
+        "CPUSet": bool(there.cpus),
+        "PidsLimit": there.pids,
+        "OomKillDisable": there.oom_kill_disable,
+        "IPv4Forwarding": True,
+    }
 
 
 def _operating_system() -> str:

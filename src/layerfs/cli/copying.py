@@ -213,7 +213,7 @@ def _local_archive(path: str, name: str) -> Iterator[Iterator[bytes]]:
 
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with closing(copying.archive(root, path, name)) as pieces:
+        with copying.source(root, path) as fd, closing(copying.archive(fd, path, name)) as pieces:
             yield pieces
     except OSError as error:
         raise from_os_error(error, f"copy {path}") from None

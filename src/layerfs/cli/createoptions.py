@@ -23,7 +23,7 @@ _MANY = {
     "--network --net": ("NETWORK", "host (the default), none, container:NAME, or a network's name."),
     "--network-alias --net-alias": ("NAME", "Be found in the network by this name too."),
     "--link-local-ip": ("ADDRESS", "Have one more address of the link."),
-    "--link": ("CONTAINER[:ALIAS]", "Not supported: use one network, and names."),
+    "--link": ("CONTAINER[:ALIAS]", "Know another container by a name."),
     "--add-host": ("NAME:ADDRESS", "Know the address of a host."),
     "--dns": ("ADDRESS", "Ask this name server."),
     "--dns-search": ("DOMAIN", "Look names up in this domain."),

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from layerfs.cli import render
+from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, show_each
 from layerfs.cli.shared import (
-    FORMAT,
     NO_TRUNC,
     Group,
     confirm,
@@ -21,6 +21,21 @@ from layerfs.cli.shared import (
 )
 from layerfs.client.client import Client
 from layerfs.errors import UsageError
+
+_LISTING = Listing(
+    {
+        "ID": "NETWORK ID",
+        "Name": "NAME",
+        "Driver": "DRIVER",
+        "Scope": "SCOPE",
+        "IPv4": "IPV4",
+        "IPv6": "IPV6",
+        "Internal": "INTERNAL",
+        "Labels": "LABELS",
+        "CreatedAt": "CREATED AT",
+    },
+    ("ID", "Name", "Driver", "Scope"),
+)
 
 
 @click.group("network", cls=Group)
@@ -36,19 +51,15 @@ def network_command() -> None:
 @click.pass_obj
 def ls_command(root: Path, quiet: bool, filters: tuple[str, ...], no_trunc: bool, form: str) -> None:
     """List networks, by name."""
-    found = Client.local(root).request("GET", "/networks", filters=json.dumps(parsed_filters(filters)))
+    found = Client.of(root).request("GET", "/networks", filters=json.dumps(parsed_filters(filters)))
     rows = [_row(network, no_trunc) for network in sorted(found, key=lambda network: str(network["Name"]))]
-    if quiet:
+    if quiet and form == "table":
         render.show("\n".join(row["ID"] for row in rows))
-    elif form == "json":
-        render.show(render.json_lines(rows))
     else:
-        columns = ("ID", "Name", "Driver", "Scope")
-        header = ("NETWORK ID", "NAME", "DRIVER", "SCOPE")
-        render.show(render.table(header, [[row[column] for column in columns] for row in rows]))
+        _LISTING.show(rows, form)
 
 
-def _row(network: dict[str, Any], no_trunc: bool) -> dict[str, str]:
+def _row(network: dict[str, Any], no_trunc: bool) -> Row:
     return {
         "ID": network["Id"] if no_trunc else render.short_id(network["Id"]),
         "Name": network["Name"],
@@ -58,18 +69,20 @@ def _row(network: dict[str, Any], no_trunc: bool) -> dict[str, str]:
         "IPv6": str(network["EnableIPv6"]).lower(),
         "Internal": str(network["Internal"]).lower(),
         "Labels": ",".join(f"{name}={value}" for name, value in sorted(network["Labels"].items())),
+        "Label": lambda name: network["Labels"].get(name, ""),
         "CreatedAt": network["Created"],
     }
 
 
 @network_command.command("inspect")
+@INSPECT_FORMAT
 @click.argument("networks", nargs=-1, required=True)
 @click.pass_obj
-def inspect_command(root: Path, networks: tuple[str, ...]) -> int:
-    """Show everything about networks, as JSON."""
-    client, found = Client.local(root), []
+def inspect_command(root: Path, networks: tuple[str, ...], form: str) -> int:
+    """Show everything about networks, as JSON, or as a format says."""
+    client, found = Client.of(root), []
     status = each(networks, lambda name: found.append(client.request("GET", f"/networks/{name}")))
-    render.show(render.as_json(found, indent=4) if found else "")
+    show_each(found, form)
     return status
 
 
@@ -120,7 +133,7 @@ def create_command(
         "Labels": parsed_pairs(labels, "label"),
         "IPAM": {"Config": _configs(subnets, gateways, ranges, parsed_pairs(aux, "auxiliary address"))},
     }
-    answer = Client.local(root).request("POST", "/networks/create", body=json.dumps(body).encode())
+    answer = Client.of(root).request("POST", "/networks/create", body=json.dumps(body).encode())
     click.echo(answer["Id"])
 
 
@@ -161,7 +174,7 @@ def rm_command(root: Path, force: bool, networks: tuple[str, ...]) -> int:
     """Remove networks that no container runs in."""
     from layerfs.errors import NotFound
 
-    client = Client.local(root)
+    client = Client.of(root)
 
     def remove(name: str) -> None:
         try:
@@ -176,8 +189,8 @@ def rm_command(root: Path, force: bool, networks: tuple[str, ...]) -> int:
 
 
 @network_command.command("connect")
-@click.option("--ip", "address", metavar="ADDRESS", default="", help="Its IPv4 address there.")
-@click.option("--ip6", "address6", metavar="ADDRESS", default="", help="Its IPv6 address there.")
+@click.option("--ip", "address", metavar="ADDRESS", help="Its IPv4 address there.")
+@click.option("--ip6", "address6", metavar="ADDRESS", help="Its IPv6 address there.")
 @click.option("--alias", "aliases", metavar="NAME", multiple=True, help="Be found by this name too.")
 @click.option(
     "--link", "links", metavar="NAME[:ALIAS]", multiple=True, help="Know another container by a name."
@@ -190,8 +203,8 @@ def rm_command(root: Path, force: bool, networks: tuple[str, ...]) -> int:
 @click.pass_obj
 def connect_command(
     root: Path,
-    address: str,
-    address6: str,
+    address: str | None,
+    address6: str | None,
     aliases: tuple[str, ...],
     links: tuple[str, ...],
     local: tuple[str, ...],
@@ -204,7 +217,7 @@ def connect_command(
     if any(ipam.values()):
         endpoint["IPAMConfig"] = {name: value for name, value in ipam.items() if value}
     body = {"Container": container, "EndpointConfig": endpoint}
-    Client.local(root).request("POST", f"/networks/{network}/connect", body=json.dumps(body).encode())
+    Client.of(root).request("POST", f"/networks/{network}/connect", body=json.dumps(body).encode())
 
 
 @network_command.command("disconnect")
@@ -215,7 +228,7 @@ def connect_command(
 def disconnect_command(root: Path, force: bool, network: str, container: str) -> None:
     """Take a container out of a network."""
     body = {"Container": container, "Force": force}
-    Client.local(root).request("POST", f"/networks/{network}/disconnect", body=json.dumps(body).encode())
+    Client.of(root).request("POST", f"/networks/{network}/disconnect", body=json.dumps(body).encode())
 
 
 @network_command.command("prune")
@@ -227,5 +240,5 @@ def prune_command(root: Path, force: bool, filters: tuple[str, ...]) -> None:
     given = json.dumps(parsed_filters(filters))
     if not force:
         confirm("all networks that no container has")
-    gone = Client.local(root).request("POST", "/networks/prune", filters=given)["NetworksDeleted"] or []
+    gone = Client.of(root).request("POST", "/networks/prune", filters=given)["NetworksDeleted"] or []
     render.show("\n".join(["Deleted Networks:", *gone] if gone else []))

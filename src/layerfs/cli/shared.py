@@ -8,19 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
-from layerfs.cli import render
+from layerfs.cli import Suggesting, render
 from layerfs.errors import LayerfsError, UsageError
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 NO_TRUNC = click.option("--no-trunc", is_flag=True, help="Show ids and commands in full length.")
-FORMAT = click.option(
-    "--format",
-    "form",
-    type=click.Choice(["table", "json"]),
-    default="table",
-    help="Print a table (the default), or a JSON object a line.",
-)
 
 _MAY_BE_EMPTY = frozenset({"entrypoint", "options"})
 """Parameters without a default for which an empty text says something: no entrypoint, no mount options."""
@@ -47,13 +40,13 @@ def refuse_empty(command: click.Command) -> click.Command:
     return command
 
 
-class Group(click.Group):
-    """Commands below one word, which refuse empty names as all others do."""
+class Group(Suggesting):
+    """Commands below one word, like all others."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of that name."""
         command = super().get_command(ctx, cmd_name)
-        return refuse_empty(command) if command else None
+        return self.prepared(command) if command else None
 
 
 def each(names: Iterable[str], do: Callable[[str], None]) -> int:

@@ -9,8 +9,20 @@ from typing import Any
 import click
 
 from layerfs.cli import render
-from layerfs.cli.shared import FORMAT, Group, confirm, each, filter_option, parsed_filters, parsed_pairs
+from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, show_each
+from layerfs.cli.shared import Group, confirm, each, filter_option, parsed_filters, parsed_pairs
 from layerfs.client.client import Client
+
+_LISTING = Listing(
+    {
+        "Driver": "DRIVER",
+        "Name": "VOLUME NAME",
+        "Mountpoint": "MOUNTPOINT",
+        "Scope": "SCOPE",
+        "Labels": "LABELS",
+    },
+    ("Driver", "Name"),
+)
 
 
 @click.group("volume", cls=Group)
@@ -26,34 +38,34 @@ def volume_command() -> None:
 def ls_command(root: Path, quiet: bool, filters: tuple[str, ...], form: str) -> None:
     """List volumes, by name."""
     given = json.dumps(parsed_filters(filters))
-    rows = [_row(it) for it in Client.local(root).request("GET", "/volumes", filters=given)["Volumes"]]
-    if quiet:
+    rows = [_row(it) for it in Client.of(root).request("GET", "/volumes", filters=given)["Volumes"]]
+    if quiet and form == "table":
         render.show("\n".join(row["Name"] for row in rows))
-    elif form == "json":
-        render.show(render.json_lines(rows))
     else:
-        render.show(render.table(("DRIVER", "VOLUME NAME"), [[row["Driver"], row["Name"]] for row in rows]))
+        _LISTING.show(rows, form)
 
 
-def _row(volume: dict[str, Any]) -> dict[str, str]:
+def _row(volume: dict[str, Any]) -> Row:
     labels = volume["Labels"] or {}
     return {
         "Driver": volume["Driver"],
         "Name": volume["Name"],
         "Mountpoint": volume["Mountpoint"],
         "Scope": volume["Scope"],
+        "Label": lambda name: labels.get(name, ""),
         "Labels": ",".join(f"{name}={value}" for name, value in sorted(labels.items())),
     }
 
 
 @volume_command.command("inspect")
+@INSPECT_FORMAT
 @click.argument("volumes", nargs=-1, required=True)
 @click.pass_obj
-def inspect_command(root: Path, volumes: tuple[str, ...]) -> int:
-    """Show everything about volumes, as JSON."""
-    client, found = Client.local(root), []
+def inspect_command(root: Path, volumes: tuple[str, ...], form: str) -> int:
+    """Show everything about volumes, as JSON, or as a format says."""
+    client, found = Client.of(root), []
     status = each(volumes, lambda name: found.append(client.request("GET", f"/volumes/{name}")))
-    render.show(render.as_json(found, indent=4) if found else "")
+    show_each(found, form)
     return status
 
 
@@ -82,7 +94,7 @@ def create_command(
         "DriverOpts": parsed_pairs(options, "option"),
         "Labels": parsed_pairs(labels, "label"),
     }
-    answer = Client.local(root).request("POST", "/volumes/create", body=json.dumps(body).encode())
+    answer = Client.of(root).request("POST", "/volumes/create", body=json.dumps(body).encode())
     click.echo(answer["Name"])
 
 
@@ -92,7 +104,7 @@ def create_command(
 @click.pass_obj
 def rm_command(root: Path, force: bool, volumes: tuple[str, ...]) -> int:
     """Remove volumes that no container has, with their data."""
-    client = Client.local(root)
+    client = Client.of(root)
 
     def remove(name: str) -> None:
         client.request("DELETE", f"/volumes/{name}", force=force)
@@ -114,7 +126,7 @@ def prune_command(root: Path, every: bool, force: bool, filters: tuple[str, ...]
     if not force:
         kind = "all volumes" if every else "all volumes without a name"
         confirm(f"{kind} that no container has")
-    answer = Client.local(root).request("POST", "/volumes/prune", filters=json.dumps(given))
+    answer = Client.of(root).request("POST", "/volumes/prune", filters=json.dumps(given))
     gone = answer["VolumesDeleted"] or []
     freed = f"Total reclaimed space: {render.size(answer['SpaceReclaimed'])}"
     render.show("\n".join([*(["Deleted Volumes:", *gone, ""] if gone else []), freed]))

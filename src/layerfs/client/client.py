@@ -35,6 +35,10 @@ Taken = tuple[socket.socket, bytes]
 class Transport(Protocol):
     """How requests travel."""
 
+    @property
+    def in_place(self) -> bool:
+        """Whether this process answers itself."""
+
     def send(self, request: Request) -> Response:
         """Return the whole answer to *request*."""
 
@@ -55,7 +59,7 @@ class Client:
     @property
     def in_place(self) -> bool:
         """Whether this process answers itself."""
-        return isinstance(self._transport, _InPlace)
+        return self._transport.in_place
 
     @classmethod
     def of(cls, root: Path) -> Client:
@@ -180,6 +184,8 @@ def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
 class _InPlace:
     """Answers in this process."""
 
+    in_place = True
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -228,6 +234,9 @@ def _run_and_close(answer: Takeover, connection: socket.socket) -> None:
 class _EngineOrInPlace:
     """Asks the engine on a socket if it has the same store and mounts; else answers in place."""
 
+    in_place = False
+    """True once it turned out that no engine answers."""
+
     def __init__(self, path: Path, root: Path) -> None:
         from layerfs.unixhttp.client import UnixClient
 
@@ -240,32 +249,36 @@ class _EngineOrInPlace:
         try:
             answer = self._engine.send(request)
         except _NOBODY:
-            return self._in_place.send(request)
+            return self._alone().send(request)
         except OSError as error:
             raise _lost(error) from None
-        return self._in_place.send(request) if answer.status == errors.OtherStore.http_status else answer
+        return self._alone().send(request) if answer.status == errors.OtherStore.http_status else answer
 
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
         try:
             answer = self._engine.stream(request)
         except _NOBODY:
-            return self._in_place.stream(request)
+            return self._alone().stream(request)
         except OSError as error:
             raise _lost(error) from None
-        return self._in_place.stream(request) if answer.status == errors.OtherStore.http_status else answer
+        return self._alone().stream(request) if answer.status == errors.OtherStore.http_status else answer
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
         try:
             answer = self._engine.take_over(request)
         except _NOBODY:
-            return self._in_place.take_over(request)
+            return self._alone().take_over(request)
         except OSError as error:
             raise _lost(error) from None
         if isinstance(answer, Response) and answer.status == errors.OtherStore.http_status:
-            return self._in_place.take_over(request)
+            return self._alone().take_over(request)
         return answer
+
+    def _alone(self) -> _InPlace:
+        self.in_place = True
+        return self._in_place
 
 
 _NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
@@ -280,6 +293,8 @@ def _lost(error: OSError) -> errors.LayerfsError:
 
 class _Daemon:
     """Asks the daemon of a mount."""
+
+    in_place = False
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -11,8 +11,8 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from layerfs.archive import layertar, tarformat
@@ -45,17 +45,23 @@ class PathStat:
     """Where a symbolic link leads to in the end, as an absolute path; empty for anything else."""
 
 
-def look(root: int, path: str) -> PathStat:
-    """Return what is at *path*: a symbolic link itself, unless a slash follows. Raises `OSError`."""
+@contextmanager
+def source(root: int, path: str) -> Iterator[int]:
+    """Open what is at *path*, for `describe` and `archive`: a symbolic link itself, unless a slash follows.
+
+    Raises `OSError`.
+    """
     fd = open_inside(root, path or "/", _LOOK)
     try:
-        status = os.fstat(fd)
+        yield fd
     finally:
         os.close(fd)
-    target = ""
-    if stat.S_ISLNK(status.st_mode):
-        target = resolve(root, path)
-    return PathStat(_base(path), status, target)
+
+
+def describe(root: int, path: str, fd: int) -> PathStat:
+    """Return what *fd* is, which was opened at *path*. Raises `OSError`."""
+    status = os.fstat(fd)
+    return PathStat(_base(path), status, resolve(root, path) if stat.S_ISLNK(status.st_mode) else "")
 
 
 def _base(path: str) -> str:
@@ -101,25 +107,21 @@ def resolve(root: int, path: str) -> str:
     return done
 
 
-def archive(root: int, path: str, name: str | None = None) -> Generator[bytes, None, None]:
-    """Yield an archive of what is at *path*, which is called *name* in it, as its own last part if None.
+def archive(fd: int, path: str, name: str | None = None) -> Generator[bytes, None, None]:
+    """Yield an archive of *fd*, which was opened at *path*; there it is called *name*, or as *path* ends.
 
     Of a directory everything is in it, but what lies on filesystems that show the kernel. What vanishes
     meanwhile is left out, and a file that becomes shorter is filled up with zeros. Raises `OSError`.
     """
-    top = open_inside(root, path or "/", _LOOK)
-    try:
-        base = os.fsencode(_base(path) if name is None else name)
-        if base == b"/":
-            base = b""  # as Docker's clients expect: what is in it has names that begin with a slash
-        walk = _Walk()
-        status = os.fstat(top)
-        if stat.S_ISDIR(status.st_mode):
-            yield from walk.directory(os.open(".", _LIST, dir_fd=top), base)
-        else:
-            yield from walk.other(top, base, status)
-    finally:
-        os.close(top)
+    base = os.fsencode(_base(path) if name is None else name)
+    if base == b"/":
+        base = b""  # as Docker's clients expect: what is in it has names that begin with a slash
+    walk = _Walk()
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        yield from walk.directory(os.open(".", _LIST, dir_fd=fd), base)
+    else:
+        yield from walk.other(fd, base, status)
     yield tarformat.END
 
 

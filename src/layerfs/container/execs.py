@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerfs.container import capabilities
 from layerfs.container.lifecycle import bundle_of
 from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
@@ -247,6 +248,9 @@ def _process(bundle: Path, wanted: Execution) -> dict[str, Any]:
         process["user"] = identity(user)
         variables = environment(variables, [f"HOME={user.home}"])
         process["capabilities"] = given_rights(user, process["capabilities"]["bounding"])
+    if wanted.privileged:
+        rights = capabilities.available()
+        process["capabilities"] = dict.fromkeys(("bounding", "permitted", "effective"), rights)
     process["args"] = list(wanted.command)
     process["env"] = environment(variables, wanted.environment)
     process["terminal"] = wanted.terminal

@@ -335,21 +335,19 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
         _unmount(root, mount)
         with Store(root) as store, suppress(NotFound):
             row = store.mount(mount_id)
+            store.update_container(
+                mount_id,
+                "die",
+                FinishedAt=finished.isoformat(),
+                ExitCode=code,
+                Error="" if noted is not None else "its supervisor ended before it did",
+                Restarting=wants_restart(row, code),
+                OOMKilled=starved,
+            )
             own = host_config(row.container)["AutoRemove"]
             if own or row.container.get("Removing"):
                 store.remove_mount(mount_id, volumes=own or row.container["Removing"]["Volumes"])
                 forget(mount.name)
-            else:
-                why = "" if noted is not None else "its supervisor ended before it did"
-                store.update_container(
-                    mount_id,
-                    "die",
-                    FinishedAt=finished.isoformat(),
-                    ExitCode=code,
-                    Error=why,
-                    Restarting=wants_restart(row, code),
-                    OOMKilled=starved,
-                )
     lock.write(Record(record.pid, record.born, record.runtime, code))
     return code
 

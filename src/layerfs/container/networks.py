@@ -80,6 +80,8 @@ def wanted_networks(store: Store, settings: Mapping[str, Any]) -> list[tuple[Net
 
 
 def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
+    if "bridge" in names_in(mount.container):
+        store.networks.settle_default()
     chosen = wanted_networks(store, mount.container)
     if other := next((it for it, _ in chosen if it.driver != "bridge"), None):
         raise _not_a_bridge(other)

@@ -143,18 +143,17 @@ def _configuration(image: Mapping[str, Any], body: Members) -> dict[str, Any]:
 def _variables(own: Iterable[str], image: Iterable[str]) -> list[str]:
     """Return a container's variables: its *own*, then those of the *image* that they say nothing of.
 
-    A name alone takes the variable away.
+    A name alone stays as it was given: it takes the image's variable away, and inspect shows it.
     """
-    values: dict[str, str | None] = {}
+    texts: dict[str, str] = {}
     for text in own:
-        name, equals, value = text.partition("=")
+        name = text.partition("=")[0]
         if not name:
             raise BadRequest(f"invalid environment variable: {text[:80]}")
-        values[name] = value if equals else None
+        texts[name] = text
     for text in image:
-        name, _, value = text.partition("=")
-        values.setdefault(name, value)
-    return [f"{name}={value}" for name, value in values.items() if value is not None]
+        texts.setdefault(text.partition("=")[0], text)
+    return list(texts.values())
 
 
 def _hostname(body: Members) -> str:
@@ -188,7 +187,7 @@ def absolute(workdir: str) -> str:
 def environment(base: Iterable[str], more: Iterable[str]) -> list[str]:
     """Return the variables *base* with *more* over them, the order kept.
 
-    A name alone takes the value that this process has, and is left out if it has none. Raises `BadRequest`.
+    A name alone takes the variable away. Raises `BadRequest`.
     """
     values: dict[str, str] = {}
     for text in base:
@@ -200,8 +199,6 @@ def environment(base: Iterable[str], more: Iterable[str]) -> list[str]:
             raise BadRequest(f"invalid environment variable {text!r}: give NAME=VALUE or NAME")
         if equals:
             values[name] = value
-        elif name in os.environ:
-            values[name] = os.environ[name]
         else:
             values.pop(name, None)
     return [f"{name}={value}" for name, value in values.items()]

@@ -115,10 +115,12 @@ def _at_rest(root: Path, mount: Mount, launch: Launch, lock: Lock) -> Iterator[i
                 finally:
                     os.close(fd)
         finally:
-            volumes.take_down(root, mount.id)
-            _unmount(root, mount)
-            with suppress(OSError):
-                lock.discard()
+            try:
+                volumes.take_down(root, mount.id)
+            finally:
+                _unmount(root, mount)
+                with suppress(OSError):
+                    lock.discard()
     except OSError as error:
         raise from_os_error(error, f"look into {mount.name}") from None
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layerfs.store.model import Mount
 
 _log = logging.getLogger(__name__)
+_PAUSE = 0.1
 _LOOK = 30.0
 """Seconds between two looks at the store when nothing is written to it."""
 
@@ -39,20 +40,26 @@ class Checks:
 
     def run(self) -> None:
         """Check what runs and what is started, for ever. Never raises."""
+        while True:
+            try:
+                self._watch()
+            except (LayerfsError, OSError) as error:
+                _log.error("cannot look for containers to check: %s", error)
+            time.sleep(_LOOK)
+
+    def _watch(self) -> None:
+        """Check what runs and what is started. Raises `LayerfsError` and `OSError`."""
         last = 0
-        with Watch(self._root) as watch:
+        # The store stays open: closing the last connection to a database writes to its files, which would wake us.
+        with Store(self._root) as store, Watch(self._root) as written:
             while True:
-                try:
-                    with Store(self._root) as store:
-                        events = store.events(last) if last else store.events(0)[-1:]
-                        started = last == 0 or any(event.action == "start" for event in events)
-                        last = events[-1].id if events else last
-                        rows = store.mounts() if started else []
-                    for row in rows:
+                events = store.events(last) if last else store.events(0)[-1:]
+                if last == 0 or any(event.action == "start" for event in events):
+                    for row in store.mounts():
                         self._begin(row)
-                except (LayerfsError, OSError) as error:
-                    _log.error("cannot look for containers to check: %s", error)
-                watch.wait(_LOOK)
+                last = events[-1].id if events else last
+                written.wait(_LOOK)
+                time.sleep(_PAUSE)  # what is written comes in many pieces
 
     def _begin(self, row: Mount) -> None:
         check = check_of(row.config) if row.container else None

@@ -37,17 +37,19 @@ def run(root: Path, path: Path | None, group: str | None) -> None:
     """Serve the API for the store at *root* until SIGTERM or SIGINT.
 
     On the socket *path*, `RUN/engine.sock` if None, or on the one that the service manager passes. It is for
-    root (the owner of the process) alone, and for *group* if that is given: its members can do all that root
-    can. Raises `LayerfsError`.
+    root (the owner of the process) alone, and for *group* if that is given, or whom the service manager lets
+    in: they can do all that root can. Raises `LayerfsError`.
     """
+    notifier = Notifier.from_environment()  # before the zygote: mounts must not speak for the engine
     with Store(root) as store:
         for line in store.recover():
             _log.warning("%s", line)
     with _only_one(root):
         listener = _listener(path or rundir.engine_socket(), group)
-        zygote = Zygote()
+        zygote = Zygote(root)
         try:
-            trio.run(_serve, root, listener, zygote, group is not None)
+            shared = group is not None or _lets_others_in(listener)
+            trio.run(_serve, root, listener, zygote, shared, notifier)
         finally:
             zygote.close()
 
@@ -75,25 +77,45 @@ def _listener(path: Path, group: str | None) -> trio.SocketListener | socket.soc
     if os.environ.pop("LISTEN_PID", "") == str(os.getpid()) and os.environ.pop("LISTEN_FDS", "") == "1":
         os.set_inheritable(_FIRST, False)
         return socket.socket(fileno=_FIRST)
+    if group is None:
+        return listen(path)
+    try:
+        number = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise BadRequest(f"there is no group {group}: make it with groupadd, or name another") from None
+    if path.parent.is_dir() and not path.parent.stat().st_mode & 0o011:
+        raise BadRequest(
+            f"the group {group} cannot reach {path}: give --socket in a directory that it may enter, "
+            "such as /run/layerfs.sock"
+        )
     made = listen(path)
-    if group is not None:
-        try:
-            os.chown(path, -1, grp.getgrnam(group).gr_gid)
-            path.chmod(0o660)
-        except KeyError:
-            raise BadRequest(f"there is no group {group}: make it with groupadd, or name another") from None
-        except OSError as error:
-            raise from_os_error(error, f"give {path} to the group {group}") from None
+    try:
+        os.chown(path, -1, number)
+        path.chmod(0o660)
+    except OSError as error:
+        raise from_os_error(error, f"give {path} to the group {group}") from None
     return made
 
 
+def _lets_others_in(listener: trio.SocketListener | socket.socket) -> bool:
+    """Return whether *listener* is one that a service manager has made for a group too (SocketGroup=)."""
+    path = listener.getsockname() if isinstance(listener, socket.socket) else ""
+    try:
+        return bool(path) and bool(os.stat(path).st_mode & 0o066)
+    except OSError:
+        return False
+
+
 async def _serve(
-    root: Path, listener: trio.SocketListener | socket.socket, zygote: Zygote, shared: bool
+    root: Path,
+    listener: trio.SocketListener | socket.socket,
+    zygote: Zygote,
+    shared: bool,
+    notifier: Notifier,
 ) -> None:
     if isinstance(listener, socket.socket):
         listener = of_stdlib(listener)
     app = App(root, place=Place(root, zygote.launch))
-    notifier = Notifier.from_environment()
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(_serve_clients, listener, app, shared)

@@ -22,6 +22,7 @@ from pathlib import Path
 from layerfs import errors
 from layerfs.errors import LayerfsError
 from layerfs.mounting.request import MountRequest
+from layerfs.store import Store
 
 _MODULE = "layerfs.engine.zygote"
 _PATIENCE = 150.0
@@ -32,13 +33,13 @@ _LARGEST = 1 << 20
 class Zygote:
     """The engine's side: starts the zygote, and asks it to mount. For any thread."""
 
-    def __init__(self) -> None:
-        """Start it; it ends when `close` is called, or with this process."""
+    def __init__(self, root: Path) -> None:
+        """Start it for the store at *root*; it ends when `close` is called, or with this process."""
         self._lock = threading.Lock()
         self._ask, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(theirs.fileno())],
+                [sys.executable, "-m", _MODULE, str(theirs.fileno()), str(root)],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 cwd="/",
@@ -48,7 +49,8 @@ class Zygote:
         """Mount what *request* asks for; return its name once the mount answers. Raises `LayerfsError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
-            message = json.dumps(asdict(request) | {"root": str(request.root)}).encode()
+            fields = asdict(request) | {"root": str(request.root), "recover": False}
+            message = json.dumps(fields).encode()
             try:
                 with self._lock:
                     socket.send_fds(self._ask, [message], [theirs.fileno()])
@@ -75,12 +77,14 @@ class Zygote:
         self._process.wait(10)
 
 
-def main(number: int) -> None:
+def main(number: int, root: Path) -> None:
     """Serve requests on the socket with this *number* until its other end is closed."""
     # What a mount needs is imported here, once, and shared by all daemons.
     import layerfs.mounting.daemon  # noqa: F401
     from layerfs.api.server import start_mount
 
+    with suppress(LayerfsError), Store(root):  # opened once, so that everything for it is in memory
+        pass
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the engine ends in its own way
     gc.collect()
@@ -120,4 +124,4 @@ def _answer(message: bytes, reply: socket.socket, start_mount: object) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -10,7 +10,6 @@ from pathlib import Path
 from layerfs.host.polling import readable
 
 _IN_MODIFY = 0x2
-_IN_CREATE = 0x100
 _BUFFER = 65536
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -24,7 +23,7 @@ class Watch:
         self._fd: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MODIFY | _IN_CREATE) < 0:
+        if _libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MODIFY) < 0:
             code = ctypes.get_errno()
             os.close(self._fd)
             raise OSError(code, os.strerror(code), os.fspath(directory))

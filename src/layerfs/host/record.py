@@ -103,6 +103,21 @@ def look(mount_id: str) -> Record | None:
         return None
 
 
+def is_changing(mount_id: str) -> bool:
+    """Return whether somebody starts the container just now, or clears away after it."""
+    try:
+        fd = open_own(directory(mount_id) / _NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def _parse(content: bytes) -> Record | None:
     try:
         return Record(**json.loads(content))

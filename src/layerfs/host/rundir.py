@@ -175,6 +175,19 @@ def forget(name: str) -> None:
         lock.forget()
 
 
+def rename(old: str, new: str) -> None:
+    """Let all that is here of the mount *old* go by the name *new*; its daemon, if one runs, goes on.
+
+    Not atomic: for an instant neither name seems to run. Raises `Conflict` if a daemon has the new name.
+    """
+    if running_pid(new) is not None:
+        raise Conflict(f"the name {new} is in use by a mount of another store: choose another one")
+    directory = run_dir()
+    for suffix in (".sock", ".log", ".lock"):  # who finds the lock finds the others
+        with suppress(FileNotFoundError):
+            (directory / f"{check_name(old)}{suffix}").rename(directory / f"{check_name(new)}{suffix}")
+
+
 def running_pid(name: str) -> int | None:
     """Return the pid of the daemon that runs the mount called *name*, or None when none does."""
     return running(name)[0]

@@ -57,7 +57,7 @@ def start(request: MountRequest, serve: Serve) -> str:
             lock.set_pid(os.getpid())
             session.check_mountpoint(mountpoint)
             _wait_for_upper(store, request, name)
-            for line in store.recover():
+            for line in store.recover() if request.recover else ():
                 _log.warning("%s", line)
             mount, new = _find_or_create(store, request, name)
         read_only = request.read_only or bool(mount.options.get("ro"))

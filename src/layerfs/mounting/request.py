@@ -27,3 +27,5 @@ class MountRequest:
     source: str | None = None
     """What the mount table shows as the mount's source: its name if None."""
     options: dict[str, str | bool] = field(default_factory=dict)
+    recover: bool = True
+    """Whether to look for what killed processes have left in the store before: an engine has done that."""

@@ -91,11 +91,11 @@ def _entrypoint(config: Config, rest: str) -> None:
 
 
 def _env(config: Config, rest: str) -> None:
-    variables = dict(item.partition("=")[::2] for item in config.get("Env") or [])
-    before = dict(variables)
+    texts = {item.partition("=")[0]: item for item in config.get("Env") or []}
+    before = _environment(config)
     for name, value in _pairs("ENV", rest):
-        variables[name] = _expand(value, before)
-    config["Env"] = [f"{name}={value}" for name, value in variables.items()]
+        texts[name] = f"{name}={_expand(value, before)}"
+    config["Env"] = list(texts.values())
 
 
 def _label(config: Config, rest: str) -> None:
@@ -169,7 +169,8 @@ _INSTRUCTIONS: dict[str, Callable[[Config, str], int | None]] = {
 
 
 def _environment(config: Config) -> dict[str, str]:
-    return dict(item.partition("=")[::2] for item in config.get("Env") or [])
+    """Return the variables that *config* sets; a name alone, which unsets one, is none of them."""
+    return dict(item.split("=", 1) for item in config.get("Env") or [] if "=" in item)
 
 
 def _words(instruction: str, text: str) -> Iterator[str]:

@@ -83,7 +83,7 @@ def _is_words(value: object) -> bool:
 
 
 def _is_environment(value: object) -> bool:
-    return isinstance(value, list) and all(is_text(item) and item.find("=") > 0 for item in value)
+    return isinstance(value, list) and all(is_text(item) and item and item[0] != "=" for item in value)
 
 
 def _is_labels(value: object) -> bool:
@@ -111,7 +111,7 @@ _LIST = 'a list of strings, such as ["sh", "-c", "make"]'
 _MEMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "User": (is_text, 'a string, such as "1000:1000"'),
     "ExposedPorts": (_is_set, 'an object with ports as names, such as {"80/tcp": {}}'),
-    "Env": (_is_environment, 'a list of strings NAME=VALUE, such as ["LANG=C"]'),
+    "Env": (_is_environment, 'a list of strings NAME=VALUE or NAME, such as ["LANG=C"]'),
     "Entrypoint": (_is_words, _LIST),
     "Cmd": (_is_words, _LIST),
     "Volumes": (_is_set, 'an object with paths as names, such as {"/data": {}}'),

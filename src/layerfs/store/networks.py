@@ -212,6 +212,30 @@ class Networks:
             if not self._db.scalar("SELECT 1 FROM networks WHERE name = ?", (name,)):
                 self._insert(name, driver, (), False, False, False, {}, {}, {})
 
+    def settle_default(self) -> Network:
+        """Return the network `bridge`, with another subnet if the machine has a use for its own by now.
+
+        Another store's may have it, or a network that the machine was connected to. While containers run in
+        it, it stays what it is.
+        """
+        network = self.find("bridge")
+        own = [ip_network(subnet.subnet) for subnet in network.subnets]
+        if self.endpoints(network=network.id) or not any(
+            one.overlaps(other) for one in own for other in routed() if isinstance(one, IPv4Network)
+        ):
+            return network
+        with self._db.transaction():
+            if self.endpoints(network=network.id):
+                return network
+            known = self._db.execute("SELECT subnets FROM networks WHERE id != ?", (network.id,)).fetchall()
+            others = [ip_network(subnet.subnet) for (text,) in known for subnet in _subnets(text)]
+            settled = _settle((), others, ipv6=network.ipv6, seed=network.id)
+            self._db.execute(
+                "UPDATE networks SET subnets = ? WHERE id = ?",
+                (json.dumps([_as_json(subnet) for subnet in settled]), network.id),
+            )
+            return self.find(network.id)
+
     def _record(self, network: Network, action: str, **more: str) -> None:
         attributes = {**more, "name": network.name, "type": network.driver}
         events.record(self._db, "network", action, network.id, attributes)

@@ -72,6 +72,8 @@ class Machine:
     def end(self) -> None:
         """Kill all processes; on return there are none."""
         if self._init:
+            # Stopped, it starts nothing more: what it did after the last look would outlive the machine.
+            os.kill(self._init, signal.SIGSTOP)
             _kill_below(self._init)
             os.kill(self._init, signal.SIGKILL)
             os.waitpid(self._init, 0)
