@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
 from contextlib import suppress
 
 from layerfs.api.attaching import form
@@ -15,7 +16,8 @@ from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, fr
 from layerfs.container.execs import KNOWN, Exec, Execution
 from layerfs.container.members import Members, one_line
 from layerfs.container.ociruntime import ContainerError
-from layerfs.errors import BadRequest
+from layerfs.errors import BadRequest, LayerfsError
+from layerfs.host.polling import readable
 from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Answer, Response, Takeover, json_response
 
@@ -93,17 +95,36 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes, *, raw: bool) -> 
             if pipe is not None:
                 pipe.close()
     pump = _Pump(found, client, outputs, stdin, early, raw=raw)
+    left = True
     try:
-        left = not pump.run()
+        with suppress(OSError):
+            left = not pump.run()
     finally:
-        pump.close()
+        if left:
+            threading.Thread(
+                target=_let_run, args=(found, pump), name=f"exec {found.id[:12]}", daemon=True
+            ).start()
+        else:
+            pump.close()
     if left:
-        return  # it goes on, and somebody waits for it: see `Exec`
+        return
     try:
         found.wait()
     except ContainerError as error:
+        if str(error).encode() in pump.said:
+            return  # runc has told the client itself; crun leaves it to us
         text = f"OCI runtime exec failed: {error}\r\n".encode()
         client.sendall(text if raw else frame(STDERR, text))
+
+
+def _let_run(found: Exec, pump: _Pump) -> None:
+    """Let a process that nobody looks at any more go on to its end, and clear away after it."""
+    try:
+        pump.drain()
+    finally:
+        pump.close()
+    with suppress(LayerfsError, OSError):
+        found.wait()
 
 
 class _Pump:
@@ -128,6 +149,8 @@ class _Pump:
         self._detach = Detach(detach_keys(found.wanted.keys) if found.wanted.terminal else b"")
         self._pending, self._left = self._detach.feed(early)
         self._reads_client = True
+        self.said = b""
+        """The end of what came of the process."""
         for fd in self._all:
             os.set_blocking(fd, False)
 
@@ -157,6 +180,21 @@ class _Pump:
                 elif fd in self._outputs and events & (select.POLLIN | select.POLLHUP | select.POLLERR):
                     self._show(fd)
         return True
+
+    def drain(self) -> None:
+        """End the input, and drop what the process writes until it has closed its output."""
+        self._pending = b""
+        self._end_input()
+        while self._outputs:
+            for fd in readable(list(self._outputs)):
+                try:
+                    if os.read(fd, _PIECE):
+                        continue
+                except BlockingIOError:
+                    continue
+                except OSError:  # EIO: the other side of a terminal was closed
+                    pass
+                del self._outputs[fd]
 
     def _receive(self) -> None:
         data = self._client.recv(_PIECE)
@@ -196,6 +234,7 @@ class _Pump:
         except OSError:  # EIO: the other side of a terminal was closed
             data = b""
         stream = self._outputs[fd]
+        self.said = (self.said + data)[-_PIECE:]
         if not data:
             del self._outputs[fd]
         elif self._is_wanted(stream):

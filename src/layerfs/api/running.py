@@ -66,6 +66,7 @@ def wait(call: Call) -> Answer:
         code = row.container.get("ExitCode") or 0
         return Stream(200, _one(_exited(code)), (("Content-Type", "application/json"),))
     pieces = _waited(call, row, ticket, condition)
+    next(pieces)  # from here on, closing it gives the ticket back
     return Stream(200, pieces, (("Content-Type", "application/json"),))
 
 

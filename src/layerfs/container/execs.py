@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import secrets
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -25,6 +26,7 @@ from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
 from layerfs.container.spec import given_rights, identity
 from layerfs.errors import Conflict, NotFound
+from layerfs.host.record import born, directory
 from layerfs.host.terminal import set_size
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 _KEPT = 1000
 """Processes that have ended and are remembered."""
+_PREFIX = "exec-"
+"""What the names of their directories begin with, before the pid of the process that made them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ class Exec:
             record, bundle = bundle_of(row)
             description = _process(bundle, self.wanted)
             self.started = True
-        self._directory = tempfile.TemporaryDirectory(prefix="exec-", dir=bundle.parent)
+        self._directory = tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", dir=bundle.parent)
         place = Path(self._directory.name)
         (place / "process.json").write_text(json.dumps(description), errors="surrogateescape")
         runtime = Runtime(record.runtime)
@@ -221,6 +225,14 @@ class Execs:
 
 
 KNOWN = Execs()
+
+
+def clear_away() -> None:
+    """Remove the directories of processes whose makers were killed: nobody asks for those processes now."""
+    for path in directory("").glob(f"{_PREFIX}*"):
+        maker = path.name.split("-")[1]
+        if not maker.isdecimal() or born(int(maker)) is None:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _process(bundle: Path, wanted: Execution) -> dict[str, Any]:

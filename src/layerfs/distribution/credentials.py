@@ -103,7 +103,7 @@ def _text(fields: Mapping[str, Any], name: str, what: str) -> str:
         return ""
     if not isinstance(value, str):
         raise BadRequest(f"invalid {what}: {name[:40]} must be a text")
-    return value
+    return value.encode(errors="replace").decode()  # JSON may have half a character, a lone surrogate
 
 
 def server(address: str) -> str:

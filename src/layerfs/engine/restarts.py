@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from layerfs.api.routes import Place
-from layerfs.container import ending, lifecycle
+from layerfs.container import ending, execs, lifecycle
 from layerfs.container.restart import wants_to_run
 from layerfs.errors import LayerfsError
 from layerfs.host.record import look
@@ -16,6 +16,7 @@ _log = logging.getLogger(__name__)
 
 def take_up(place: Place) -> None:
     """Clear away after containers that have ended, and start those that are to run always. Never raises."""
+    execs.clear_away()
     with Store(place.root) as store:
         rows = [row for row in store.mounts() if row.container]
     for row in rows:

@@ -103,6 +103,8 @@ class Connection:
         self._turns = turns
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEADER)
         self._answering = trio.CancelScope(shield=True)
+        self._head_only = False
+        """Whether the request that was read last wants the start of its answer alone."""
 
     def finish_within(self, seconds: float) -> None:
         """Give the request that is being answered, if any, so many *seconds* to end."""
@@ -110,7 +112,7 @@ class Connection:
 
     async def refuse(self, response: Response) -> None:
         """Answer *response* without having read a request, and end the connection."""
-        await self._send_response(response, close=True)
+        await self._send_response(response, head=self._head_only, close=True)
         await self._linger()
 
     async def run(self) -> None:
@@ -128,11 +130,11 @@ class Connection:
             with self._answering:
                 answer = await self._app.handle(request)
                 if isinstance(answer, Response):
-                    await self._send_response(answer, head=request.method == "HEAD")
+                    await self._send_response(answer, head=self._head_only)
             if self._answering.cancelled_caught:
                 return
             if isinstance(answer, Stream):
-                await self._send_stream(answer, head=request.method == "HEAD")
+                await self._send_stream(answer, head=self._head_only)
                 return
             if isinstance(answer, Takeover):
                 await self._hand_over(answer, upgrade="upgrade" in request.headers)
@@ -157,6 +159,7 @@ class Connection:
                 [head] = await self._next_events()
             if not isinstance(head, h11.Request):
                 return None
+            self._head_only = head.method == b"HEAD"
             async with self._turns:
                 path, query = parse_target(head.target)
                 headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
@@ -264,6 +267,8 @@ class Connection:
                 pass  # the client went away
             except Exception:
                 log.exception("a streamed answer failed")  # its end is missing, which tells the client
+            finally:
+                answer.chunks.close()  # a client that went away before the first piece has had nothing pushed
             nursery.cancel_scope.cancel()
 
     def _push(self, answer: Stream, head: bool) -> None:
@@ -281,12 +286,19 @@ class Connection:
         await self._send(self._http.send(h11.Data(data=data)) or b"")
 
     async def _hand_over(self, answer: Takeover, *, upgrade: bool) -> None:
-        """Give the connection to *answer*, and wait until it is done with it."""
+        """Give the connection to *answer*, and wait until it is done with it.
+
+        Even if the client has gone already: *answer* has made a process, or has a place in a queue, and sees
+        that nobody is there.
+        """
         start = "HTTP/1.1 101 UPGRADED" if upgrade else "HTTP/1.1 200 OK"
         headers = [*answer.headers]
         if upgrade:
             headers += [("Connection", "Upgrade"), ("Upgrade", "tcp")]
-        await self._send("".join([start, *(f"\r\n{k}: {v}" for k, v in headers), "\r\n\r\n"]).encode("ascii"))
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._send(
+                "".join([start, *(f"\r\n{k}: {v}" for k, v in headers), "\r\n\r\n"]).encode("ascii")
+            )
         early = bytes(self._http.trailing_data[0])
         # A descriptor of its own: trio closes its own whenever it likes.
         taken = socket.socket(fileno=os.dup(self._stream.socket.fileno()))

@@ -118,7 +118,9 @@ class Stream:
     """An answer whose body comes piece by piece.
 
     *chunks* runs in a thread. While it waits it yields nothing (`b""`) at least every second, so that the
-    server notices a client that has gone; then it is closed.
+    server notices a client that has gone; then it is closed. A client may go before the first piece, and
+    closing a generator that was not started runs none of it: one that is to give something back must have
+    been started (`next`).
     """
 
     status: int
@@ -130,8 +132,9 @@ class Stream:
 class Takeover:
     """An answer after which the connection belongs to *run*: Docker's "hijacking".
 
-    *run* is called in a thread with the socket and what the client has sent ahead. It returns when it is done
-    with the connection, and soon after the socket has been shut down. The server closes the socket.
+    *run* is called in a thread with the socket and what the client has sent ahead, even if the client has
+    gone before. It returns when it is done with the connection, and soon after the socket has been shut down.
+    The server closes the socket.
     """
 
     run: Callable[[socket.socket, bytes], None]
