@@ -49,7 +49,7 @@ def test_its_life(there: Containers, server: str) -> None:
     assert (found["State"]["Status"], found["State"]["Running"]) == ("running", True)
     assert found["Config"]["Env"] == ["GREETING=hello"]
     assert Path(f"/proc/{found['State']['Pid']}/cmdline").read_bytes().split(b"\0")[0] == b"sh"
-    assert "it is running" in layerfs.refused("rm", server)
+    assert "container is running: stop the container" in layerfs.refused("rm", server)
     assert layerfs.ok("exec", server, "sh", "-c", "echo written >/root/file && sync") == ""
 
     started = time.monotonic()
