@@ -98,7 +98,7 @@ def test_its_states(root: Path, sleeper: subprocess.Popen[bytes]) -> None:
     with RunLock("box") as daemon:
         daemon.set_pid(os.getpid())
         assert state(root) == ("running", "Up 10 minutes", 0, sleeper.pid)
-    with pytest.raises(Conflict, match="cannot remove box: it is running"):
+    with pytest.raises(Conflict, match='cannot remove container "box": container is running'):
         ask(root, "DELETE", "/containers/box")
     sleeper.kill()
     sleeper.wait()
