@@ -215,11 +215,11 @@ def _check_has_ended(row: Mount) -> None:
     runs = record is not None and record.alive()
     if not runs and not row.container.get("Restarting"):
         return
-    paused = runs and state_of(row).state == "paused"
+    state = "running" if runs else "restarting"
     why = (
         "container is paused and must be unpaused first"
-        if paused
-        else f"container is {'running' if runs else 'restarting'}: stop the container before removing or force remove"
+        if runs and state_of(row).state == "paused"
+        else f"container is {state}: stop the container before removing or force remove"
     )
     raise Conflict(f'cannot remove container "{row.name}": {why}')
 
