@@ -14,7 +14,7 @@ from layerfs.api.routes import Call, route
 from layerfs.api.state import state_of
 from layerfs.container import ending
 from layerfs.errors import BadRequest, Conflict, NotFound
-from layerfs.host.record import directory, look
+from layerfs.host.record import directory, look, settled
 from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Response, json_response
 
@@ -182,7 +182,7 @@ def remove(call: Call) -> Response:
     """
     row = call.row(call.names["name"])
     if row.container and directory(row.id).exists():
-        record = look(row.id)
+        record = settled(row.id)
         if record is not None and record.alive() and not call.query.flag("force"):
             raise Conflict(f"cannot remove {row.name}: it is running; stop it first, or force its removal")
         if call.serves(row):
