@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,3 +210,19 @@ def test_a_mount_is_made_through_the_engine(docker: Docker, tmp_path: Path) -> N
     layerfs.ok("commit", "by-engine", "mounted")
     assert docker.ok("run", "--rm", "--network=none", "mounted", "cat", "/file") == "written"
     layerfs.ok("umount", mountpoint)
+
+
+def test_an_engine_that_nobody_asks_sleeps(docker: Docker) -> None:
+    docker.ok("run", "-d", "--network=none", "--name", "box", IMAGE, "sleep", "600")
+    pid = int((docker.there.layerfs.run / "engine.lock").read_text().split()[0])
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def sleeps() -> bool:
+        before = ticks()
+        time.sleep(1)
+        return ticks() == before
+
+    wait_until(sleeps)

@@ -270,7 +270,7 @@ def test_bad_mounts(mount: dict[str, Any], line: str) -> None:
         ({"RestartPolicy": {"Name": "always", "MaximumRetryCount": 1}}, "only be used with 'on-failure'"),
         ({"RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": -1}}, "cannot be negative"),
         ({"RestartPolicy": {"Name": "always"}, "AutoRemove": True}, "can't create 'AutoRemove' container"),
-        ({"LogConfig": {"Type": "fluentd"}}, 'no log driver named "fluentd" is registered'),
+        ({"LogConfig": {"Type": "fluentd"}}, "no log driver named 'fluentd' is registered"),
         ({"LogConfig": {"Type": "local", "Config": {"tag": "x"}}}, "unknown log opt 'tag'"),
         ({"LogConfig": {"Config": {"max-size": "much"}}}, "invalid value for max-size"),
         ({"LogConfig": {"Config": {"max-file": "0"}}}, "max-file must be a positive number"),

@@ -23,6 +23,7 @@ def root(tmp_path: Path) -> Path:
     ("method", "path", "status", "message"),
     [
         ("GET", "/swarm", 503, "not a swarm manager"),
+        ("POST", "/swarm/leave", 503, "This node is not part of a swarm"),
         ("POST", "/swarm/init", 501, "has no swarm"),
         ("POST", "/v1.51/swarm/join", 501, "has no swarm"),
         ("GET", "/services", 503, "not a swarm manager"),

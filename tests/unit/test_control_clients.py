@@ -150,7 +150,7 @@ async def test_dockers_command_line_about_the_daemon(root: Path, mount: Mount) -
         (("commit", "-c", "FROM x", "base-container"), "FROM is not an instruction"),
         (("diff", "nothing"), "no such mount: nothing"),
         (("events", "--until", "0s", "--filter", "color=red"), "invalid filter 'color'"),
-        (("secret", "ls"), "page not found"),
+        (("secret", "ls"), "This node is not a swarm manager"),
     ],
 )
 async def test_dockers_command_line_shows_errors(

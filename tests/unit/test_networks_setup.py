@@ -16,6 +16,7 @@ from layerfs.host import netns
 from layerfs.store import Store
 from layerfs.store import networks as networks_of_store
 from layerfs.store.model import Mount
+from layerfs.union.changes import Change
 from tests.unit.control_support import make_tree
 
 
@@ -185,3 +186,52 @@ def test_a_namespace_has_a_name(tmp_path: Path) -> None:
         netns.remove(path)
     netns.remove(path)
     assert not path.exists()
+
+
+def test_a_link_on_the_default_bridge_tells_what_the_other_container_is(store: Store) -> None:
+    bridge = store.networks.find("bridge")
+    one = store.create_mount(
+        "one",
+        image=store.resolve("base"),
+        config={
+            "Env": ["FOO=1", "PATH=/bin", "HOME=/", "ALONE"],
+            "ExposedPorts": {"80/tcp": {}, "53/udp": {}},
+        },
+        options={"container": {"NetworkMode": "bridge"}},
+    )
+    host = {"HostConfig": {"Links": ["one:my-db", "missing:x"]}}
+    two = store.create_mount("two", image=store.resolve("base"), options={"container": host})
+    address = store.networks.join(one.id, bridge.id).address
+    assert aliases.variables(store, two, bridge.id) == [
+        f"MY_DB_PORT=tcp://{address}:80",
+        f"MY_DB_PORT_80_TCP=tcp://{address}:80",
+        f"MY_DB_PORT_80_TCP_ADDR={address}",
+        "MY_DB_PORT_80_TCP_PORT=80",
+        "MY_DB_PORT_80_TCP_PROTO=tcp",
+        f"MY_DB_PORT_53_UDP=udp://{address}:53",
+        f"MY_DB_PORT_53_UDP_ADDR={address}",
+        "MY_DB_PORT_53_UDP_PORT=53",
+        "MY_DB_PORT_53_UDP_PROTO=udp",
+        "MY_DB_NAME=/two/my-db",
+        "MY_DB_ENV_FOO=1",
+    ]
+
+
+def test_a_link_can_be_removed_by_its_name(store: Store) -> None:
+    one = container(store, "one")
+    two = container(store, "two", HostConfig={"Links": ["one:db", "/one"]})
+    networks.remove_link(store.root, two, "db")
+    assert store.mount(two.id).container["HostConfig"]["Links"] == ["/one"]
+    with pytest.raises(NotFound, match="two/db"):
+        networks.remove_link(store.root, two, "db")
+    assert store.mount(one.id).name == "one"
+
+
+def test_the_places_of_mounts_are_no_changes() -> None:
+    def shown(*changes: tuple[str, bytes]) -> list[bytes]:
+        return [change.path for change in hostfiles.without_places([Change(*change) for change in changes])]
+
+    made = (("C", b"/etc"), ("A", b"/etc/hosts"), ("A", b"/etc/resolv.conf"))
+    assert shown(*made, ("A", b"/proc"), ("A", b"/test")) == [b"/test"]
+    assert shown(*made, ("A", b"/etc/own")) == [b"/etc", b"/etc/own"]
+    assert shown(("C", b"/etc"), ("C", b"/dev"), ("A", b"/dev/x")) == [b"/etc", b"/dev", b"/dev/x"]

@@ -25,6 +25,11 @@ def no_swarm(call: Call) -> Response:
     raise NotImplementedHere("layerfs has no swarm: use 'docker run', or docker-compose")
 
 
+def not_in_a_swarm(call: Call) -> Response:
+    """Refuse to leave a swarm, as dockerd does: docker-py takes this status for "it is in none"."""
+    raise NoSwarm("This node is not part of a swarm")
+
+
 def no_plugins(call: Call) -> Response:
     """Return the plugins: none."""
     return json_response([])
@@ -44,6 +49,7 @@ _MANAGED = ("services", "tasks", "nodes", "secrets", "configs")
 ROUTES = (
     route("GET", "/swarm", not_a_manager),
     route("GET", "/swarm/unlockkey", not_a_manager),
+    route("POST", "/swarm/leave", not_in_a_swarm),
     route("POST", "/swarm/{action}", no_swarm),
     *(
         route(method, f"/{kind}{rest}", not_a_manager)

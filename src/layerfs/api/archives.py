@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 from layerfs.api import child
+from layerfs.api.progress import error_line
 from layerfs.api.routes import Call, route
-from layerfs.errors import BadRequest
+from layerfs.errors import BadRequest, LayerfsError
 from layerfs.unixhttp.message import Answer, Response
 
 _TAR = (("Content-Type", "application/x-tar"),)
@@ -24,12 +25,18 @@ def save(call: Call) -> Answer:
 
 
 def load(call: Call) -> Answer:
-    """Load the images of the archive that comes with *call*; answer as dockerd does, a JSON object a line."""
+    """Load the images of the archive that comes with *call*; answer as dockerd does, a JSON object a line.
+
+    What goes wrong is the last line: docker-py raises `ImageLoadError` for that, and not for a status.
+    """
     if call.request.upload is None:
         raise BadRequest("no archive came with the request: use 'layerfs load'")
     platform = call.query.get("platform")
     options = ["--platform", _platform(platform)] if platform else []
-    said = child.fed(call.root, ["load", "--quiet", *options, "-"], call.request.upload)
+    try:
+        said = child.fed(call.root, ["load", "--quiet", *options, "-"], call.request.upload)
+    except LayerfsError as error:
+        return Response(200, error_line(error), _JSON)
     lines = [json.dumps({"stream": line + "\n"}) + "\r\n" for line in said.splitlines()]
     return Response(200, "".join(lines).encode(), _JSON)
 

@@ -12,7 +12,8 @@ from layerfs.api.config import commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
 from layerfs.api.state import state_of
-from layerfs.container import ending
+from layerfs.container import ending, hostfiles
+from layerfs.container import networks as container_networks
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import directory, look, settled
 from layerfs.host.signals import signal_number
@@ -112,6 +113,8 @@ def commit(call: Call) -> Response:
 def changes(call: Call) -> Response:
     """Return what was written to a mount since its last commit; like dockerd's answer, null for nothing."""
     found = call.mount(call.names["name"]).changes()
+    if call.row(call.names["name"]).container:
+        found = hostfiles.without_places(found)
     return json_response([shapes.change(item) for item in found] or None)
 
 
@@ -165,26 +168,31 @@ def _stop_signal(mount: Mount) -> int:
 
 
 def kill(call: Call) -> Response:
-    """Send a signal to the process of a container."""
+    """Send a signal to the process of a container, and wait for its end if that is SIGKILL."""
     mount = call.row(call.names["name"])
     number = signal_number(call.query.get("signal") or "KILL")
     if mount.container and number in (signal.SIGKILL, _stop_signal(mount)):
         call.store.update_container(mount.id, None, Stopped=True, Restarting=False)
     if not ending.send(mount, number):
         raise Conflict(f"{mount.name} is not running" if mount.container else f"{mount.name} is no container")
+    if number == signal.SIGKILL:
+        ending.end(mount)  # as dockerd: whoever looks after the answer finds that it has ended
+        _clear_away(call, mount)
     return NO_CONTENT
 
 
 def remove(call: Call) -> Response:
     """Remove a mount and its upper layer; with `force`, end the container in it and unmount it first.
 
-    With `v`, the container's volumes that nobody named go too.
+    With `v`, the container's volumes that nobody named go too. With `link`, the name is "CONTAINER/ALIAS"
+    and nothing but that link of the container goes.
     """
+    if call.query.flag("link"):
+        return _remove_link(call)
     row = call.row(call.names["name"])
+    if not call.query.flag("force"):
+        _check_has_ended(row)
     if row.container and directory(row.id).exists():
-        record = settled(row.id)
-        if record is not None and record.alive() and not call.query.flag("force"):
-            raise Conflict(f"cannot remove {row.name}: it is running; stop it first, or force its removal")
         if call.serves(row):
             call.store.update_container(row.id, "kill", Removing={"Volumes": call.query.flag("v")})
         ending.end(row)
@@ -195,7 +203,33 @@ def remove(call: Call) -> Response:
             return NO_CONTENT  # it was to be removed at its end
         if call.serves(row):
             return NO_CONTENT  # who clears away removes it
+    if not call.query.flag("force"):
+        _check_has_ended(row)  # it may be one that ended just now, and that its policy starts again
     call.mount_of(row).remove(force=call.query.flag("force"), volumes=call.query.flag("v"))
+    return NO_CONTENT
+
+
+def _check_has_ended(row: Mount) -> None:
+    """Raise `Conflict` for a container that runs, or that its restart policy is about to start again."""
+    record = settled(row.id) if row.container else None
+    runs = record is not None and record.alive()
+    if not runs and not row.container.get("Restarting"):
+        return
+    state = state_of(row).state if runs else "restarting"
+    why = (
+        "container is paused and must be unpaused first"
+        if state == "paused"
+        else f"container is {state}: stop the container before removing or force remove"
+    )
+    raise Conflict(f'cannot remove container "{row.name}": {why}')
+
+
+def _remove_link(call: Call) -> Response:
+    """Remove the link that the path names, "CONTAINER/ALIAS", from the container that has it."""
+    parent, _, alias = call.names["name"].removeprefix("/").rpartition("/")
+    if not parent:
+        raise BadRequest("Conflict, cannot remove the default link name of the container")
+    container_networks.remove_link(call.root, call.row(parent), alias)
     return NO_CONTENT
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.api.routes import Call, route
 from layerfs.container import netavark, volumes
 from layerfs.container.settings import described
+from layerfs.container.versions import adapted
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host import rundir
 from layerfs.host.record import settled
@@ -35,7 +36,10 @@ def create(call: Call) -> Response:
         raise BadRequest(f"{reference} is an image for {image.os}, not for linux")
     name = call.query.get("name").removeprefix("/") or f"container-{secrets.token_hex(4)}"
     config, settings, warnings = described(
-        image.config, body, default_network=default_network(), find=call.store.mount
+        image.config,
+        adapted(body, call.request.version),
+        default_network=default_network(),
+        find=call.store.mount,
     )
     row = call.store.create_mount(name, image=image, options={"container": settings}, config=config)
     try:

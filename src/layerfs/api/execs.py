@@ -7,7 +7,6 @@ import select
 import socket
 import threading
 from contextlib import suppress
-from typing import Any
 
 from layerfs.api.attaching import form
 from layerfs.api.routes import Call, route
@@ -15,6 +14,7 @@ from layerfs.api.running import size, the_container
 from layerfs.container import lifecycle
 from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, frame
 from layerfs.container.execs import KNOWN, Exec, Execution
+from layerfs.container.members import Members, one_line
 from layerfs.container.ociruntime import ContainerError
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.polling import readable
@@ -28,19 +28,20 @@ def create(call: Call) -> Response:
     """Make a process in a container that runs; it does not begin yet."""
     row = the_container(call)
     lifecycle.bundle_of(row)
-    body = call.request.json()
-    wanted = Execution(
-        command=_texts(body, "Cmd"),
-        environment=_texts(body, "Env"),
-        workdir=_text(body, "WorkingDir"),
-        user=_text(body, "User"),
-        terminal=_flag(body, "Tty"),
-        stdin=_flag(body, "AttachStdin"),
-        stdout=_flag(body, "AttachStdout"),
-        stderr=_flag(body, "AttachStderr"),
-        privileged=_flag(body, "Privileged"),
-        keys=_text(body, "DetachKeys"),
-    )
+    with one_line():
+        body = Members(call.request.json())
+        wanted = Execution(
+            command=tuple(body.words("Cmd") or ()),
+            environment=tuple(body.texts("Env") or ()),
+            workdir=body.text("WorkingDir"),
+            user=body.text("User"),
+            terminal=body.flag("Tty"),
+            stdin=body.flag("AttachStdin"),
+            stdout=body.flag("AttachStdout"),
+            stderr=body.flag("AttachStderr"),
+            privileged=body.flag("Privileged"),
+            keys=body.text("DetachKeys"),
+        )
     if not wanted.command:
         raise BadRequest("No exec command specified")
     detach_keys(wanted.keys)
@@ -50,28 +51,37 @@ def create(call: Call) -> Response:
 
 
 def start(call: Call) -> Answer:
-    """Start a process that was made; its output comes over the connection, unless it is detached."""
+    """Start a process that was made; its output comes over the connection, unless it is detached.
+
+    As from dockerd it comes as it is if this request says `Tty`, whatever the process has, else in frames.
+    """
     found = KNOWN.get(call.names["id"])
-    body = call.request.json()
+    with one_line():
+        body = Members(call.request.json())
+        detached, raw = body.flag("Detach"), body.flag("Tty")
+        console = body.numbers("ConsoleSize")
+    if console and len(console) != 2:
+        raise BadRequest("invalid ConsoleSize: give the height and the width")
     row = call.store.mount(found.container)
-    if _flag(body, "Detach"):
+    if detached:
         found.start(row, detached=True)
         return Response(200)
     found.start(row, detached=False)
-    if found.wanted.terminal and (given := body.get("ConsoleSize")):
-        if not isinstance(given, list) or [type(n) for n in given] != [int, int]:
-            raise BadRequest("invalid ConsoleSize: give the height and the width")
-        found.resize(*given)
+    if found.wanted.terminal and console:
+        found.resize(*console)
 
     def run(client: socket.socket, early: bytes) -> None:
         with suppress(OSError):
-            _pass_on(found, client, early)
+            _pass_on(found, client, early, raw=raw)
 
-    return Takeover(run, form(call, terminal=found.wanted.terminal))
+    return Takeover(run, form(call, terminal=raw))
 
 
-def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
-    """Pass on between *client* and the process until it ends, or the client leaves; say what went wrong."""
+def _pass_on(found: Exec, client: socket.socket, early: bytes, *, raw: bool) -> None:
+    """Pass on between *client* and the process until it ends, or the client leaves; say what went wrong.
+
+    *raw* is output as it is, without frames.
+    """
     process, wanted = found.process, found.wanted
     assert process is not None
     if wanted.terminal:
@@ -84,7 +94,7 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
         for pipe in (process.stdin, process.stdout, process.stderr):
             if pipe is not None:
                 pipe.close()
-    pump = _Pump(found, client, outputs, stdin, early)
+    pump = _Pump(found, client, outputs, stdin, early, raw=raw)
     left = True
     try:
         with suppress(OSError):
@@ -101,8 +111,10 @@ def _pass_on(found: Exec, client: socket.socket, early: bytes) -> None:
     try:
         found.wait()
     except ContainerError as error:
+        if str(error).encode() in pump.said:
+            return  # runc has told the client itself; crun leaves it to us
         text = f"OCI runtime exec failed: {error}\r\n".encode()
-        client.sendall(text if wanted.terminal else frame(STDERR, text))
+        client.sendall(text if raw else frame(STDERR, text))
 
 
 def _let_run(found: Exec, pump: _Pump) -> None:
@@ -119,8 +131,16 @@ class _Pump:
     """Copies input one way and output the other, so that neither waits for the other."""
 
     def __init__(
-        self, found: Exec, client: socket.socket, outputs: dict[int, int], stdin: int, early: bytes
+        self,
+        found: Exec,
+        client: socket.socket,
+        outputs: dict[int, int],
+        stdin: int,
+        early: bytes,
+        *,
+        raw: bool,
     ) -> None:
+        self._raw = raw
         self._found = found
         self._client = client
         self._outputs = outputs
@@ -129,6 +149,8 @@ class _Pump:
         self._detach = Detach(detach_keys(found.wanted.keys) if found.wanted.terminal else b"")
         self._pending, self._left = self._detach.feed(early)
         self._reads_client = True
+        self.said = b""
+        """The end of what came of the process."""
         for fd in self._all:
             os.set_blocking(fd, False)
 
@@ -212,12 +234,18 @@ class _Pump:
         except OSError:  # EIO: the other side of a terminal was closed
             data = b""
         stream = self._outputs[fd]
+        self.said = (self.said + data)[-_PIECE:]
         if not data:
             del self._outputs[fd]
-        elif self._found.wanted.terminal:
-            self._client.sendall(data)
-        elif self._found.wanted.stdout if stream == STDOUT else self._found.wanted.stderr:
-            self._client.sendall(frame(stream, data))
+        elif self._is_wanted(stream):
+            self._client.sendall(data if self._raw else frame(stream, data))
+
+    def _is_wanted(self, stream: int) -> bool:
+        wanted = self._found.wanted
+        if wanted.terminal:
+            return True
+        # Without frames nobody could tell the two apart: dockerd leaves the errors out.
+        return wanted.stdout if stream == STDOUT else wanted.stderr and not self._raw
 
 
 def _can_still_read(client: socket.socket) -> bool:
@@ -264,29 +292,6 @@ def kill(call: Call) -> Response:
     """Send a signal to a process."""
     KNOWN.get(call.names["id"]).signal(signal_number(call.query.get("signal") or "KILL"))
     return Response(204)
-
-
-def _texts(body: dict[str, Any], name: str) -> tuple[str, ...]:
-    value = body.get(name) or []
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list) or not all(isinstance(text, str) and "\0" not in text for text in value):
-        raise BadRequest(f"invalid {name}: it must be a list of texts")
-    return tuple(value)
-
-
-def _text(body: dict[str, Any], name: str) -> str:
-    value = body.get(name) or ""
-    if not isinstance(value, str) or "\0" in value:
-        raise BadRequest(f"invalid {name}: it must be a text")
-    return value
-
-
-def _flag(body: dict[str, Any], name: str) -> bool:
-    value = body.get(name) or False
-    if not isinstance(value, bool):
-        raise BadRequest(f"invalid {name}: it must be true or false")
-    return value
 
 
 ROUTES = (

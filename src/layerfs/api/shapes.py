@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.api.state import MountState, state_of
 from layerfs.api.times import ZERO_TIME, timestamp
 from layerfs.container.stored import host_config, shown_points
-from layerfs.store import imageconfig
+from layerfs.store import imageconfig, references
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -177,7 +177,7 @@ def container_state(mount: Mount, state: MountState) -> dict[str, Any]:
     started = known.get("StartedAt") or mount.started
     return {
         "Status": state.state,
-        "Running": state.pid is not None,
+        "Running": state.pid is not None or state.state == "restarting",  # as dockerd
         "Paused": state.state == "paused",
         "Restarting": state.state == "restarting",
         "OOMKilled": known.get("OOMKilled", False),
@@ -196,10 +196,19 @@ def _moment(given: datetime | str | None) -> datetime | None:
 
 
 def image_name(mount: Mount, image: Image | None) -> str:
-    """Return how a list names the image of *mount*: its first tag, else its id, else nothing."""
-    if image is not None and image.tags:
-        return image.tags[0]
-    return digest(mount.image)
+    """Return how a list names the image of *mount*: its first tag, else its id, else nothing.
+
+    A container's has the name that it was made by, as long as that names the image.
+    """
+    if given := mount.container.get("Image"):
+        return given if image is not None and _names(given, image) else digest(mount.image)
+    return image.tags[0] if image is not None and image.tags else digest(mount.image)
+
+
+def _names(reference: str, image: Image) -> bool:
+    """Return whether *reference* means *image*: by one of its tags, or by its id."""
+    prefix = references.id_prefix(reference)
+    return bool(prefix and image.id.startswith(prefix)) or references.normalize(reference) in image.tags
 
 
 def command(mount: Mount) -> list[str]:

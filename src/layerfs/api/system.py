@@ -64,6 +64,7 @@ def info(call: Call) -> Response:
     answer: dict[str, Any] = {
         "ID": str(call.root),
         "Name": platform.node(),
+        "Debug": False,
         "ServerVersion": __version__,
         "Containers": states.total(),
         "ContainersRunning": running,

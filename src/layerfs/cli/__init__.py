@@ -73,7 +73,8 @@ FOOTER = """\
 As a mount helper: layerfs SOURCE MOUNTPOINT -o lowerdir=A:B,upperdir=U,workdir=W
 
 Environment: LAYERFS_ROOT is the store's directory where --root is not given, LAYERFS_RUN the directory
-of sockets, locks and logs, LAYERFS_RUNTIME the OCI runtime (runc or crun where it is not set).
+of sockets, locks and logs, LAYERFS_ENGINE the socket of the engine to ask (none for none), LAYERFS_RUNTIME
+the OCI runtime (runc or crun where it is not set).
 
 Exit status: 0 done, 1 failed, 2 wrong usage; of run and exec, that of the command."""
 

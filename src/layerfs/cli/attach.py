@@ -181,7 +181,7 @@ def exec_command(
     from layerfs.cli.createbody import variables
     from layerfs.client.attachment import Joined
     from layerfs.client.client import Client
-    from layerfs.container.ociruntime import ContainerError
+    from layerfs.container.ociruntime import ContainerError, failure
 
     leave = keys(detach_keys)
     if not detach:
@@ -204,7 +204,11 @@ def exec_command(
     made = client.request("POST", f"/containers/{name}/exec", body=json.dumps(body).encode())["Id"]
     start = json.dumps({"Detach": detach, "Tty": tty}).encode()
     if detach:
-        client.request("POST", f"/exec/{made}/start", body=start)
+        try:
+            client.request("POST", f"/exec/{made}/start", body=start)
+        except LayerfsError as error:
+            status = failure(str(error)).exit_code
+            raise ContainerError(str(error), status if status != 125 else 1) from None
         return 0
     connection, early = client.take_over("POST", f"/exec/{made}/start", body=start)
     with connection:

@@ -144,4 +144,6 @@ def container_options(command: Command) -> Command:
         default="missing",
         help="Pull the image from its registry if the store does not have it (the default), or not.",
     )(command)
+    # Docker's client has this for scripts that were written for another one of its versions: it does nothing.
+    command = click.option("--disable-content-trust", is_flag=True, hidden=True)(command)
     return click.option("--name", metavar="NAME", help="Name the container.")(command)

@@ -152,9 +152,7 @@ def _log(members: Members | None) -> dict[str, Any]:
     driver = (members.text("Type") if members else "") or "json-file"
     options = (members.pairs("Config") if members else None) or {}
     if driver not in LOG_DRIVERS:
-        raise BadRequest(
-            f'logger: no log driver named "{driver[:80]}" is registered: use {", ".join(LOG_DRIVERS)}'
-        )
+        raise BadRequest(f"logger: no log driver named '{driver[:80]}' is registered")
     for name in options:
         if name not in (*LOG_DRIVERS[driver], "mode", "max-buffer-size"):
             raise BadRequest(f"unknown log opt '{name[:80]}' for {driver} log driver")

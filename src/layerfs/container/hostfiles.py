@@ -10,11 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfs.container import mountpoints
 from layerfs.container.namespaces import container_of
 from layerfs.errors import BadRequest
+from layerfs.union.changes import ADDED
+
+if TYPE_CHECKING:
+    from layerfs.union.changes import Change
 
 _LOCAL = """\
 127.0.0.1\tlocalhost
@@ -25,6 +29,8 @@ ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
 _NAMES = ("hosts", "hostname", "resolv.conf")
+_FILES = frozenset(b"/etc/" + name.encode() for name in _NAMES)
+_DIRECTORIES = (b"/dev", b"/proc", b"/sys")
 _NAMESERVERS = ("8.8.8.8", "8.8.4.4")
 """What dockerd takes where a machine's own nameserver cannot be reached from a container."""
 _STUB = "127.0.0.53"
@@ -69,6 +75,22 @@ def write(
 def points(own: Path) -> list[mountpoints.Point]:
     """Return where the files in *own* are to be mounted: those of the container whose network is joined."""
     return [mountpoints.bind(str(own / name), f"/etc/{name}") for name in _NAMES]
+
+
+def without_places(found: Sequence[Change]) -> list[Change]:
+    """Return *found*, what a container changed, without the places that were made to mount on.
+
+    dockerd keeps these in a layer of their own below the container's, so no diff of its shows them. Nothing
+    else changes them: something is mounted there whenever the container runs.
+    """
+    kept = [
+        change
+        for change in found
+        if change.path not in _FILES and not (change.path in _DIRECTORIES and change.kind == ADDED)
+    ]
+    if len(kept) < len(found) and not any(change.path.startswith(b"/etc/") for change in kept):
+        kept = [change for change in kept if change.path != b"/etc"]
+    return kept
 
 
 def connect(own: Path, hostname: str, domain: str, addresses: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs.container import files, networks, ociruntime, supervisor, volumes
+from layerfs.container.health import STARTING, check_of
 from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.container.restart import wants_restart
 from layerfs.container.stored import host_config, points_of
@@ -153,6 +154,7 @@ def _start(
             Stopped=False,
             **({} if again else {"RestartCount": 0}),
             OOMKilled=False,
+            Health=dict(STARTING) if check_of(mount.config) else None,  # there from the first look on
         )
 
 
@@ -187,6 +189,7 @@ def _write_spec(root: Path, mount: Mount, bundle: Path, tree: Path, network: net
         user=users.with_groups(tree, user, host["GroupAdd"] or ()),
         points=[*(point for point in named if point["Destination"] not in taken), *points],
         joins=joins,
+        variables=network.variables,
     )
     (bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
 

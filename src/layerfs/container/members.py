@@ -1,7 +1,8 @@
 """The members of a JSON object that a client sent: each is taken out with the type that it must have.
 
-A member that is missing or null has its default, as in Go's decoder, which clients were written for. Members
-that nobody asks for are ignored. The lines name a member by its way from the top: "HostConfig.Memory".
+A member that is missing or null has its default, as in Go's decoder, which clients were written for, and
+"detachKeys" means DetachKeys, unless that is there too. Members that nobody asks for are ignored. The lines
+name a member by its way from the top: "HostConfig.Memory".
 """
 
 from __future__ import annotations
@@ -34,13 +35,19 @@ class Members:
         """Return how lines name the member *name*."""
         return f"{self.where}.{name}" if self.where else name
 
+    def _value(self, name: str) -> Any:
+        if name in self._values:
+            return self._values[name]
+        wanted = name.lower()
+        return next((value for key, value in self._values.items() if key.lower() == wanted), None)
+
     def given(self, name: str) -> bool:
         """Return whether the member is there and not null."""
-        return self._values.get(name) is not None
+        return self._value(name) is not None
 
     def text(self, name: str) -> str:
         """Return a string, empty by default."""
-        return self._text(self._values.get(name), self.path(name)) if self.given(name) else ""
+        return self._text(self._value(name), self.path(name)) if self.given(name) else ""
 
     def flag(self, name: str) -> bool:
         """Return a boolean, false by default."""
@@ -48,7 +55,7 @@ class Members:
 
     def optional_flag(self, name: str) -> bool | None:
         """Return a boolean, None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is not None and not isinstance(value, bool):
             raise wrong(self.path(name), "true or false", value)
         return value
@@ -59,12 +66,12 @@ class Members:
 
     def optional_number(self, name: str) -> int | None:
         """Return a whole number of 64 bits, None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         return None if value is None else whole(value, self.path(name))
 
     def texts(self, name: str) -> list[str] | None:
         """Return a list of strings, None by default; a null in the list is an empty string."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         if not isinstance(value, list):
@@ -76,7 +83,7 @@ class Members:
 
     def numbers(self, name: str) -> list[int] | None:
         """Return a list of whole numbers, None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         if not isinstance(value, list):
@@ -85,7 +92,7 @@ class Members:
 
     def lists(self, name: str) -> list[list[str]] | None:
         """Return a list of lists of strings, None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         if not isinstance(value, list):
@@ -95,14 +102,14 @@ class Members:
 
     def words(self, name: str) -> list[str] | None:
         """Return a command: a list of strings, or one string as the only word. None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if isinstance(value, str):
             return [self._text(value, self.path(name))]
         return self.texts(name)
 
     def pairs(self, name: str) -> dict[str, str] | None:
         """Return an object whose values are strings, None by default; a null value is an empty string."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         if not isinstance(value, dict):
@@ -116,7 +123,7 @@ class Members:
 
     def names(self, name: str) -> list[str] | None:
         """Return the names of an object that is used as a set (`{"/data": {}}`), None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         found = Members(value, self.path(name))
@@ -127,11 +134,11 @@ class Members:
 
     def member(self, name: str) -> Members | None:
         """Return an object, None by default."""
-        return Members(self._values[name], self.path(name)) if self.given(name) else None
+        return Members(self._value(name), self.path(name)) if self.given(name) else None
 
     def each(self, name: str, read: Callable[[Members], T]) -> list[T] | None:
         """Return a list with what *read* returns for each object in it, None by default."""
-        value = self._values.get(name)
+        value = self._value(name)
         if value is None:
             return None
         if not isinstance(value, list):

@@ -45,6 +45,8 @@ class Prepared:
     """What it adds to the container's /etc/hosts and /etc/resolv.conf."""
     sockets: list[socket.socket] = field(default_factory=list)
     """What the supervisor has to hold: see `publishing`."""
+    variables: list[str] = field(default_factory=list)
+    """What it adds to the environment: what links on the default bridge say."""
 
     def close(self) -> None:
         """Give up the sockets: who inherited them has them still."""
@@ -99,6 +101,8 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
     endpoints = store.networks.endpoints(mount=mount.id)
     links = aliases.linked(store, mount, endpoints, chosen)
     prepared.files = _files([network for network, _ in chosen], endpoints, links)
+    for network in (network for network, _ in chosen if network.predefined):
+        prepared.variables += aliases.variables(store, mount, network.id)
     return prepared
 
 
@@ -333,6 +337,30 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
                 raise
             _tell(store, root, mount, added=endpoint)
         store.networks.set_wanted(mount.id, network, settings)
+
+
+def remove_link(root: Path, mount: Mount, alias: str) -> None:
+    """Take from a container its link with the name *alias*, from its hosts file too if it runs.
+
+    Raises `NotFound` if it has none.
+    """
+    with _locked(mount.id) as lock, Store(root) as store:
+        container = store.mount(mount.id).container
+        links = host_config(container)["Links"] or []
+        gone = [text for text in links if aliases.name_of(text) == alias]
+        if not gone:
+            raise NotFound(f"No such container: {mount.name}/{alias}")
+        kept = [text for text in links if text not in gone]
+        store.update_container(mount.id, None, HostConfig={**container["HostConfig"], "Links": kept or None})
+        record = lock.read()
+        if record is not None and record.alive():
+            addresses = [
+                link.address
+                for own in store.networks.endpoints(mount=mount.id)
+                for link, _ in aliases.links(store, own.network, gone)
+                if link.address
+            ]
+            hostfiles.disconnect(files.directory(root, mount.id), addresses)
 
 
 def disconnect(root: Path, mount: Mount, network: Network) -> None:

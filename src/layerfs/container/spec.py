@@ -40,13 +40,15 @@ def build(
     user: User,
     points: Iterable[Point],
     joins: Mapping[str, str] | None = None,
+    variables: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return the specification of a container *mount_id* whose tree is mounted at *root*.
 
     *config* and *settings* are what `settings.described` made of them, *user* who its `User` is in the image.
     All *points* have a path as their source. *joins* are the paths of the namespaces that exist already, by
     their kind ("network"): those of other containers (`namespaces.joined`), or a network made for this one.
-    Raises `LayerfsError` for what this machine has not: a device, an init.
+    *variables* are below the container's own. Raises `LayerfsError` for what this machine has not: a device,
+    an init.
     """
     host = host_config(settings)
     rights = capabilities.of(host)
@@ -57,7 +59,7 @@ def build(
         host, [*points, *init[1]], writable_cgroups=options.writable_cgroups
     )
     made, access = devices.for_runtime(host)
-    process_ = process(config, settings, user, hostname=hostname, rights=rights)
+    process_ = process(config, settings, user, hostname=hostname, rights=rights, variables=variables)
     process_["args"] = [*init[0], *process_["args"]]
     linux: dict[str, Any] = {
         "cgroupsPath": cgroups_path(mount_id, host),
@@ -105,6 +107,7 @@ def process(
     *,
     hostname: str,
     rights: Sequence[str],
+    variables: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Return the member `process`: what runs, as whom, where, and with what *rights*."""
     host = host_config(settings)
@@ -115,7 +118,7 @@ def process(
         "terminal": terminal,
         "user": identity(user),
         "args": command(config),
-        "env": environment(own, config.get("Env") or ()),
+        "env": environment([*own, *variables], config.get("Env") or ()),
         "cwd": absolute(config.get("WorkingDir") or "/"),
         "capabilities": given_rights(user, rights),
         "rlimits": _limits(host),

@@ -50,7 +50,7 @@ class Checks:
     def _watch(self) -> None:
         """Check what runs and what is started. Raises `LayerfsError` and `OSError`."""
         last = 0
-        # The store stays open: closing the last connection to a database writes to its files, which would wake us.
+        # The store stays open: closing the last connection writes to its files, which would wake us again.
         with Store(self._root) as store, Watch(self._root) as written:
             while True:
                 events = store.events(last) if last else store.events(0)[-1:]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
@@ -21,7 +20,8 @@ from layerfs.store.database import Database
 from layerfs.store.model import PREDEFINED, Endpoint, Network, Port, Subnet, now, to_datetime
 from layerfs.union.trees import boot_id
 
-NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}")
+_LONGEST = 128
+"""Characters of a name. dockerd has no limit."""
 _DRIVERS = {"bridge": "bridge", "host": "host", "none": "null"}
 _COLUMNS = "id, name, driver, created, internal, attachable, ipv6, subnets, ipam, labels, options"
 _ENDPOINT = (
@@ -41,6 +41,11 @@ def pools() -> Iterator[IPv4Network]:
         yield IPv4Network(f"172.{second}.0.0/16")
     for third in range(0, 256, 16):
         yield IPv4Network(f"192.168.{third}.0/20")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a network may be called *text*: as with dockerd anything that is not blank."""
+    return bool(text.strip()) and text.isprintable() and len(text) <= _LONGEST
 
 
 class Networks:
@@ -109,11 +114,8 @@ class Networks:
         """
         if name in PREDEFINED:
             raise Forbidden(f"operation is not permitted on predefined {name} network ")
-        if not NAME.fullmatch(name):
-            raise BadRequest(
-                f"invalid network name {name[:150]!r}: "
-                "use letters, digits, '_', '.' and '-', 1 to 128 of them"
-            )
+        if not is_name(name):
+            raise BadRequest(f"invalid network name {name[:150]!r}: use 1 to {_LONGEST} printable characters")
         self._add_predefined()
         with self._db.transaction():
             if self._db.scalar("SELECT 1 FROM networks WHERE name = ?", (name,)):
@@ -542,7 +544,7 @@ def _range_problems(text: str, own: IPNetwork) -> Iterator[str]:
         return
     if part.prefixlen < own.prefixlen:
         yield f"invalid ip-range {text}: CIDR block is bigger than its parent subnet {own}"
-    if text != str(part):
+    if ip_address(text.partition("/")[0]) != part.network_address:
         yield f"invalid ip-range {text}: it should be {part}"
     if not own.overlaps(part):
         yield f"invalid ip-range {text}: parent subnet {own} doesn't contain ip-range"

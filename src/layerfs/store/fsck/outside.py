@@ -24,9 +24,9 @@ def check(db: Database) -> Iterator[Problem]:
 def _networks(db: Database) -> Iterator[Problem]:
     query = "SELECT id, name, subnets, ipam, labels, options FROM networks"
     for network_id, name, subnets, ipam, labels, options in db.execute(query).fetchall():
-        subject = f"network {name if networks.NAME.fullmatch(name) else network_id[:12]}"
+        subject = f"network {name if networks.is_name(name) else network_id[:12]}"
         remove = f"'layerfs network rm {network_id[:12]}'"
-        if not networks.NAME.fullmatch(name):
+        if not networks.is_name(name):
             yield Problem(subject, f"{name!r} is no name for a network", remove)
         for what, text in (("labels", labels), ("options", options), ("IPAM options", ipam)):
             if not _are_texts(_parsed(text)):
