@@ -15,7 +15,7 @@ from layerfs.api.state import state_of
 from layerfs.container import ending, hostfiles
 from layerfs.container import networks as container_networks
 from layerfs.errors import BadRequest, Conflict, NotFound
-from layerfs.host.record import directory, look
+from layerfs.host.record import directory, look, settled
 from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Response, json_response
 
@@ -211,7 +211,7 @@ def remove(call: Call) -> Response:
 
 def _check_has_ended(row: Mount) -> None:
     """Raise `Conflict` for a container that runs, or that its restart policy is about to start again."""
-    record = look(row.id) if row.container else None
+    record = settled(row.id) if row.container else None
     runs = record is not None and record.alive()
     if not runs and not row.container.get("Restarting"):
         return

@@ -13,6 +13,7 @@ from layerfs.container.settings import described
 from layerfs.container.versions import adapted
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host import rundir
+from layerfs.host.record import settled
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def rename(call: Call) -> Response:
     row = call.row(call.names["name"])
     if name != row.name and rundir.running_pid(rundir.check_name(name)) is not None:
         raise Conflict(f"the name {name} is in use: choose another one")
+    settled(row.id)  # the name that a start which is going on has looked up stays until it is through
     call.store.rename_mount(row.id, name)
     rundir.rename(row.name, name)
     return _NO_CONTENT

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.errors import Conflict
 from layerfs.host import freezer
-from layerfs.host.record import directory, look
+from layerfs.host.record import directory, look, settled
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
@@ -33,10 +33,10 @@ def send(mount: Mount, number: int) -> bool:
 def end(mount: Mount, number: int = signal.SIGKILL, patience: float | None = 0.0) -> None:
     """End the process of the container *mount*: signal *number*, and after *patience* seconds SIGKILL.
 
-    None is patience without end. Returns when it has ended, and at once when it does not run. Raises
-    `Conflict` if it does not end.
+    None is patience without end. Returns when it has ended, and at once when it does not run. One that is
+    being started is ended when it has begun. Raises `Conflict` if it does not end.
     """
-    record = look(mount.id)
+    record = settled(mount.id)
     if record is None or not record.alive():
         return
     if number != signal.SIGKILL:

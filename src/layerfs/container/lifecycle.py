@@ -70,8 +70,13 @@ def start(
     """
     check_possible()
     with Lock(mount.id) as lock:
-        with Store(root) as store:
-            mount = store.mount(mount.id)
+        try:
+            with Store(root) as store:
+                mount = store.mount(mount.id)
+        except NotFound:  # it has been removed before we had the lock, which is all that there is of it
+            if lock.is_empty():
+                lock.discard()
+            raise
         record = lock.read()
         if record and record.alive():
             return False

@@ -118,6 +118,26 @@ def is_changing(mount_id: str) -> bool:
     return False
 
 
+def settled(mount_id: str) -> Record | None:
+    """Return what the record of a container says, once a start of it that is going on has come to its end.
+
+    Without this, one who stops, removes or renames a container that is being started would find that it does
+    not run, and it would run a moment later. Raises `Conflict` when the start takes too long.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with Watch(mount_id) as watch:
+                record = watch.read()
+                if record is not None or watch.is_free():
+                    return record
+        except FileNotFoundError:
+            return None
+        if time.monotonic() > deadline:
+            raise Conflict("another process is starting this container: try again")
+        time.sleep(0.01)
+
+
 def _parse(content: bytes) -> Record | None:
     try:
         return Record(**json.loads(content))
@@ -209,6 +229,15 @@ class Watch:
     def read(self) -> Record | None:
         """Return what the record says, even if its directory is gone."""
         return _parse(os.pread(self._fd, 4096, 0))
+
+    def is_free(self) -> bool:
+        """Return whether nobody starts the container now, or clears away after it."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        return True
 
     def __enter__(self) -> Watch:
         """Return the watch itself."""

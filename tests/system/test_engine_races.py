@@ -1,0 +1,71 @@
+"""Two clients and one container at once: while it is being started, the other one waits its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import mounts_below, wait_until
+from tests.system.apirequests import Api, engine
+from tests.system.containers import IMAGE, Containers, containers
+
+pytestmark = pytest.mark.root
+
+
+class Place:
+    """An engine whose supervisor takes a second to begin, and a container "c" that was not started."""
+
+    def __init__(self, made: Containers) -> None:
+        self.made = made
+        slow = made.layerfs.directory / "slow"
+        slow.mkdir()
+        (slow / "conmon").write_text('#!/bin/sh\nsleep 1\nPATH=${PATH#*:}\nexec conmon "$@"\n')
+        (slow / "conmon").chmod(0o755)
+        environment = made.layerfs.environment
+        environment["PATH"] = f"{slow}:{environment['PATH']}"
+        self.api: Api = engine(made.layerfs)
+        made.layerfs.ok("create", "--name", "c", IMAGE, "sleep", "1000")
+
+    def while_starting(self, method: str, target: str) -> tuple[int, int]:
+        """Start "c", send a request in the middle of that, and return the status of both answers."""
+        with ThreadPoolExecutor(1) as pool:
+            start = pool.submit(self.api.ask, "POST", "/containers/c/start")
+            record = self.made.layerfs.run / "containers"
+            wait_until(lambda: any(record.glob("*/config.json")))
+            status = self.api.ask(method, target).status
+            return start.result().status, status
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """An engine with a container."""
+    with containers(tmp_path) as made:
+        yield Place(made)
+
+
+def test_a_stop_during_a_start_stops_it(place: Place) -> None:
+    assert place.while_starting("POST", "/containers/c/stop?t=0") == (204, 204)
+    assert place.made.state("c")[0] == "exited"
+
+
+def test_a_forced_removal_during_a_start_removes_all_of_it(place: Place) -> None:
+    assert place.while_starting("DELETE", "/containers/c?force=1") == (204, 204)
+    assert place.made.names() == []
+    wait_until(lambda: not place.made.supervisors())
+    assert mounts_below(place.made.layerfs.directory) == []
+    assert list((place.made.layerfs.run / "containers").iterdir()) == []
+
+
+def test_a_removal_during_a_start_is_refused(place: Place) -> None:
+    assert place.while_starting("DELETE", "/containers/c") == (204, 409)
+    assert place.made.state("c")[0] == "running"
+
+
+def test_a_container_renamed_during_its_start_can_be_used(place: Place) -> None:
+    assert place.while_starting("POST", "/containers/c/rename?name=d") == (204, 204)
+    assert place.made.layerfs.ok("exec", "d", "echo", "works") == "works"
+    assert place.made.layerfs.ok("rm", "-f", "d") == "d"
+    assert mounts_below(place.made.layerfs.directory) == []
