@@ -145,7 +145,9 @@ def _clear_away(call: Call, row: Mount) -> None:
         with suppress(Conflict):
             call.mount_of(row).unmount(force=True)
     else:
-        ending.clear_away(call.root, row.id)
+        from layerfs.container import lifecycle  # which a list of containers can do without
+
+        lifecycle.finish(call.root, row.id)
 
 
 def how_to_end(call: Call, mount: Mount) -> tuple[int, float | None]:

@@ -47,7 +47,7 @@ def restart(call: Call) -> Response:
     row = the_container(call)
     if directory(row.id).exists():
         ending.end(row, *how_to_end(call, row))
-        ending.clear_away(call.root, row.id)
+        lifecycle.finish(call.root, row.id)
     return start(call)
 
 

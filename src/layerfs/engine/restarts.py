@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from layerfs.api.routes import Place
-from layerfs.container import ending, execs, lifecycle
+from layerfs.container import execs, lifecycle
 from layerfs.container.restart import wants_to_run
 from layerfs.errors import LayerfsError
 from layerfs.host.record import look
@@ -24,7 +24,7 @@ def take_up(place: Place) -> None:
         if record is not None and record.alive():
             continue
         try:
-            ending.clear_away(place.root, row.id)
+            lifecycle.finish(place.root, row.id)
             if wants_to_run(row) or lifecycle.will_restart(place.root, row.id):
                 lifecycle.start(place.root, row, place.launch)
         except LayerfsError as error:
