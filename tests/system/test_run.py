@@ -173,7 +173,7 @@ def test_what_could_not_start_stays(there: Containers) -> None:
     assert there.layerfs("run", "--name", "wrong", IMAGE, "no-such-command").returncode == 127
     assert there.state("wrong") == ("created", 127)
     assert "is taken" in there.layerfs.refused("run", "--name", "wrong", IMAGE, "true", status=125)
-    assert there.layerfs("start", "wrong").returncode == 127
+    assert there.layerfs("start", "wrong").returncode == 1
     assert mounts_below(there.layerfs.directory) == []
     assert os.listdir(there.layerfs.run / "containers") == []
     there.remove("wrong")

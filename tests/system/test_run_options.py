@@ -215,7 +215,7 @@ def test_devices(there: Containers) -> None:
     assert "opened" not in there.layerfs("start", "-a", name).stdout
     there.remove(name)
     name = create(there, {"Devices": [{"PathOnHost": "/dev/no-such"}]}, Cmd=["true"])
-    line = there.layerfs.refused("start", name, status=125)
+    line = there.layerfs.refused("start", name)
     assert 'error gathering device information while adding custom device "/dev/no-such"' in line
     there.remove(name)
 
@@ -269,9 +269,9 @@ def test_namespaces_of_another_container(there: Containers, sleeper: Any) -> Non
     there.layerfs.ok("stop", "-t", "0", other)
     private, _ = sleeper()
     name = create(there, {"IpcMode": f"container:{private}"}, Cmd=["true"])
-    assert "non-shareable IPC" in there.layerfs.refused("start", name, status=125)
+    assert "non-shareable IPC" in there.layerfs.refused("start", name)
     name = create(there, {"PidMode": mode}, Cmd=["true"])
-    assert "a non running container" in there.layerfs.refused("start", name, status=125)
+    assert "a non running container" in there.layerfs.refused("start", name)
 
 
 def test_binds_and_their_modes(there: Containers, tmp_path: Path) -> None:

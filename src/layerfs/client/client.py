@@ -68,9 +68,13 @@ class Client:
         `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
         """
         given = os.environ.get("LAYERFS_ENGINE")
-        if given == "none" or not (path := Path(given) if given else engine_socket()).exists():
+        if given == "none":
             return cls.local(root)
-        return cls(_EngineOrInPlace(path, root))
+        try:
+            path = Path(given) if given else engine_socket()
+            return cls(_EngineOrInPlace(path, root)) if path.exists() else cls.local(root)
+        except (errors.LayerfsError, OSError):  # whoever needs the run directory says what is wrong with it
+            return cls.local(root)
 
     @classmethod
     def local(cls, root: Path) -> Client:

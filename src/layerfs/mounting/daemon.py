@@ -14,8 +14,8 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +131,8 @@ class Daemon:
                 self._inside = Inside(self._collector, place, device)
                 try:
                     serves(device)
-                    trio.run(self._serve, serve, ready)
+                    with _alone():
+                        trio.run(self._serve, serve, ready)
                 finally:
                     session.drop_attributes(self._filesystem)
                     session.close()  # first: an unmount may wait for answers, which nobody gives any more
@@ -420,6 +421,20 @@ class Daemon:
             await self._to_settle.wait()
             with trio.CancelScope(shield=True):  # also when an unmount follows right after
                 await trio.sleep(_ANSWER_FIRST)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Raise the `LayerfsError` that made a nursery end, instead of the group that trio makes of it."""
+    try:
+        yield
+    except ExceptionGroup as group:
+        ours: BaseException | None = group.subgroup(LayerfsError)
+        while isinstance(ours, ExceptionGroup):
+            ours = ours.exceptions[0]
+        if ours is None:
+            raise
+        raise ours from None
 
 
 def _upper_to_read(path: Path, marking: Marking, trust: Trust) -> Layer:
