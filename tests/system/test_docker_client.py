@@ -219,7 +219,7 @@ class TestDockerPy:
         data = b"".join(image.save(named=True))
         (loaded,) = client.images.load(data)
         assert loaded.id == image.id
-        with pytest.raises(docker.errors.APIError):
+        with pytest.raises(docker.errors.ImageLoadError, match="ends too early"):
             client.images.load(data[: len(data) // 2])
 
     def test_errors(self, client: docker.DockerClient) -> None:
