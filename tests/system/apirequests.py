@@ -86,8 +86,16 @@ def engine(layerfs: Layerfs) -> Api:
         subprocess.Popen(
             [*layerfs.words, "engine"], env=layerfs.environment, stdin=subprocess.DEVNULL, stderr=log
         )
-    wait_until(lambda: path.exists() and Api(path).ask("GET", "/_ping").status == 200)
+    wait_until(lambda: _answers(path))
     return Api(path)
+
+
+def _answers(path: Path) -> bool:
+    """Return whether an engine answers on the socket *path*."""
+    try:
+        return Api(path).ask("GET", "/_ping").status == 200
+    except (FileNotFoundError, ConnectionRefusedError):  # it is there before anybody listens
+        return False
 
 
 def auth_header(username: str, password: str) -> dict[str, str]:
