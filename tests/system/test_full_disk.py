@@ -73,6 +73,7 @@ def test_a_commit(layerfs: Layerfs, mnt: Path, small: Path) -> None:
 
 
 def test_a_mount_and_an_unmount(layerfs: Layerfs, mnt: Path, small: Path) -> None:
+    layerfs.expect_log("no space")
     (mnt / "new").write_bytes(b"new" * 1000)
     other = layerfs.directory / "other"
     other.mkdir()
