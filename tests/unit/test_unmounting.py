@@ -88,11 +88,11 @@ def test_an_unmount_ends_whatever_does_not_answer(
         monkeypatch.setattr("layerfs.fuse.session.stop", world.ended.set)
         if stuck == "holders":
             free = threading.Event()
-            monkeypatch.setattr("layerfs.holders.namespaces", lambda device: free.wait(30))
-            monkeypatch.setattr("layerfs.holders.users", lambda device: free.wait(30))
+            monkeypatch.setattr("layerfs.host.holders.namespaces", lambda device: free.wait(30))
+            monkeypatch.setattr("layerfs.host.holders.users", lambda device: free.wait(30))
         else:
-            monkeypatch.setattr("layerfs.holders.namespaces", world.holders)
-            monkeypatch.setattr("layerfs.holders.users", lambda device: [])
+            monkeypatch.setattr("layerfs.host.holders.namespaces", world.holders)
+            monkeypatch.setattr("layerfs.host.holders.users", lambda device: [])
             monkeypatch.setattr(world, stuck, never)
         ending = Unmounting("name", cast(Inside, world), world.flush, world.ended, Notifier(None))
         ending._lazily = True
@@ -102,9 +102,9 @@ def test_an_unmount_ends_whatever_does_not_answer(
         if stuck == "holders":
             free.set()
 
-    monkeypatch.setattr("layerfs.mounttable.mounts_of", lambda device: [])
+    monkeypatch.setattr("layerfs.host.mounttable.mounts_of", lambda device: [])
     for name in ("GRACE", "_COLLECTING", "_PATIENCE"):
-        monkeypatch.setattr(f"layerfs.unmounting.{name}", 0.2)
+        monkeypatch.setattr(f"layerfs.mounting.unmounting.{name}", 0.2)
     trio.run(main)
     assert f"name ends: waited 0.2 seconds for {waited_for}" in caplog.messages
 
@@ -116,10 +116,10 @@ def test_a_daemon_that_cannot_end_says_so(monkeypatch: pytest.MonkeyPatch) -> No
         with trio.fail_after(20):
             await ending.run(force=False)
 
-    monkeypatch.setattr("layerfs.mounttable.mounts_of", lambda device: [])
-    monkeypatch.setattr("layerfs.holders.namespaces", lambda device: [])
+    monkeypatch.setattr("layerfs.host.mounttable.mounts_of", lambda device: [])
+    monkeypatch.setattr("layerfs.host.holders.namespaces", lambda device: [])
     monkeypatch.setattr("layerfs.fuse.session.stop", lambda: None)
     for name in ("GRACE", "_PATIENCE"):
-        monkeypatch.setattr(f"layerfs.unmounting.{name}", 0.2)
+        monkeypatch.setattr(f"layerfs.mounting.unmounting.{name}", 0.2)
     with pytest.raises(LayerfsError, match=r"waited 0\.2 seconds for its requests: .*'kill -9 \d+'"):
         trio.run(main)
