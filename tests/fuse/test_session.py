@@ -14,8 +14,8 @@ pytestmark = pytest.mark.root
 
 _MOUNT = """
 import sys
-from layerfs import mountcalls, mounttable
 from layerfs.fuse import session
+from layerfs.host import mountcalls, mounttable
 import os, pyfuse3
 
 {trouble}
