@@ -11,7 +11,7 @@ import pytest
 
 from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound
 from layerfs.host import subnets
-from layerfs.store import Store
+from layerfs.store import Store, addressing
 from layerfs.store import networks as networks_of_store
 from layerfs.store.model import Mount, Port, Subnet
 from tests.unit.control_support import make_tree
@@ -167,7 +167,7 @@ def test_subnets_must_not_overlap(store: Store) -> None:
 
 
 def test_subnets_run_out(store: Store) -> None:
-    for number in range(len(list(networks_of_store.pools())) - 1):
+    for number in range(len(list(addressing.pools())) - 1):
         store.networks.create(f"n{number}")
     with pytest.raises(LayerfsError, match="all predefined address pools have been fully subnetted"):
         store.networks.create("last")

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import netns
 from layerfs.host.record import Lock, directory, look
-from layerfs.store import Store
+from layerfs.store import Store, addressing
 from layerfs.store.networks import default_network, endpoints_in, names_in, network_mode
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
         store.networks.settle_default()
     chosen = wanted_networks(store, mount.container)
     if other := next((it for it, _ in chosen if it.driver != "bridge"), None):
-        raise _not_a_bridge(other)
+        raise _private(other.driver)
     for network, endpoint in chosen:
         check_settings(network, endpoint)
     netavark.check_possible(names=any(has_names(network) for network, _ in chosen))
@@ -126,8 +126,9 @@ def _addresses(endpoint: Endpoint) -> list[str]:
     return [text for text in (endpoint.address, endpoint.address6) if text]
 
 
-def _not_a_bridge(network: Network) -> Forbidden:
-    if network.driver == "host":
+def _private(kind: str) -> Forbidden:
+    """Return the error for a container or a network of a *kind*, "host" or none, that goes with no other."""
+    if kind == "host":
         return Forbidden("container cannot be disconnected from host network or connected to host network")
     return Forbidden(
         "container cannot be connected to multiple networks with one of the networks in private (none) mode"
@@ -328,14 +329,9 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
     """
     mode = network_mode(mount.container)
     if network.driver != "bridge":
-        raise _not_a_bridge(network)
-    if mode == "host":
-        raise Forbidden("container cannot be disconnected from host network or connected to host network")
-    if mode == "none":
-        raise Forbidden(
-            "container cannot be connected to multiple networks "
-            "with one of the networks in private (none) mode"
-        )
+        raise _private(network.driver)
+    if mode in ("host", "none"):
+        raise _private(mode)
     if mode.startswith("container:"):
         raise Forbidden(
             "container sharing network namespace with another container or host "
@@ -446,12 +442,7 @@ def check_settings(network: Network, settings: Mapping[str, Any]) -> None:
                 "user specified IP address is supported on user defined networks only"
             )
         subnets = [subnet for subnet in network.subnets if subnet.version == version]
-        address = ip_address(networking.address(text, version))
-        if not any(address in ip_network(subnet.subnet) for subnet in subnets):
-            raise BadRequest(
-                f"invalid config for network {network.name}: invalid endpoint settings:\n"
-                f"no configured subnet contains IP address {address}"
-            )
+        addressing.check_within(network.name, subnets, ip_address(networking.address(text, version)))
     if network.predefined and settings.get("Aliases"):
         raise BadRequest(
             f"invalid config for network {network.name}: invalid endpoint settings:\n"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, ip_address, ip_network
 from typing import Any
 
 from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound
 from layerfs.host.subnets import routed
-from layerfs.store import events, stacks
+from layerfs.store import addressing, events, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import PREDEFINED, Endpoint, Network, Port, Subnet, now, to_datetime
 from layerfs.union.trees import boot_id
@@ -28,19 +28,6 @@ _ENDPOINT = (
     "endpoints.id, network, mount, mounts.name, interface, address, address6, mac, names"
     " FROM endpoints JOIN mounts ON mounts.id = mount"
 )
-_MOST_ASKED = 1 << 16
-"""Addresses that are looked at, at most, for a free one: a /16."""
-
-IPNetwork = IPv4Network | IPv6Network
-IPAddress = IPv4Address | IPv6Address
-
-
-def pools() -> Iterator[IPv4Network]:
-    """Yield the subnets that networks get for which nobody asks for one: dockerd's default address pools."""
-    for second in range(17, 32):
-        yield IPv4Network(f"172.{second}.0.0/16")
-    for third in range(0, 256, 16):
-        yield IPv4Network(f"192.168.{third}.0/20")
 
 
 def is_name(text: str) -> bool:
@@ -180,15 +167,9 @@ class Networks:
         options: Mapping[str, str],
     ) -> Network:
         network_id = os.urandom(32).hex()
-        known = [
-            subnet
-            for (text,) in self._db.execute("SELECT subnets FROM networks").fetchall()
-            for subnet in _subnets(text)
-        ]
         settled: list[Subnet] = []
         if driver == "bridge":
-            others = [ip_network(subnet.subnet) for subnet in known]
-            settled = _settle(subnets, others, ipv6=ipv6, seed=network_id)
+            settled = addressing.settle(subnets, self._taken(), routed(), ipv6=ipv6, seed=network_id)
         columns = (
             network_id, name, driver, now(), internal, attachable, ipv6,
             json.dumps([_as_json(subnet) for subnet in settled]),
@@ -229,14 +210,18 @@ class Networks:
         with self._db.transaction():
             if self.endpoints(network=network.id):
                 return network
-            known = self._db.execute("SELECT subnets FROM networks WHERE id != ?", (network.id,)).fetchall()
-            others = [ip_network(subnet.subnet) for (text,) in known for subnet in _subnets(text)]
-            settled = _settle((), others, ipv6=network.ipv6, seed=network.id)
+            others = self._taken(but=network.id)
+            settled = addressing.settle((), others, routed(), ipv6=network.ipv6, seed=network.id)
             self._db.execute(
                 "UPDATE networks SET subnets = ? WHERE id = ?",
                 (json.dumps([_as_json(subnet) for subnet in settled]), network.id),
             )
             return self.find(network.id)
+
+    def _taken(self, *, but: str = "") -> list[addressing.IPNetwork]:
+        """Return the subnets of all networks, but for the one with this id."""
+        rows = self._db.execute("SELECT subnets FROM networks WHERE id != ?", (but,)).fetchall()
+        return [ip_network(subnet.subnet) for (text,) in rows for subnet in _subnets(text)]
 
     def _record(self, network: Network, action: str, **more: str) -> None:
         attributes = {**more, "name": network.name, "type": network.driver}
@@ -286,7 +271,7 @@ class Networks:
             chosen6 = self._choose(network, 6, address6) if network.ipv6 else ""
             endpoint = Endpoint(
                 os.urandom(32).hex(), network.id, mount_id, str(name), interface, chosen, chosen6,
-                mac.lower() or _mac(chosen), tuple(names),
+                mac.lower() or addressing.mac(chosen), tuple(names),
             )  # fmt: skip
             self._db.execute(
                 "INSERT INTO endpoints VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -322,24 +307,15 @@ class Networks:
         rows = self._db.execute(
             f"SELECT {column} FROM endpoints WHERE network = ? AND {column} IS NOT NULL", (network.id,)
         )
-        used = {ip_address(str(row[0])) for row in rows.fetchall()}
-        for subnet in subnets:
-            kept = [subnet.gateway, *subnet.reserved.values()]
-            used |= {ip_address(text) for text in kept if text}
+        used = {ip_address(str(row[0])) for row in rows.fetchall()} | addressing.reserved(subnets)
         if wanted:
-            address = _address(wanted)
-            if not any(address in ip_network(subnet.subnet) for subnet in subnets):
-                raise BadRequest(
-                    f"invalid config for network {network.name}: invalid endpoint settings:\n"
-                    f"no configured subnet contains IP address {address}"
-                )
+            address = addressing.address(wanted)
+            addressing.check_within(network.name, subnets, address)
             if address in used:
                 raise Forbidden(f"Address already in use: {address} in the network {network.name}")
             return str(address)
-        for subnet in subnets:
-            for candidate in _hosts(ip_network(subnet.range or subnet.subnet), ip_network(subnet.subnet)):
-                if candidate not in used:
-                    return str(candidate)
+        if (free := addressing.choose(subnets, used)) is not None:
+            return str(free)
         if not subnets:
             return ""
         raise LayerfsError(
@@ -465,123 +441,3 @@ def _endpoint(row: Sequence[Any]) -> Endpoint:
         identifier, network, mount, name, interface, address or "", address6 or "", mac,
         tuple(json.loads(names)),
     )  # fmt: skip
-
-
-def _settle(wanted: Sequence[Subnet], others: Sequence[IPNetwork], *, ipv6: bool, seed: str) -> list[Subnet]:
-    """Return the subnets of a new network: those *wanted*, checked, and one of each kind that is missing."""
-    problems = [problem for subnet in wanted for problem in _problems(subnet)]
-    if problems:
-        raise BadRequest("invalid network config:\n" + "\n".join(problems))
-    taken = list(others)
-    settled = []
-    for subnet in wanted:
-        if subnet.version == 6 and not ipv6:
-            continue  # as dockerd does
-        own = ip_network(subnet.subnet) if subnet.subnet else _free_pool(taken)
-        if any(own.overlaps(other) for other in taken if other.version == own.version):
-            raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
-        taken.append(own)
-        settled.append(_with_gateway(subnet, own))
-    if not any(subnet.version == 4 for subnet in settled):
-        settled.insert(0, _with_gateway(Subnet("", ""), _free_pool(taken)))
-    if ipv6 and not any(subnet.version == 6 for subnet in settled):
-        own6 = IPv6Network(f"fd{seed[:2]}:{seed[2:6]}:{seed[6:10]}::/64")  # a ULA: RFC 4193
-        settled.append(_with_gateway(Subnet("", ""), own6))
-    return settled
-
-
-def _with_gateway(subnet: Subnet, own: IPNetwork) -> Subnet:
-    within = ip_network(subnet.range) if subnet.range else own
-    reserved = {ip_address(text) for text in subnet.reserved.values()}
-    free = (str(it) for it in _hosts(within, own) if it not in reserved)
-    gateway = subnet.gateway or next(free, "")
-    if not gateway:
-        raise BadRequest(f"invalid network config:\ninvalid subnet {own}: it has no room for a gateway")
-    return Subnet(str(own), gateway, subnet.range, dict(subnet.reserved), bool(subnet.subnet))
-
-
-def _free_pool(taken: Sequence[IPNetwork]) -> IPv4Network:
-    busy = [*(other for other in taken if isinstance(other, IPv4Network)), *routed()]
-    for pool in pools():
-        if not any(pool.overlaps(other) for other in busy):
-            return pool
-    raise LayerfsError("all predefined address pools have been fully subnetted: give a subnet")
-
-
-def _problems(subnet: Subnet) -> Iterator[str]:
-    """Yield what is wrong with *subnet*, in the words of dockerd's `validateIpamConfig`."""
-    if not subnet.subnet:
-        if subnet.gateway or subnet.range or subnet.reserved:
-            yield "invalid subnet : give the subnet of the gateway, the ip-range and the auxiliary addresses"
-        return
-    try:
-        own = ip_network(subnet.subnet, strict=False)
-    except ValueError:
-        yield f"invalid subnet {subnet.subnet[:80]}: it is none in CIDR notation, such as 10.1.0.0/16"
-        return
-    if "/" not in subnet.subnet:
-        yield f"invalid subnet {subnet.subnet}: it is none in CIDR notation, such as 10.1.0.0/16"
-    elif ip_address(subnet.subnet.partition("/")[0]) != own.network_address:
-        yield f"invalid subnet {subnet.subnet}: it should be {own}"
-    if subnet.range:
-        yield from _range_problems(subnet.range, own)
-    if subnet.gateway:
-        yield from (
-            f"invalid gateway {subnet.gateway[:80]}: {line}" for line in _outside(subnet.gateway, own)
-        )
-    for name, text in subnet.reserved.items():
-        yield from (f"invalid auxiliary address {name[:80]}: {line}" for line in _outside(text, own))
-
-
-def _range_problems(text: str, own: IPNetwork) -> Iterator[str]:
-    try:
-        part = ip_network(text, strict=False)
-    except ValueError:
-        yield f"invalid ip-range {text[:80]}: it is none in CIDR notation"
-        return
-    if part.version != own.version:
-        yield f"invalid ip-range {text}: parent subnet is an IPv{own.version} block"
-        return
-    if part.prefixlen < own.prefixlen:
-        yield f"invalid ip-range {text}: CIDR block is bigger than its parent subnet {own}"
-    if ip_address(text.partition("/")[0]) != part.network_address:
-        yield f"invalid ip-range {text}: it should be {part}"
-    if not own.overlaps(part):
-        yield f"invalid ip-range {text}: parent subnet {own} doesn't contain ip-range"
-
-
-def _outside(text: str, own: IPNetwork) -> Iterator[str]:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        yield "it is no address"
-        return
-    if address.version != own.version:
-        yield f"parent subnet is an IPv{own.version} block"
-    elif address not in own:
-        yield f"parent subnet {own} doesn't contain this address"
-
-
-def _address(text: str) -> IPAddress:
-    try:
-        return ip_address(text)
-    except ValueError:
-        raise BadRequest(f"invalid endpoint settings:\ninvalid IP address: {text[:80]}") from None
-
-
-def _hosts(within: IPNetwork, own: IPNetwork) -> Iterator[IPAddress]:
-    """Yield the addresses of *within* that a machine in *own* may have."""
-    first, last = int(within.network_address), int(within.broadcast_address)
-    kind = type(within.network_address)
-    never = {own.network_address} | ({own.broadcast_address} if own.version == 4 else set())
-    if own.prefixlen >= own.max_prefixlen - 1:
-        never = set()
-    for number in range(first, min(last, first + _MOST_ASKED) + 1):
-        if (address := kind(number)) not in never:
-            yield address
-
-
-def _mac(address: str) -> str:
-    """Return a hardware address of the local kind: that of an IPv4 address, as Docker's are, or any."""
-    tail = IPv4Address(address).packed if address else os.urandom(4)
-    return "02:42:" + ":".join(f"{byte:02x}" for byte in tail)
