@@ -21,7 +21,7 @@ from layerfs.host.rundir import RunLock, socket_path
 from layerfs.store import Store
 from layerfs.store.model import Image, Mount
 from layerfs.union.changes import Change, changes
-from layerfs.unixhttp.message import Request, Response
+from layerfs.unixhttp.message import Answer, Request, Response
 from layerfs.unixhttp.peer import listen
 from layerfs.unixhttp.server import serve
 
@@ -159,6 +159,11 @@ def make_tree(path: Path) -> Path:
 def ask(root: Path, method: str, path: str, body: bytes = b"", **parameters: Any) -> Any:
     """Return the JSON of the answer to a request about the store at *root*, in this process."""
     return Client.local(root).request(method, path, body=body, **parameters)
+
+
+async def answer_of(served: App, request: Request) -> Answer:
+    """Return the answer of *served* to *request*, as a server asks for it."""
+    return await served.find(request).answer(request)
 
 
 def whole_answer(root: Path, request: Request) -> Response:

@@ -16,7 +16,7 @@ from layerfs.api.times import parse_time
 from layerfs.errors import BadRequest
 from layerfs.store import Store
 from layerfs.unixhttp.message import Query, Request, Response, Stream
-from tests.unit.control_support import make_tree
+from tests.unit.control_support import answer_of, make_tree
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def request(version: str = "v1.51", **query: str) -> Request:
 
 async def past(root: Path, **query: str) -> list[dict[str, Any]]:
     """Return the events up to now that *query* asks for."""
-    answer = await App(root).handle(request(until=repr(time.time()), since="1", **query))
+    answer = await answer_of(App(root), request(until=repr(time.time()), since="1", **query))
     assert isinstance(answer, Stream)
     return [json.loads(line) for chunk in answer.chunks for line in chunk.splitlines()]
 
@@ -80,7 +80,7 @@ async def test_since_and_until(root: Path) -> None:
         ({"since": "1", "until": repr(middle)}, ["import", "tag", "create"]),
         ({"until": repr(time.time())}, []),
     ):
-        answer = await app.handle(request(**query))
+        answer = await answer_of(app, request(**query))
         assert isinstance(answer, Stream)
         lines = b"".join([*answer.chunks]).splitlines()
         assert [json.loads(line)["Action"] for line in lines] == actions
@@ -93,7 +93,7 @@ def first_of(answer: Stream) -> bytes:
 
 
 async def test_events_come_as_they_happen(root: Path) -> None:
-    answer = await App(root).handle(request())
+    answer = await answer_of(App(root), request())
     assert isinstance(answer, Stream)
 
     async def act() -> None:
@@ -109,7 +109,7 @@ async def test_events_come_as_they_happen(root: Path) -> None:
 
 
 async def test_a_stream_ends_at_its_time(root: Path) -> None:
-    answer = await App(root).handle(request(until=repr(time.time() + 0.3)))
+    answer = await answer_of(App(root), request(until=repr(time.time() + 0.3)))
     assert isinstance(answer, Stream)
     assert b"".join(answer.chunks) == b""
 
@@ -126,7 +126,7 @@ async def test_a_stream_ends_at_its_time(root: Path) -> None:
     ],
 )
 async def test_bad_questions(root: Path, query: dict[str, str]) -> None:
-    answer = await App(root).handle(request(**query))
+    answer = await answer_of(App(root), request(**query))
     assert isinstance(answer, Response)
     assert answer.status == 400
 

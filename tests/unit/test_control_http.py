@@ -8,7 +8,7 @@ import random
 import socket
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,44 @@ import trio
 from layerfs.api.server import App
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.unixhttp import connection, server, turns
-from layerfs.unixhttp.message import MAX_BODY, Request, Response, Stream, Upload, json_response
+from layerfs.unixhttp.message import (
+    MAX_BODY,
+    Answer,
+    Handling,
+    Request,
+    Response,
+    Stream,
+    Upload,
+    json_response,
+)
 from layerfs.unixhttp.peer import listen
 from tests.unit.control_support import connect, exchange, serving
 
 PING = b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Echo(App):
+class Handled:
+    """What answers a request: a function."""
+
+    def __init__(self, handle: Callable[[Request], Awaitable[Answer]], upload: bool) -> None:
+        self._handle = handle
+        self.upload = upload
+
+    async def answer(self, request: Request) -> Answer:
+        return await self._handle(request)
+
+
+class Faked(App):
+    """Answers by a method of its own, `handle`."""
+
+    def find(self, request: Request) -> Handling:
+        return Handled(self.handle, super().find(request).upload)
+
+    async def handle(self, request: Request) -> Answer:
+        raise NotImplementedError
+
+
+class Echo(Faked):
     """Answers with what it was asked, after *delay* seconds."""
 
     def __init__(self, delay: float = 0) -> None:
@@ -32,7 +62,7 @@ class Echo(App):
         self.delay = delay
         self.asked = trio.Event()
 
-    async def handle(self, request: Request) -> Response | Stream:
+    async def handle(self, request: Request) -> Answer:
         self.asked.set()
         await trio.sleep(self.delay)
         return json_response({"path": request.path, "pairs": request.query.pairs, "size": len(request.body)})
@@ -212,7 +242,7 @@ async def test_idle_connections_are_closed(sock: Path, monkeypatch: pytest.Monke
 async def test_a_client_that_does_not_read_is_dropped(sock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "SEND_SECONDS", 0.2)
 
-    class Large(App):
+    class Large(Faked):
         async def handle(self, request: Request) -> Response:
             return Response(200, bytes(8_000_000) if request.path == "/large" else b"OK")
 
@@ -244,7 +274,7 @@ async def test_too_many_connections_get_503(sock: Path, monkeypatch: pytest.Monk
 
 
 async def test_a_failing_app_costs_its_connection_alone(sock: Path) -> None:
-    class Failing(App):
+    class Failing(Faked):
         async def handle(self, request: Request) -> Response:
             raise ZeroDivisionError
 
@@ -285,7 +315,7 @@ async def test_cancelling_the_server_does_not_wait_for_ever(
 async def test_streams_are_chunked_and_end_with_their_client(sock: Path) -> None:
     closed = trio.Event()
 
-    class Streaming(App):
+    class Streaming(Faked):
         async def handle(self, request: Request) -> Stream:
             return Stream(200, self.chunks())
 
@@ -392,7 +422,7 @@ async def test_the_loop_goes_on_between_the_pieces_of_a_body(
             pass
 
     class Reading(Echo):
-        async def handle(self, request: Request) -> Response | Stream:
+        async def handle(self, request: Request) -> Answer:
             if request.upload is not None:
                 await trio.to_thread.run_sync(read, request.upload)
             return await super().handle(request)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
-from trio import from_thread, to_thread
+from trio import to_thread
 
 from layerfs.api import app
 from layerfs.api.routes import Call, Place, Route
@@ -14,7 +15,7 @@ from layerfs.mounting import launch
 from layerfs.mounting.request import MountRequest
 from layerfs.mounting.served import LiveMount
 from layerfs.unixhttp import server
-from layerfs.unixhttp.message import Answer, Request
+from layerfs.unixhttp.message import Answer, Handling, Request
 from layerfs.unixhttp.peer import listen
 
 THREADS = trio.CapacityLimiter(8)
@@ -36,25 +37,13 @@ class App:
         """Serve the store at *root*, or all that *place* says."""
         self.place = place or Place(root, launch=start_mount, live=live)
 
-    def takes_upload(self, request: Request) -> bool:
-        """Return whether the body of *request* is to come piece by piece, however large."""
-        try:
-            return app.find(self.place, request)[0].upload
-        except LayerfsError:
-            return False
-
-    async def handle(self, request: Request) -> Answer:
-        """Return the answer to *request*; errors are answers too, and nothing is raised but cancellation.
-
-        Cancelling leaves alone what changes the store, and abandons what reads it.
-        """
+    def find(self, request: Request) -> Handling:
+        """Return what answers *request*, of which the head alone need be there."""
         try:
             route, call = app.find(self.place, request)
         except LayerfsError as error:
-            return app.failure(error)
-        reads = request.method in ("GET", "HEAD") and not route.waits
-        limiter = self._limiter(route, call)
-        return await to_thread.run_sync(app.run, route, call, abandon_on_cancel=reads, limiter=limiter)
+            return _Refused(app.failure(error))
+        return _Found(route, call, self._limiter(route, call))
 
     def _limiter(self, route: Route, call: Call) -> trio.CapacityLimiter:
         if route.waits:
@@ -65,15 +54,39 @@ class App:
         return SERVED if about_us else THREADS
 
 
-def client_is_gone() -> bool:
-    """Return whether nobody waits for the answer that the calling thread of a server is to give."""
-    try:
-        from_thread.check_cancelled()
-    except trio.Cancelled:
-        return True
-    except RuntimeError:  # no thread of a server
-        return False
-    return False
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A request that has a route."""
+
+    route: Route
+    call: Call
+    limiter: trio.CapacityLimiter
+
+    @property
+    def upload(self) -> bool:
+        """See `Handling`."""
+        return self.route.upload
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Handling`. Cancelling leaves alone what changes the store, and abandons what reads it."""
+        # The route has taken the version out of the path.
+        self.call.request = replace(self.call.request, body=request.body, upload=request.upload)
+        reads = request.method in ("GET", "HEAD") and not self.route.waits
+        return await to_thread.run_sync(
+            app.run, self.route, self.call, abandon_on_cancel=reads, limiter=self.limiter
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A request that has no route, and the answer that says so."""
+
+    refusal: Answer
+    upload: bool = False
+
+    async def answer(self, request: Request) -> Answer:
+        """See `Handling`."""
+        return self.refusal
 
 
 def start_mount(request: MountRequest) -> str:

@@ -32,7 +32,7 @@ from layerfs.unixhttp.message import (
 from layerfs.unixhttp.turns import Turns
 
 if TYPE_CHECKING:
-    from layerfs.unixhttp.message import Application
+    from layerfs.unixhttp.message import Application, Handling
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +119,17 @@ class Connection:
         """Serve requests until the connection ends."""
         while True:
             try:
-                request = await self._read_request()
+                read = await self._read_request()
             except _RefusedError as refused:
                 if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
                     await self.refuse(refused.response)
                 return
-            if request is None:
+            if read is None:
                 return
+            request, handling = read
             self._answering = trio.CancelScope(shield=True, deadline=math.inf)
             with self._answering:
-                answer = await self._app.handle(request)
+                answer = await handling.answer(request)
                 if isinstance(answer, Response):
                     await self._send_response(answer, head=self._head_only)
             if self._answering.cancelled_caught:
@@ -145,8 +146,8 @@ class Connection:
                 return
             self._http.start_next_cycle()
 
-    async def _read_request(self) -> Request | None:
-        """Return the next request, None when the client has ended the connection or was idle too long."""
+    async def _read_request(self) -> tuple[Request, Handling] | None:
+        """Return the next request and what answers it, None when the client has left or was idle too long."""
         if not self._http.trailing_data[0]:
             data = b""
             with trio.move_on_after(IDLE_SECONDS):
@@ -164,11 +165,11 @@ class Connection:
                 path, query = parse_target(head.target)
                 headers = {name.decode("ascii"): value.decode("latin-1") for name, value in head.headers}
                 request = Request(head.method.decode("ascii"), path, query, headers=headers)
-                takes_upload = self._app.takes_upload(request)
-            if takes_upload:
-                return replace(request, upload=_Upload(self))
+                handling = self._app.find(request)
+            if handling.upload:
+                return replace(request, upload=_Upload(self)), handling
             with trio.fail_after(RECEIVE_SECONDS):
-                return replace(request, body=await self._read_body(head))
+                return replace(request, body=await self._read_body(head)), handling
         except trio.TooSlowError:
             text = f"the request took longer than {RECEIVE_SECONDS:g} seconds to arrive"
             raise _RefusedError(408, text) from None

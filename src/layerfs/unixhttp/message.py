@@ -128,6 +128,11 @@ class Stream:
     headers: Headers = ()
 
 
+def one_piece(data: bytes) -> Generator[bytes, None, None]:
+    """Yield *data*: a stream of which all is there."""
+    yield data
+
+
 @dataclass(frozen=True, slots=True)
 class Takeover:
     """An answer after which the connection belongs to *run*: Docker's "hijacking".
@@ -144,14 +149,22 @@ class Takeover:
 Answer = Response | Stream | Takeover
 
 
+class Handling(Protocol):
+    """What answers a request."""
+
+    @property
+    def upload(self) -> bool:
+        """Whether the body is read piece by piece."""
+
+    async def answer(self, request: Request) -> Answer:
+        """Return the answer to *request*; errors are answers too. Raises nothing but `Cancelled`."""
+
+
 class Application(Protocol):
     """What a server serves."""
 
-    def takes_upload(self, request: Request) -> bool:
-        """Return whether the body of *request*, whose head alone has come, is read piece by piece."""
-
-    async def handle(self, request: Request) -> Answer:
-        """Return the answer to *request*; errors are answers too. Raises nothing but `Cancelled`."""
+    def find(self, request: Request) -> Handling:
+        """Return what answers *request*, whose head alone has come. Never raises."""
 
 
 def json_response(value: Any, status: int = 200) -> Response:
