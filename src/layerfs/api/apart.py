@@ -15,14 +15,10 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from layerfs.api import child
 from layerfs.api.routes import Call, Place
 from layerfs.errors import LayerfsError
-from layerfs.host.polling import readable
 from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream
-
-_CHUNK = 1 << 18
-_HEARTBEAT = 0.5
-"""Seconds between two signs of life of a stream that has nothing to say."""
 
 _PATIENCE = 30.0
 """Seconds that the process may take to end in order."""
@@ -54,7 +50,7 @@ def answer(call: Call) -> Answer:
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # it has seen enough
             _write(process.stdin.fileno(), json.dumps(head).encode() + b"\n")
-            while request.upload is not None and (piece := request.upload.read(_CHUNK)):
+            while request.upload is not None and (piece := request.upload.read(child.CHUNK)):
                 _write(process.stdin.fileno(), piece)
         process.stdin.close()
         pieces = _pieces(process.stdout.fileno(), stack.pop_all())
@@ -70,7 +66,7 @@ def answer(call: Call) -> Answer:
         told = json.loads(line)
         headers = tuple((name, value) for name, value in told["headers"])
         if told["streams"]:
-            return Stream(told["status"], _after(start, pieces), headers)
+            return Stream(told["status"], child.after(start, pieces), headers)
         return Response(told["status"], start + b"".join(pieces), headers)
     except BaseException:
         pieces.close()
@@ -80,13 +76,7 @@ def answer(call: Call) -> Answer:
 def _pieces(fd: int, stack: ExitStack) -> Generator[bytes, None, None]:
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator ends the process
-        while True:
-            if not readable([fd], _HEARTBEAT):
-                yield b""
-            elif piece := os.read(fd, _CHUNK):
-                yield piece
-            else:
-                return
+        yield from child.read(fd)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -99,14 +89,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
-
-
-def _after(start: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
-    try:
-        yield start
-        yield from pieces
-    finally:
-        pieces.close()
 
 
 def _write(fd: int, data: bytes) -> None:

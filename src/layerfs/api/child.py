@@ -14,8 +14,8 @@ from layerfs.errors import LayerfsError
 from layerfs.host.polling import readable
 from layerfs.unixhttp.message import Headers, Stream, Upload
 
-_CHUNK = 1 << 18
-_HEARTBEAT = 1.0
+CHUNK = 1 << 18
+_HEARTBEAT = 0.5
 """Seconds between two signs of life of a stream that has nothing to say."""
 
 
@@ -30,10 +30,22 @@ def output(root: Path, arguments: Sequence[str], headers: Headers) -> Stream:
         first = next(piece for piece in pieces if piece)
     except StopIteration:
         raise LayerfsError("the command wrote nothing") from None
-    return Stream(200, _after(first, pieces), headers)
+    return Stream(200, after(first, pieces), headers)
 
 
-def _after(first: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+def read(fd: int) -> Generator[bytes, None, None]:
+    """Yield what comes from the descriptor *fd* until its end; nothing now and then while nothing comes."""
+    while True:
+        if not readable([fd], _HEARTBEAT):
+            yield b""
+        elif piece := os.read(fd, CHUNK):
+            yield piece
+        else:
+            return
+
+
+def after(first: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Yield *first*, and *pieces* after it, which are closed with this."""
     try:
         yield first
         yield from pieces
@@ -45,13 +57,7 @@ def _pieces(process: subprocess.Popen[bytes]) -> Generator[bytes, None, None]:
     """Yield what *process* writes, and end it. Raises `LayerfsError` if it fails."""
     assert process.stdout is not None
     with _ended(process):
-        while True:
-            if not readable([process.stdout.fileno()], _HEARTBEAT):
-                yield b""
-            elif piece := os.read(process.stdout.fileno(), _CHUNK):
-                yield piece
-            else:
-                break
+        yield from read(process.stdout.fileno())
         if process.wait() != 0:
             raise LayerfsError(_complaint(process))
 
@@ -70,7 +76,7 @@ def fed(root: Path, arguments: Sequence[str], upload: Upload) -> str:
         reader.start()
         try:
             with suppress(BrokenPipeError):  # it has seen enough
-                while piece := upload.read(_CHUNK):
+                while piece := upload.read(CHUNK):
                     process.stdin.write(piece)
         except LayerfsError:
             process.kill()  # before it learns that its input has ended

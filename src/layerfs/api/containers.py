@@ -132,13 +132,13 @@ def stop(call: Call) -> Response:
     if not directory(row.id).exists():
         return NO_CONTENT if was_restarting else NOT_MODIFIED
     ending.end(row, *how_to_end(call, row))
-    _clear_away(call, row)
+    clear_away(call, row)
     with suppress(NotFound):  # it may have been removed at its end
         call.store.update_container(row.id, "stop")
     return NO_CONTENT
 
 
-def _clear_away(call: Call, row: Mount) -> None:
+def clear_away(call: Call, row: Mount) -> None:
     """Clear away after the container *row*, whose process has ended."""
     if call.serves(row):
         # Its supervisor does the rest: this process cannot wait for its own end.
@@ -179,7 +179,7 @@ def kill(call: Call) -> Response:
         raise Conflict(f"{mount.name} is not running" if mount.container else f"{mount.name} is no container")
     if number == signal.SIGKILL:
         ending.end(mount)  # as dockerd: whoever looks after the answer finds that it has ended
-        _clear_away(call, mount)
+        clear_away(call, mount)
     return NO_CONTENT
 
 
@@ -198,7 +198,7 @@ def remove(call: Call) -> Response:
         if call.serves(row):
             call.store.update_container(row.id, "kill", Removing={"Volumes": call.query.flag("v")})
         ending.end(row)
-        _clear_away(call, row)
+        clear_away(call, row)
         try:
             row = call.store.mount(row.id)
         except NotFound:

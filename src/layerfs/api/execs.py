@@ -12,7 +12,7 @@ from layerfs.api.attaching import form
 from layerfs.api.routes import Call, route
 from layerfs.api.running import size, the_container
 from layerfs.container import lifecycle
-from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, frame
+from layerfs.container.attachment import STDERR, STDOUT, Detach, detach_keys, frame, is_closed
 from layerfs.container.execs import KNOWN, Exec, Execution
 from layerfs.container.members import Members, one_line
 from layerfs.container.ociruntime import ContainerError
@@ -206,7 +206,7 @@ class _Pump:
         self._reads_client = False
         if not self._found.wanted.terminal:
             self._end_input()
-        if not _can_still_read(self._client):
+        if is_closed(self._client):
             self._left = True
 
     def _feed(self) -> None:
@@ -246,13 +246,6 @@ class _Pump:
             return True
         # Without frames nobody could tell the two apart: dockerd leaves the errors out.
         return wanted.stdout if stream == STDOUT else wanted.stderr and not self._raw
-
-
-def _can_still_read(client: socket.socket) -> bool:
-    """Return whether *client* has ended one direction alone."""
-    looker = select.poll()
-    looker.register(client.fileno(), 0)
-    return not looker.poll(0)
 
 
 def inspect(call: Call) -> Response:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
 
+from layerfs.api.containers import clear_away
 from layerfs.api.filters import Filters, boolean_filter, label_matches, parse_filters
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import labels, removal
 from layerfs.api.state import state_of
 from layerfs.api.times import parse_until
-from layerfs.container import ending
 from layerfs.errors import BadRequest
 from layerfs.host.record import look
 from layerfs.store import imageconfig
@@ -49,7 +49,7 @@ def _clear_away(call: Call) -> None:
     for mount in call.store.mounts():
         record = look(mount.id) if mount.container else None
         if record is not None and not record.alive():
-            ending.clear_away(call.root, mount.id)
+            clear_away(call, mount)
 
 
 def prune_nothing(call: Call) -> Response:

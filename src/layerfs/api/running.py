@@ -7,7 +7,7 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, how_to_end
+from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, clear_away, how_to_end
 from layerfs.api.routes import Call, route
 from layerfs.container import ending, lifecycle, tickets
 from layerfs.container.attachment import resize as resize_terminal
@@ -15,7 +15,7 @@ from layerfs.container.stored import host_config
 from layerfs.container.tickets import Ticket
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import directory, look
-from layerfs.unixhttp.message import Answer, Response, Stream
+from layerfs.unixhttp.message import Answer, Response, Stream, one_piece
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
@@ -47,7 +47,7 @@ def restart(call: Call) -> Response:
     row = the_container(call)
     if directory(row.id).exists():
         ending.end(row, *how_to_end(call, row))
-        lifecycle.finish(call.root, row.id)
+        clear_away(call, row)
     return start(call)
 
 
@@ -64,14 +64,10 @@ def wait(call: Call) -> Answer:
     elif condition == _CONDITIONS[0]:
         ticket.__exit__()
         code = row.container.get("ExitCode") or 0
-        return Stream(200, _one(_exited(code)), (("Content-Type", "application/json"),))
+        return Stream(200, one_piece(_exited(code)), (("Content-Type", "application/json"),))
     pieces = _waited(call, row, ticket, condition)
     next(pieces)  # from here on, closing it gives the ticket back
     return Stream(200, pieces, (("Content-Type", "application/json"),))
-
-
-def _one(piece: bytes) -> Generator[bytes, None, None]:
-    yield piece
 
 
 def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator[bytes, None, None]:

@@ -169,7 +169,12 @@ def member_at(
         for stored in _xattrs(place)
         if (shown := marking.shown_name(stored)) is not None and shown not in _OF_THIS_MACHINE
     }
-    member = Member(
+    return member(path, kind, status, attributes)
+
+
+def member(path: bytes, kind: Kind, status: os.stat_result, attributes: dict[bytes, bytes]) -> Member:
+    """Return the member *path* of a *kind* for what has the *status* and the extended *attributes*."""
+    found = Member(
         path,
         kind,
         stat.S_IMODE(status.st_mode),
@@ -179,10 +184,10 @@ def member_at(
         attributes,
     )
     if kind == "file":
-        member.size = status.st_size
+        found.size = status.st_size
     elif kind in ("character", "block"):
-        member.major, member.minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return member
+        found.major, found.minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    return found
 
 
 def _xattrs(place: int | bytes) -> list[bytes]:

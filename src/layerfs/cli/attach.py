@@ -77,7 +77,7 @@ def start_attached(
         joined = _joined(client, name, connection, early, streams, keys, signals)
         if not joined.run():
             return 0
-    code: int = json.loads(b"".join(end))["StatusCode"]
+    code: int = json.loads(b"".join(end.chunks))["StatusCode"]
     return code
 
 
@@ -134,7 +134,7 @@ def attach_command(root: Path, name: str, no_stdin: bool, detach_keys: str, sig_
     with connection:
         if not _joined(client, identifier, connection, early, streams, leave, sig_proxy).run():
             return 0
-    code: int = json.loads(b"".join(end))["StatusCode"]
+    code: int = json.loads(b"".join(end.chunks))["StatusCode"]
     return code
 
 

@@ -174,9 +174,7 @@ def wait_command(root: Path, names: tuple[str, ...]) -> int:
         found = describe(client, name)
         if found["State"]["Status"] == "created":
             raise Conflict(f"{name} was not started")
-        click.echo(
-            json.loads(b"".join(client.stream("POST", f"/containers/{found['Id']}/wait")))["StatusCode"]
-        )
+        click.echo(client.request("POST", f"/containers/{found['Id']}/wait")["StatusCode"])
 
     return each(names, wait)
 

@@ -88,7 +88,7 @@ class _Place:
     def look(self, path: str) -> dict[str, Any] | None:
         """Return what is at *path*, None where there is nothing, or where asking for it will say why not."""
         try:
-            return _stat(self.client.open("HEAD", self.route, path=path).headers)
+            return _stat(self.client.stream("HEAD", self.route, path=path).headers)
         except LayerfsError:
             return None
 
@@ -103,7 +103,7 @@ def _copy_out(source: _Place, target: str, follow_link: bool) -> None:
     path, name = source.path, _base(source.path)
     if follow_link and (found := source.look(path)) and found["mode"] & _IS_LINK:
         path = found["linkTarget"]
-    answer = source.client.open("GET", source.route, path=path)
+    answer = source.client.stream("GET", source.route, path=path)
     with closing(answer.chunks) as pieces:
         if target == "-":
             for piece in pieces:
@@ -222,10 +222,10 @@ def _local_archive(path: str, name: str) -> Iterator[Iterator[bytes]]:
 
 
 def _send(target: _Place, path: str, upload: _Input, archive: bool) -> None:
-    chunks = target.client.stream(
+    answer = target.client.stream(
         "PUT", target.route, upload=upload, path=path, noOverwriteDirNonDir=True, copyUIDGID=archive
     )
-    for _ in chunks:
+    for _ in answer.chunks:
         pass
 
 

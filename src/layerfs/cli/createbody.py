@@ -15,6 +15,7 @@ from typing import Any
 
 from layerfs.cli import createlists as lists
 from layerfs.cli.quantities import cpus, duration, size
+from layerfs.cli.shared import parsed_pairs
 from layerfs.errors import UsageError
 
 _ALONE = ("host", "none")
@@ -94,16 +95,19 @@ def _host_config(given: Mapping[str, Any], binds: list[str], bindings: dict[str,
         "ReadonlyRootfs": given["read_only"],
         "SecurityOpt": security or None,
         "ShmSize": size(given["shm_size"], "--shm-size"),
-        "Sysctls": lists.pairs(given["sysctl"], "sysctl"),
-        "StorageOpt": lists.pairs(given["storage_opt"], "storage option"),
-        "Annotations": lists.pairs(given["annotation"], "annotation"),
+        "Sysctls": parsed_pairs(given["sysctl"], "invalid sysctl"),
+        "StorageOpt": parsed_pairs(given["storage_opt"], "invalid storage option"),
+        "Annotations": parsed_pairs(given["annotation"], "invalid annotation"),
         "Tmpfs": dict(text.partition(":")[::2] for text in given["tmpfs"]),
         "Mounts": [lists.mount(text) for text in given["mount"]],
         "Devices": [lists.device(text) for text in given["device"]],
         "DeviceCgroupRules": list(given["device_cgroup_rule"]) or None,
         "DeviceRequests": [lists.gpus(given["gpus"])] if given["gpus"] else None,
         "Ulimits": [lists.ulimit(text) for text in given["ulimit"]] or None,
-        "LogConfig": {"Type": given["log_driver"], "Config": lists.pairs(given["log_opt"], "log option")},
+        "LogConfig": {
+            "Type": given["log_driver"],
+            "Config": parsed_pairs(given["log_opt"], "invalid log option"),
+        },
         "OomScoreAdj": given["oom_score_adj"],
         "OomKillDisable": True if given["oom_kill_disable"] else None,
         "Init": True if given["init"] else None,

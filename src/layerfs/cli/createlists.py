@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from layerfs.cli.quantities import size
+from layerfs.cli.shared import parsed_pairs
 from layerfs.errors import UsageError
 
 _PORTS = 65536
@@ -32,17 +33,6 @@ _TEXTS = {
     "volume-subpath": ("VolumeOptions", "Subpath"),
     "image-subpath": ("ImageOptions", "Subpath"),
 }
-
-
-def pairs(texts: Iterable[str], what: str) -> dict[str, str]:
-    """Return `NAME=VALUE` and `NAME` as a dictionary; raises `UsageError` about *what*."""
-    found = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        if not name:
-            raise UsageError(f"invalid {what} {text!r}: give NAME=VALUE")
-        found[name] = value
-    return found
 
 
 def host(text: str) -> str:
@@ -119,9 +109,11 @@ def _take(found: dict[str, Any], key: str, value: str) -> None:
     elif key == "volume-driver":
         _driver(found)["Name"] = value
     elif key == "volume-opt":
-        _driver(found).setdefault("Options", {}).update(pairs([value], "volume-opt"))
+        _driver(found).setdefault("Options", {}).update(parsed_pairs([value], "invalid volume-opt"))
     elif key == "volume-label":
-        found.setdefault("VolumeOptions", {}).setdefault("Labels", {}).update(pairs([value], "volume-label"))
+        found.setdefault("VolumeOptions", {}).setdefault("Labels", {}).update(
+            parsed_pairs([value], "invalid volume-label")
+        )
     elif key == "tmpfs-size":
         _put(found, ("TmpfsOptions", "SizeBytes"), size(value, "tmpfs-size"))
     elif key == "tmpfs-mode":
@@ -195,7 +187,7 @@ def _port(text: str) -> tuple[str, str, str, str]:
 
 def _long_port(text: str) -> str:
     """Return `target=80,published=8080,protocol=udp` in the short form."""
-    found = pairs(text.split(","), "port")
+    found = parsed_pairs(text.split(","), "invalid port")
     if unknown := found.keys() - {"target", "published", "protocol", "mode", "app_protocol", "name"}:
         raise UsageError(f"invalid field {min(unknown)!r} in --publish {text!r}")
     outside = f"{found['published']}:" if "published" in found else ""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerfs.cli import render
+from layerfs.cli.shared import each
 
 if TYPE_CHECKING:
     from layerfs.cli.gotemplate import Template
@@ -87,6 +88,14 @@ def clean(text: str) -> str:
 
 def _plain(row: Row) -> Row:
     return {name: value for name, value in row.items() if not callable(value)}
+
+
+def inspect_each(names: Iterable[str], inspect: Callable[[str], Any], form: str) -> int:
+    """Show what *inspect* returns for each of *names*, as `show_each` does; return the exit status."""
+    found: list[Any] = []
+    status = each(names, lambda name: found.append(inspect(name)))
+    show_each(found, form)
+    return status
 
 
 def show_each(found: Sequence[Any], form: str) -> None:

@@ -47,7 +47,7 @@ def logs_command(
         raise UsageError(f"invalid --tail {tail[:80]!r}: give a number of lines, or all")
     client = Client.of(root)
     found = describe(client, name)
-    pieces = client.stream(
+    answer = client.stream(
         "GET",
         f"/containers/{found['Id']}/logs",
         stdout=True,
@@ -60,7 +60,7 @@ def logs_command(
         until=moment(until, "--until"),
     )
     output = Demultiplexer(tty=found["Config"]["Tty"])
-    for piece in pieces:
+    for piece in answer.chunks:
         output.feed(piece)
 
 
@@ -91,7 +91,7 @@ def events_command(
     from layerfs.client.client import Client
 
     shown = template(form) if form not in ("", "json") else None
-    pieces = Client.of(root).stream(
+    answer = Client.of(root).stream(
         "GET",
         "/events",
         since=moment(since, "--since"),
@@ -99,7 +99,7 @@ def events_command(
         filters=json.dumps(parsed_filters(filters)) if filters else "",
     )
     rest = b""
-    for piece in pieces:
+    for piece in answer.chunks:
         *lines, rest = (rest + piece).split(b"\n")
         for line in filter(None, lines):
             event = json.loads(line)

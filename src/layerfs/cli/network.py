@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from layerfs.cli import render
-from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, show_each
+from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, inspect_each
 from layerfs.cli.shared import (
     NO_TRUNC,
     Group,
@@ -80,10 +80,8 @@ def _row(network: dict[str, Any], no_trunc: bool) -> Row:
 @click.pass_obj
 def inspect_command(root: Path, networks: tuple[str, ...], form: str) -> int:
     """Show everything about networks, as JSON, or as a format says."""
-    client, found = Client.of(root), []
-    status = each(networks, lambda name: found.append(client.request("GET", f"/networks/{name}")))
-    show_each(found, form)
-    return status
+    client = Client.of(root)
+    return inspect_each(networks, lambda name: client.request("GET", f"/networks/{name}"), form)
 
 
 @network_command.command("create")
@@ -129,9 +127,9 @@ def create_command(
         "Internal": internal,
         "Attachable": attachable,
         "EnableIPv6": ipv6,
-        "Options": parsed_pairs(options, "option"),
-        "Labels": parsed_pairs(labels, "label"),
-        "IPAM": {"Config": _configs(subnets, gateways, ranges, parsed_pairs(aux, "auxiliary address"))},
+        "Options": parsed_pairs(options, "bad option"),
+        "Labels": parsed_pairs(labels, "bad label"),
+        "IPAM": {"Config": _configs(subnets, gateways, ranges, parsed_pairs(aux, "bad auxiliary address"))},
     }
     answer = Client.of(root).request("POST", "/networks/create", body=json.dumps(body).encode())
     click.echo(answer["Id"])

@@ -80,12 +80,15 @@ def parsed_filters(texts: Iterable[str]) -> dict[str, list[str]]:
 
 
 def parsed_pairs(texts: Iterable[str], what: str) -> dict[str, str]:
-    """Return what options such as --label say, each `NAME=VALUE` or `NAME`; raises `UsageError`."""
+    """Return what options such as --label say, each `NAME=VALUE` or `NAME`.
+
+    Raises `UsageError`, which begins with *what*: "bad label".
+    """
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not name:
-            raise UsageError(f"bad {what} {text!r}: give NAME=VALUE")
+            raise UsageError(f"{what} {text!r}: give NAME=VALUE")
         found[name] = value
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from layerfs.cli import render
-from layerfs.cli.formats import INSPECT_FORMAT, show_each, template
+from layerfs.cli.formats import INSPECT_FORMAT, inspect_each, template
 from layerfs.cli.names import ANY_NAME, NAME
 from layerfs.cli.shared import each
 from layerfs.client.client import Client
@@ -64,21 +64,17 @@ def _inspect(
     if form not in ("", "json"):
         template(form)  # a mistake in it is told before anything else
     client = Client.of(root)
-    found: list[Any] = []
 
-    def inspect(name: str) -> None:
+    def inspect(name: str) -> Any:
         for kind in kinds:
             suffix = "/json" if kind in ("container", "image") else ""
             try:
-                found.append(client.request("GET", f"/{_KINDS[kind]}/{name}{suffix}", size=sizes))
-                return
+                return client.request("GET", f"/{_KINDS[kind]}/{name}{suffix}", size=sizes)
             except NotFound:
                 continue
         raise NotFound(f"{missing}: {name}")
 
-    status = each(names, inspect)
-    show_each(found, form)
-    return status
+    return inspect_each(names, inspect, form)
 
 
 @click.command("status")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from layerfs.cli import render
-from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, show_each
+from layerfs.cli.formats import FORMAT, INSPECT_FORMAT, Listing, Row, inspect_each
 from layerfs.cli.shared import Group, confirm, each, filter_option, parsed_filters, parsed_pairs
 from layerfs.client.client import Client
 
@@ -63,10 +63,8 @@ def _row(volume: dict[str, Any]) -> Row:
 @click.pass_obj
 def inspect_command(root: Path, volumes: tuple[str, ...], form: str) -> int:
     """Show everything about volumes, as JSON, or as a format says."""
-    client, found = Client.of(root), []
-    status = each(volumes, lambda name: found.append(client.request("GET", f"/volumes/{name}")))
-    show_each(found, form)
-    return status
+    client = Client.of(root)
+    return inspect_each(volumes, lambda name: client.request("GET", f"/volumes/{name}"), form)
 
 
 @volume_command.command("create")
@@ -91,8 +89,8 @@ def create_command(
     body = {
         "Name": name or "",
         "Driver": driver,
-        "DriverOpts": parsed_pairs(options, "option"),
-        "Labels": parsed_pairs(labels, "label"),
+        "DriverOpts": parsed_pairs(options, "bad option"),
+        "Labels": parsed_pairs(labels, "bad label"),
     }
     answer = Client.of(root).request("POST", "/volumes/create", body=json.dumps(body).encode())
     click.echo(answer["Name"])

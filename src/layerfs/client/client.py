@@ -6,9 +6,9 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.host.rundir import engine_socket, running_pid
@@ -19,14 +19,17 @@ from layerfs.unixhttp.message import (
     Stream,
     Takeover,
     Upload,
+    one_piece,
     to_error,
 )
 
 if TYPE_CHECKING:
     from layerfs.api.routes import Place
     from layerfs.mounting.request import MountRequest
+    from layerfs.unixhttp.client import UnixClient
 
 Pairs = Sequence[tuple[str, str]]
+_A = TypeVar("_A")
 Parameter = str | bool | Sequence[str] | None
 Taken = tuple[socket.socket, bytes]
 """A connection that was taken over, and what has come over it already."""
@@ -125,25 +128,11 @@ class Client:
         headers: Mapping[str, str] | None = None,
         upload: Upload | None = None,
         **parameters: Parameter,
-    ) -> Generator[bytes, None, None]:
-        """Send a request and return the pieces of its answer as they come; some are empty.
+    ) -> Stream:
+        """Send a request and return the answer as it comes; some of its pieces are empty.
 
         Raises the `LayerfsError` that the answer's status stands for, with its message.
         """
-        return self.open(method, path, body=body, headers=headers, upload=upload, **parameters).chunks
-
-    def open(
-        self,
-        method: str,
-        path: str,
-        /,
-        *,
-        body: bytes = b"",
-        headers: Mapping[str, str] | None = None,
-        upload: Upload | None = None,
-        **parameters: Parameter,
-    ) -> Stream:
-        """Do what `stream` does, and return the whole answer, with its headers."""
         request = _request(method, path, body, headers, parameters, upload)
         answer = self._transport.stream(request)
         if answer.status >= 400:
@@ -209,7 +198,7 @@ class _InPlace:
 
         answer = app.answer(local_place(self._root), request)
         if isinstance(answer, Response):
-            return Stream(answer.status, _one(answer.body), answer.headers)
+            return Stream(answer.status, one_piece(answer.body), answer.headers)
         assert isinstance(answer, Stream)
         return answer
 
@@ -224,10 +213,6 @@ class _InPlace:
         ours, theirs = socket.socketpair()
         threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
         return ours, b""
-
-
-def _one(piece: bytes) -> Generator[bytes, None, None]:
-    yield piece
 
 
 def _run_and_close(answer: Takeover, connection: socket.socket) -> None:
@@ -250,39 +235,29 @@ class _EngineOrInPlace:
 
     def send(self, request: Request) -> Response:
         """See `Transport`."""
-        try:
-            answer = self._engine.send(request)
-        except _NOBODY:
-            return self._alone().send(request)
-        except OSError as error:
-            raise _lost(error) from None
-        return self._alone().send(request) if answer.status == errors.OtherStore.http_status else answer
+        return self._asked(lambda one: one.send(request))
 
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
-        try:
-            answer = self._engine.stream(request)
-        except _NOBODY:
-            return self._alone().stream(request)
-        except OSError as error:
-            raise _lost(error) from None
-        return self._alone().stream(request) if answer.status == errors.OtherStore.http_status else answer
+        return self._asked(lambda one: one.stream(request))
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
+        return self._asked(lambda one: one.take_over(request))
+
+    def _asked(self, ask: Callable[[UnixClient | _InPlace], _A]) -> _A:
+        """Return what *ask* gets from the engine, or from this process where that does not answer for us."""
         try:
-            answer = self._engine.take_over(request)
+            answer = ask(self._engine)
         except _NOBODY:
-            return self._alone().take_over(request)
+            pass
         except OSError as error:
             raise _lost(error) from None
-        if isinstance(answer, Response) and answer.status == errors.OtherStore.http_status:
-            return self._alone().take_over(request)
-        return answer
-
-    def _alone(self) -> _InPlace:
+        else:
+            if getattr(answer, "status", None) != errors.OtherStore.http_status:
+                return answer
         self.in_place = True
-        return self._in_place
+        return ask(self._in_place)
 
 
 _NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
@@ -312,7 +287,7 @@ class _Daemon:
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
         answer = self.send(request)
-        return Stream(answer.status, _one(answer.body), answer.headers)
+        return Stream(answer.status, one_piece(answer.body), answer.headers)
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""

@@ -215,20 +215,7 @@ def _member(name: bytes, kind: str, status: os.stat_result, fd: int) -> Member:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES):
                 raise
-    member = Member(
-        name,
-        layertar.KINDS[stat.S_IFMT(status.st_mode)],
-        stat.S_IMODE(status.st_mode),
-        status.st_uid,
-        status.st_gid,
-        status.st_mtime_ns,
-        attributes,
-    )
-    if kind == "file":
-        member.size = status.st_size
-    elif kind in ("character", "block"):
-        member.major, member.minor = os.major(status.st_rdev), os.minor(status.st_rdev)
-    return member
+    return layertar.member(name, layertar.KINDS[stat.S_IFMT(status.st_mode)], status, attributes)
 
 
 def refused(error: OSError, path: str, name: str) -> LayerfsError:

@@ -300,11 +300,12 @@ def finish(root: Path, mount_id: str) -> int | None:
         return code
 
 
-def will_restart(root: Path, mount_id: str) -> bool:
-    """Return whether the container is to be started again, unless somebody stops it before."""
+def restarting(root: Path, mount_id: str) -> Mount | None:
+    """Return the container if it is to be started again, unless somebody stops it before; else None."""
     with Store(root) as store, suppress(NotFound):
-        return bool(store.mount(mount_id).container.get("Restarting"))
-    return False
+        row = store.mount(mount_id)
+        return row if row.container.get("Restarting") else None
+    return None
 
 
 def wait(root: Path, mount: Mount, watch: Watch) -> int | None:

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from layerfs.errors import LayerfsError, NotFound
+from layerfs.errors import LayerfsError
 from layerfs.host.ownership import open_own
 from layerfs.host.rundir import make_run_dir
 
@@ -42,28 +42,17 @@ def _restart(root: Path, mount_id: str) -> None:
     from layerfs.host.record import look
     from layerfs.store import Store
 
-    while True:
-        with Store(root) as store:
-            try:
-                row = store.mount(mount_id)
-            except NotFound:
-                return
-        if not row.container.get("Restarting") or look(mount_id) is not None:
-            return
+    while (row := lifecycle.restarting(root, mount_id)) is not None and look(mount_id) is None:
         time.sleep(pause(row))
+        row = lifecycle.restarting(root, mount_id)
+        if row is None:
+            return  # somebody has stopped it meanwhile
         with Store(root) as store:
-            try:
-                row = store.mount(mount_id)
-            except NotFound:
-                return
-            if not row.container.get("Restarting"):
-                return  # somebody has stopped it meanwhile
-            count = row.container.get("RestartCount", 0) + 1
-            store.update_container(mount_id, None, RestartCount=count)
+            store.update_container(mount_id, None, RestartCount=row.container.get("RestartCount", 0) + 1)
         try:
             lifecycle.start(root, row, start_mount, again=True)
         except LayerfsError as error:
-            if not lifecycle.will_restart(root, mount_id):
+            if lifecycle.restarting(root, mount_id) is None:
                 raise
             logging.getLogger(__name__).error("cannot start %s again: %s", row.name, error)
         else:

@@ -25,7 +25,7 @@ def take_up(place: Place) -> None:
             continue
         try:
             lifecycle.finish(place.root, row.id)
-            if wants_to_run(row) or lifecycle.will_restart(place.root, row.id):
+            if wants_to_run(row) or lifecycle.restarting(place.root, row.id):
                 lifecycle.start(place.root, row, place.launch)
         except LayerfsError as error:
             _log.error("cannot start %s again: %s", row.name, error)

@@ -106,16 +106,10 @@ def look(mount_id: str) -> Record | None:
 def is_changing(mount_id: str) -> bool:
     """Return whether somebody starts the container just now, or clears away after it."""
     try:
-        fd = open_own(directory(mount_id) / _NAME, os.O_RDONLY)
+        with Watch(mount_id) as watch:
+            return not watch.is_free()
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def settled(mount_id: str) -> Record | None:
