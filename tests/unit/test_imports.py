@@ -14,6 +14,7 @@ ROOMS = (
     "engine",
     "client",
     "api",
+    "build",
     "container",
     "distribution",
     "oci",

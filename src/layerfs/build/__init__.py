@@ -1,0 +1,1 @@
+"""Builds: a Dockerfile becomes an image, each step that changes files a commit."""
