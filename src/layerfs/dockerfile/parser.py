@@ -73,7 +73,7 @@ def parse_onbuild(text: str, file: str = "ONBUILD") -> Instruction:
 
     Raises `BadRequest` as `parse` does, and where it is none, several, or one that cannot be a trigger.
     """
-    (instruction,) = _triggers(text.encode(errors="surrogateescape"), file, 1)
+    (instruction,) = _triggers(text.encode(errors="surrogatepass"), file, 1)
     return instruction
 
 
@@ -82,7 +82,7 @@ def parse_changes(changes: Sequence[str], words: Sequence[str], file: str = "cha
 
     Raises `BadRequest` as `parse` does.
     """
-    source = lines.read("\n".join(changes).encode(errors="surrogateescape"), file)
+    source = lines.read("\n".join(changes).encode(errors="surrogatepass"), file)
     for line in source.lines:
         if _word(line) not in words:
             what = f"{_word(line)[:40]} is not an instruction that a change can be"
