@@ -130,8 +130,9 @@ def _no_constant(name: str) -> None:
 def _quoted_word(escape: str) -> re.Pattern[str]:
     """Return what matches as much of a word as is well formed; an open quote is left."""
     token = re.escape(escape)
+    # An atomic group, not a possessive quantifier: that of a group goes wrong before Python 3.11.5.
     return re.compile(
-        rf"(?:[^{SPACE}'\"{token}]++|'[^']*+'|\"(?:[^\"{token}]++|{token}.)*+\"|{token}(?:.|\Z))*+", re.DOTALL
+        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)", re.DOTALL
     )
 
 
