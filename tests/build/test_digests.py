@@ -159,20 +159,20 @@ def test_what_has_just_changed_is_not_believed(tree: Tree, reads: list[bytes]) -
 
 def test_a_digest_waits_for_what_has_just_changed(tree: Tree) -> None:
     (tree.context / "d/file").write_text("new")
-    with context.from_directory(tree.context) as opened:
-        with copying.select(
-            Job(sources=(".",), destination="/"), opened.source, scratch=tree.scratch
-        ) as found:
-            made = found.digest()
-            assert made.settles_ns == 0
-            (tree.context / "d/file").write_text("wen")
-            layer = tree.scratch.parent / "layer"
-            layer.mkdir()
-            assert not copying.write(found, None, layer, scratch=tree.scratch).is_as(made)
-            again = found.digest()
-            layer = tree.scratch.parent / "layer2"
-            layer.mkdir()
-            assert copying.write(found, None, layer, scratch=tree.scratch).is_as(again)
+    with (
+        context.from_directory(tree.context) as opened,
+        copying.select(Job(sources=(".",), destination="/"), opened.source, scratch=tree.scratch) as found,
+    ):
+        made = found.digest()
+        assert made.settles_ns == 0
+        (tree.context / "d/file").write_text("wen")
+        layer = tree.scratch.parent / "layer"
+        layer.mkdir()
+        assert not copying.write(found, None, layer, scratch=tree.scratch).is_as(made)
+        again = found.digest()
+        layer = tree.scratch.parent / "layer2"
+        layer.mkdir()
+        assert copying.write(found, None, layer, scratch=tree.scratch).is_as(again)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "page", "records", "version", "empty", "directory"])
