@@ -236,15 +236,7 @@ def test_hostile_archives(tmp_path: Path, members: tuple[object, ...]) -> None:
     with pytest.raises(LayerfsError) as caught:
         context.from_tar(io.BytesIO(archive(*members)), inside)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
-    assert {path.name for path in tmp_path.rglob("*")} <= {
-        "a",
-        "b",
-        "scratch",
-        "context",
-        "Dockerfile",
-        "out",
-    }
-    assert not list(tmp_path.glob("a/b/Dockerfile")) + list(tmp_path.glob("Dockerfile"))
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "scratch"}
 
 
 def test_an_archive_that_is_too_much(tmp_path: Path) -> None:

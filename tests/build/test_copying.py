@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.build import context
 from layerfs.build.sources import of_stack
 from layerfs.errors import BadRequest, LayerfsError, NotFound
+from tests.build.archives import archive, compressed, file, of_tree
 from tests.build.stages import Stage
+from tests.fuse.oracle import snapshot
 from tests.fuse.oracle.snapshot import Snapshot
 
 pytestmark = pytest.mark.root
@@ -253,8 +257,7 @@ def test_directories_in_directories_have_an_end(stage: Stage) -> None:
 # -- what is kept ------------------------------------------------------------------------------------
 
 
-def test_everything_that_a_file_has(stage: Stage) -> None:
-    directory = stage.context / "d"
+def fill_with_everything(directory: Path) -> None:
     (directory / "sub").mkdir(parents=True)
     (directory / "sub").chmod(0o1777)
     (directory / "setuid").write_bytes(b"\x7fELF" + bytes(9000))
@@ -276,6 +279,11 @@ def test_everything_that_a_file_has(stage: Stage) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(directory / "socket"))
     age(*directory.iterdir(), directory / "sub/again", directory)
+
+
+def test_everything_that_a_file_has(stage: Stage) -> None:
+    directory = stage.context / "d"
+    fill_with_everything(directory)
     stage.copy("d", to="/")
     seen = stage.see()
     expected = {os.fsencode(path.name) for path in directory.iterdir()} | {b"sub/again"}
@@ -329,3 +337,30 @@ def test_the_same_layer_for_the_same_time(stage: Stage) -> None:
         b"etc/app/old": OLD,
         b"etc/app/EOF": moment,
     }
+
+
+def test_a_context_that_came_as_an_archive_is_copied_like_a_directory(stage: Stage, other: Stage) -> None:
+    directory = stage.context / "d"
+    fill_with_everything(directory)
+    stage.copy("d", to="/all", epoch=1_600_000_000)
+    data = io.BytesIO(of_tree(stage.context))
+    (stage.directory / "data").mkdir()
+    with context.from_tar(data, stage.directory / "data") as opened:
+        assert os.listdir(stage.directory / "data") == []
+        other.copy("d", to="/all", source=opened.source, epoch=1_600_000_000)
+    assert (other.layers[-1] / "all/sparse").stat().st_blocks < 100
+    assert snapshot.differences(stage.see(), other.see()) == []
+
+
+def test_an_archive_in_a_context_that_came_as_an_archive(stage: Stage) -> None:
+    content = os.urandom(300_000)
+    inner = archive(file("a", content), file("b"))
+    data = archive(
+        file("Dockerfile", b"FROM a"), file("before", b"b"), file("x.tgz", compressed(inner, "gzip"))
+    )
+    with context.from_tar(io.BytesIO(data), stage.scratch) as opened:
+        stage.copy("x.tgz", to="/un", source=opened.source, word="ADD")
+        stage.copy("x.tgz", to="/whole", source=opened.source)
+    seen = stage.see()
+    assert seen[b"un/a"].content == content
+    assert seen[b"whole"].content == packed

@@ -39,6 +39,13 @@ class Item(NamedTuple):
     st: os.stat_result
 
 
+class Content(NamedTuple):
+    """Where the data of a file is: in the file open as *fd*, from *start* on."""
+
+    fd: int
+    start: int
+
+
 class SourceDirectory(Protocol):
     """An open directory of a source."""
 
@@ -59,8 +66,8 @@ class SourceDirectory(Protocol):
     def enter(self, name: bytes) -> SourceDirectory:
         """Return the directory *name* in it, which the caller closes. Raises `OSError`."""
 
-    def open(self, item: Item) -> int:
-        """Return a descriptor to read a regular file with, which the caller closes.
+    def open(self, item: Item) -> Content:
+        """Return where a regular file can be read; the caller closes the descriptor.
 
         Raises `BadRequest` where something else has come in its place, and `OSError`.
         """
@@ -149,13 +156,13 @@ class _DiskDirectory:
     def enter(self, name: bytes) -> SourceDirectory:
         return _DiskDirectory(os.open(name, _DIRECTORY, dir_fd=self._fd))
 
-    def open(self, item: Item) -> int:
+    def open(self, item: Item) -> Content:
         fd = -1
         try:
             fd = os.open(item.name, _FILE, dir_fd=self._fd)
             st = os.fstat(fd)
             if st.st_ino == item.st.st_ino and st.st_dev == item.st.st_dev:
-                return fd
+                return Content(fd, 0)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
                 raise
@@ -248,13 +255,13 @@ class _MergedDirectory:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
         return _MergedDirectory(self._union, node)
 
-    def open(self, item: Item) -> int:
+    def open(self, item: Item) -> Content:
         self._union.trim()
         node = self._union.lookup(self._node, item.name)
         if node is None or isinstance(node, Directory):
             raise changed(item.name)
         try:
-            return node.open_contents(os.O_RDONLY)
+            return Content(node.open_contents(os.O_RDONLY), 0)
         finally:
             self._union.release(node)
 
@@ -307,6 +314,30 @@ def _counts(name: bytes) -> bool:
     if name.startswith(b"security."):
         return name == xattr.CAPABILITY
     return not name.startswith(b"system.") or name in (xattr.ACCESS_ACL, xattr.DEFAULT_ACL)
+
+
+def made_stat(
+    mode: int,
+    number: int,
+    *,
+    links: int = 1,
+    size: int = 0,
+    stored: int = 0,
+    mtime_ns: int = 0,
+    rdev: int = 0,
+) -> os.stat_result:
+    """Return the stat of something that is root's, and on no disk."""
+    seconds = mtime_ns // 1_000_000_000
+    return os.stat_result(
+        (mode, number, 0, links, 0, 0, size, seconds, seconds, 0),
+        {
+            "st_atime_ns": mtime_ns,
+            "st_mtime_ns": mtime_ns,
+            "st_ctime_ns": 0,
+            "st_blocks": -(-stored // 512),
+            "st_rdev": rdev,
+        },
+    )
 
 
 def changed(name: bytes) -> Conflict:
