@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.build import context
+from layerfs.build import context, copying
+from layerfs.build.copying import Job
 from layerfs.build.sources import of_stack
 from layerfs.errors import BadRequest, LayerfsError, NotFound
 from tests.build.archives import archive, compressed, file, of_tree
-from tests.build.stages import Stage
+from tests.build.stages import Stage, stack_of
+from tests.conftest import NOBODY, as_user
 from tests.fuse.oracle import snapshot
 from tests.fuse.oracle.snapshot import Snapshot
 
@@ -355,12 +357,49 @@ def test_a_context_that_came_as_an_archive_is_copied_like_a_directory(stage: Sta
 def test_an_archive_in_a_context_that_came_as_an_archive(stage: Stage) -> None:
     content = os.urandom(300_000)
     inner = archive(file("a", content), file("b"))
-    data = archive(
-        file("Dockerfile", b"FROM a"), file("before", b"b"), file("x.tgz", compressed(inner, "gzip"))
-    )
+    packed = compressed(inner, "gzip")
+    data = archive(file("Dockerfile", b"FROM a"), file("before", b"b"), file("x.tgz", packed))
     with context.from_tar(io.BytesIO(data), stage.scratch) as opened:
         stage.copy("x.tgz", to="/un", source=opened.source, word="ADD")
         stage.copy("x.tgz", to="/whole", source=opened.source)
     seen = stage.see()
     assert seen[b"un/a"].content == content
     assert seen[b"whole"].content == packed
+
+
+def test_what_an_ordinary_user_copies(tmp_path: Path) -> None:
+    """Owners that cannot be given stay behind, and with them the bits that would act for others."""
+    tmp_path.chmod(0o777)
+
+    def act() -> None:
+        for name in ("context/d/sub", "below/d", "layer", "scratch"):
+            os.makedirs(name)
+        Path("context/Dockerfile").write_text("FROM scratch")
+        Path("context/d/sub/x").write_text("x")
+        Path("context/d/sub/x").chmod(0o4755)
+        Path("context/d/sub").chmod(0o555)
+        Path("below/d").chmod(0o555)
+        stack = stack_of([Path("below")])
+        with (
+            context.from_directory(Path("context")) as opened,
+            copying.select(
+                Job(sources=("d", "d"), destination="/d/"), opened.source, scratch=Path("scratch")
+            ) as selection,
+        ):
+            copying.write(selection, stack, Path("layer"), scratch=Path("scratch"))
+        modes = [stat.S_IMODE(os.stat(name).st_mode) for name in ("layer/d", "layer/d/sub", "layer/d/sub/x")]
+        if modes != [0o555, 0o555, 0o755]:
+            raise OSError(77, str(modes))
+
+    assert as_user(NOBODY, act, where=tmp_path) == 0
+
+
+def test_a_layer_is_not_copied_into_itself(stage: Stage) -> None:
+    """The store may lie in the context."""
+    stage.directory = stage.context / "store"
+    stage.directory.mkdir()
+    with pytest.raises(BadRequest, match="the build context contains the store"):
+        stage.copy(".", to="/app/")
+    (stage.context / ".dockerignore").write_text("store")
+    stage.copy(".", to="/app/")
+    assert paths(stage.see()) >= {b"app/Dockerfile", b"app/.dockerignore"}

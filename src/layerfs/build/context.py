@@ -18,7 +18,8 @@ from layerfs.build import fetching, ignore
 from layerfs.build.filtering import Filtered
 from layerfs.build.ignore import Ignore
 from layerfs.build.packed import EMPTY, Packed
-from layerfs.build.sources import Disk, Item, Source, SourceDirectory, Walk, follow, shown
+from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
+from layerfs.build.walking import Walk, follow
 from layerfs.errors import BadRequest, NotFound, from_os_error
 from layerfs.union.reading import read_at
 
@@ -37,7 +38,7 @@ class Context:
     source: Source
     """What COPY and ADD copy from: what is ignored is not there."""
     dockerfile: str
-    """The text of the Dockerfile."""
+    """The text of the Dockerfile. Bytes that are not UTF-8 are surrogates (`surrogateescape`)."""
     dockerfile_name: str
     """What people call it."""
     directory: Path | None
@@ -160,14 +161,9 @@ def _content(fd: int, name: str, start: int, size: int) -> bytes:
 
 
 def _decoded(text: bytes, name: str) -> str:
-    try:
-        decoded = text.removeprefix(b"\xef\xbb\xbf").decode()
-    except UnicodeDecodeError as error:
-        line = text[: error.start].count(b"\n") + 1
-        raise BadRequest(f"{name}: line {line}: it is not UTF-8 text") from None
-    if "\0" in decoded:
+    if b"\0" in text:
         raise BadRequest(f"{name}: it is not text: there is a zero byte in it")
-    return decoded
+    return text.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
 
 
 class _Unread:
@@ -277,4 +273,4 @@ def from_url(
             disk = stack.enter_context(closing(Disk(tree, "the build context")))
             return _opened(disk, tree, dockerfile, stack, client_ignores=False)
         except OSError as error:
-            raise from_os_error(error, f"read the build context {url}") from None
+            raise from_os_error(error, f"read the build context {fetching.without_secrets(url)}") from None

@@ -200,6 +200,8 @@ class _Writer:
     def _copy_contents(self, source: SourceDirectory, into: TargetDirectory, depth: int) -> None:
         self._check()
         self._target.trim()
+        if self._target.is_here(source.st):
+            raise BadRequest("the build context contains the store: move it, or name it in .dockerignore")
         if self._may_change:
             self.note(source.st)
         for item in source.items():

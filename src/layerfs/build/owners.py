@@ -7,7 +7,8 @@ import re
 import stat
 from collections.abc import Iterator
 
-from layerfs.build.sources import Item, Source, Walk, follow
+from layerfs.build.sources import Item, Source
+from layerfs.build.walking import Walk, follow
 from layerfs.errors import BadRequest
 from layerfs.union.reading import read_at
 
