@@ -187,11 +187,12 @@ def _is_loopback(text: str) -> bool:
     return False
 
 
-def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
-    """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
-    if host_config["Dns"]:
-        return list(host_config["Dns"])
-    return [text for text in _machine()["nameserver"] if not _is_loopback(text)] or list(_NAMESERVERS)
+def servers(host_config: Mapping[str, Any]) -> list[str]:
+    """Return whom a network's own nameserver asks for a container, if not the machine's servers: its `Dns`.
+
+    Without those on the container's own loopback, which the nameserver does not reach.
+    """
+    return [text for text in host_config["Dns"] or () if not _is_loopback(text)]
 
 
 def _text(path: str) -> str:
