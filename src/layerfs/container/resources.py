@@ -268,8 +268,8 @@ def _numbers_of(path: str) -> dict[str, int]:
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Return the limits *old* with those of *new* over them that are given.
 
-    As moby's `UpdateContainer` does: 0, an empty text and null leave a limit as it is. Raises `Conflict` for two
-    that go against each other, `BadRequest` for a sum of memory and swap below the memory alone.
+    As moby's `UpdateContainer` does: 0, an empty text and null leave a limit as it is. Raises `Conflict` for
+    two that go against each other, `BadRequest` for a sum of memory and swap below the memory alone.
     """
     clashes = (
         ("NanoCpus", "CpuPeriod", "Nano CPUs cannot be updated as CPU Period has already been set"),
