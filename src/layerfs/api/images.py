@@ -84,10 +84,6 @@ def inspect_image(call: Call) -> Response:
     image = call.store.resolve(call.names["name"])
     size = call.store.image_size(image)
     answer = image_inspect(image, call.store.layers_of(image), size=size)
-    if call.request.version < (1, 45):
-        # Of the container that the image was made from. Clients of then read it without a look whether it is
-        # there: docker-compose 1.29 wants the image's volumes when it makes a container anew.
-        answer |= {"Container": "", "ContainerConfig": image.config}
     if call.request.version < (1, 44):
         answer["VirtualSize"] = size
     return json_response(answer)

@@ -66,6 +66,9 @@ def image_inspect(image: Image, layers: Sequence[Layer], *, size: int) -> dict[s
         "DockerVersion": "",
         "Author": image.author,
         "Config": image.config,
+        # No more in dockerd's answers since version 1.45. But docker-compose 1.29 asks by the newest version,
+        # and reads the image's volumes here, without a look whether it is there.
+        "ContainerConfig": image.config,
         "Architecture": image.architecture,
         "Os": image.os,
         "Size": size,
