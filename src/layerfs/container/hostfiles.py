@@ -1,6 +1,7 @@
 """The files by which a container's processes find names: /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
 They lie in the container's directory in the store, and are bound over the image's: a commit has the image's.
+Where that has none, a runtime makes them, empty: `layerfs.mounting.places` keeps those out of a commit.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from layerfs.errors import Conflict, StoreBusy
@@ -42,6 +43,7 @@ class Resting:
 
     def commit(self, wanted: Commit) -> Committed:
         """See `Mount`. Raises `Conflict` where a daemon died: what is in the upper may be incomplete."""
+        from layerfs.mounting import places
         from layerfs.store import settle
 
         self._store.check_commit(wanted.reference, wanted.changes)
@@ -49,6 +51,10 @@ class Resting:
             row = self._store.mount(self.mount_id)
             if row.started is not None:
                 raise not_running(row)
+            if row.container and row.upper is not None:
+                with suppress(OSError):  # as they do no harm
+                    lowers = [layer.path for layer in self._store.layers_of(row)]
+                    places.remove_at_rest(self._store.layer(row.upper).path, lowers)
             image = self._commit(row, wanted)
         settle.start(self._store.root, image.layers[-1])
         outside = self._store.outside_upper(self._store.mount(self.mount_id))
