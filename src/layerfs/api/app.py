@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
-from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
+from layerfs.unixhttp.message import (
+    API_VERSION,
+    MIN_API_VERSION,
+    Answer,
+    Request,
+    Stream,
+    error_response,
+    quoted_root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -87,7 +95,7 @@ def load() -> None:
 def _check_store(place: Place, request: Request) -> None:
     """Raise `OtherStore` if *request* is for another store, or from another mount namespace."""
     root, namespace = (request.headers.get(name) for name in ("layerfs-root", "layerfs-namespace"))
-    if root is not None and root != str(place.root):
+    if root is not None and root != quoted_root(place.root):
         raise OtherStore(f"this engine serves {place.root}")
     if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
         raise OtherStore("this engine is in another mount namespace")

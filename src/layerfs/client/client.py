@@ -6,13 +6,15 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.host.rundir import engine_socket, running_pid
 from layerfs.unixhttp.message import (
+    Pairs,
     Query,
     Request,
     Response,
@@ -20,6 +22,7 @@ from layerfs.unixhttp.message import (
     Takeover,
     Upload,
     one_piece,
+    quoted_root,
     to_error,
 )
 
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
     from layerfs.unixhttp.client import UnixClient
 
-Pairs = Sequence[tuple[str, str]]
 _A = TypeVar("_A")
 Parameter = str | bool | Sequence[str] | None
 Taken = tuple[socket.socket, bytes]
@@ -230,7 +232,7 @@ class _EngineOrInPlace:
         from layerfs.unixhttp.client import UnixClient
 
         namespace = os.readlink("/proc/self/ns/mnt")
-        self._engine = UnixClient(path, {"layerfs-root": str(root), "layerfs-namespace": namespace})
+        self._engine = UnixClient(path, {"layerfs-root": quoted_root(root), "layerfs-namespace": namespace})
         self._in_place = _InPlace(root)
 
     def send(self, request: Request) -> Response:
@@ -239,7 +241,8 @@ class _EngineOrInPlace:
 
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
-        return self._asked(lambda one: one.stream(request))
+        answer = self._asked(lambda one: one.stream(request))
+        return answer if self.in_place else replace(answer, chunks=_explained(answer.chunks))
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
@@ -262,6 +265,14 @@ class _EngineOrInPlace:
 
 _NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
 """How connecting fails where no engine listens, or one of another user."""
+
+
+def _explained(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Yield *pieces* that come from the engine; raises `LayerfsError` where it ends."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise _lost(error) from None
 
 
 def _lost(error: OSError) -> errors.LayerfsError:

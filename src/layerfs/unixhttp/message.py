@@ -6,6 +6,7 @@ The server reads requests from a socket, the command line makes them. Both hand 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,8 +27,11 @@ from layerfs.errors import (
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
 Headers = tuple[tuple[str, str], ...]
+Pairs = Sequence[tuple[str, str]]
+"""The parameters of a query, decoded."""
 
 API_VERSION = (1, 51)
 """The newest version of the Docker Engine API that is answered."""
@@ -48,7 +52,7 @@ class Query:
 
     __slots__ = ("pairs",)
 
-    def __init__(self, pairs: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(self, pairs: Pairs = ()) -> None:
         """Take the decoded *pairs* of names and values."""
         self.pairs = tuple(pairs)
 
@@ -196,10 +200,15 @@ def parse_target(target: bytes) -> tuple[str, Query]:
     return path, Query(pairs)
 
 
-def build_target(path: str, pairs: Sequence[tuple[str, str]]) -> str:
+def build_target(path: str, pairs: Pairs) -> str:
     """Return the request target of *path* with the parameters *pairs*."""
     target = quote(path, safe="/:@")
     return f"{target}?{urlencode(pairs)}" if pairs else target
+
+
+def quoted_root(root: Path) -> str:
+    """Return the path of a store as the header `layerfs-root` has it, which takes no other characters."""
+    return quote(os.fsencode(root))
 
 
 def to_error(answer: Response) -> LayerfsError:
