@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api.routes import Call, Place, Route
@@ -72,7 +71,7 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
                     *version, *API_VERSION
                 )
             )
-        request = replace(request, path=match[3], version=version)
+        request = request._replace(path=match[3], version=version)
     for module in MODULES.get(request.path.removeprefix("/").partition("/")[0], ()):
         for route in _routes(module):
             if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
@@ -110,7 +109,7 @@ def run(route: Route, call: Call) -> Answer:
         answer = failure(error)
     finally:
         call.close()  # a stream may go on in another thread
-    return replace(answer, chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
+    return answer._replace(chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
 
 
 def _closing(answer: Stream, call: Call) -> Generator[bytes, None, None]:

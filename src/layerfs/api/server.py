@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -70,7 +70,7 @@ class _Found:
     async def answer(self, request: Request) -> Answer:
         """See `Handling`. Cancelling leaves alone what changes the store, and abandons what reads it."""
         # The route has taken the version out of the path.
-        self.call.request = replace(self.call.request, body=request.body, upload=request.upload)
+        self.call.request = self.call.request._replace(body=request.body, upload=request.upload)
         reads = request.method in ("GET", "HEAD") and not self.route.waits
         return await to_thread.run_sync(
             app.run, self.route, self.call, abandon_on_cancel=reads, limiter=self.limiter

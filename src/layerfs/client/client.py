@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -212,6 +210,8 @@ class _InPlace:
         if isinstance(answer, Response):
             return answer
         assert isinstance(answer, Takeover)
+        import threading
+
         ours, theirs = socket.socketpair()
         threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
         return ours, b""
@@ -242,7 +242,7 @@ class _EngineOrInPlace:
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
         answer = self._asked(lambda one: one.stream(request))
-        return answer if self.in_place else replace(answer, chunks=_explained(answer.chunks))
+        return answer if self.in_place else answer._replace(chunks=_explained(answer.chunks))
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
