@@ -10,7 +10,7 @@ from trio import to_thread
 
 from layerfs.api import app
 from layerfs.api.routes import Call, Place, Route
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, OtherStore
 from layerfs.mounting import launch
 from layerfs.mounting.request import MountRequest
 from layerfs.mounting.served import LiveMount
@@ -42,7 +42,7 @@ class App:
         try:
             route, call = app.find(self.place, request)
         except LayerfsError as error:
-            return _Refused(app.failure(error))
+            return _Refused(app.failure(error), upload=isinstance(error, OtherStore))
         return _Found(route, call, self._limiter(route, call))
 
     def _limiter(self, route: Route, call: Call) -> trio.CapacityLimiter:
@@ -83,6 +83,7 @@ class _Refused:
 
     refusal: Answer
     upload: bool = False
+    """True leaves the body alone: for another store it is read by who sends it."""
 
     async def answer(self, request: Request) -> Answer:
         """See `Handling`."""

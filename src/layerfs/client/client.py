@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.host.rundir import engine_socket, running_pid
@@ -127,13 +127,17 @@ class Client:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         upload: Upload | None = None,
+        source: Path | BinaryIO | None = None,
+        sink: Path | BinaryIO | None = None,
         **parameters: Parameter,
     ) -> Stream:
         """Send a request and return the answer as it comes; some of its pieces are empty.
 
-        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        *source* and *sink* are for an answer in this process: see `Request`. Raises the `LayerfsError` that
+        the answer's status stands for, with its message.
         """
-        request = _request(method, path, body, headers, parameters, upload)
+        request = _request(method, path, body, headers, parameters)
+        request = request._replace(upload=upload, source=source, sink=sink)
         answer = self._transport.stream(request)
         if answer.status >= 400:
             raise to_error(Response(answer.status, b"".join(answer.chunks)))
@@ -156,9 +160,8 @@ def _request(
     body: bytes,
     headers: Mapping[str, str] | None,
     parameters: Mapping[str, Parameter],
-    upload: Upload | None = None,
 ) -> Request:
-    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {}, upload=upload)
+    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {})
 
 
 def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:

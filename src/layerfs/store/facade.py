@@ -164,17 +164,21 @@ class Store:
         message: str = "",
         changes: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
+        called: str | None = None,
     ) -> Image:
         """Make an image of one layer from a directory, a tar archive or a stream of one.
 
         Archives may be compressed (gzip, zstd, bzip2, xz). *changes* are Dockerfile instructions,
-        *progress* is called with the bytes done. Durable on return; on failure the store is as it was. Raises
+        *progress* is called with the bytes done; the history says that it came from what is *called* so.
+        Durable on return; on failure the store is as it was. Raises
         `NotFound`,
         `Forbidden`, `BadRequest` (also for hostile or damaged archives), `NoSpace`.
         """
         from layerfs.store.importer import import_image
 
-        return import_image(self._db, source, reference, message=message, changes=changes, progress=progress)
+        return import_image(
+            self._db, source, reference, message=message, changes=changes, progress=progress, called=called
+        )
 
     # Room
 

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import parse_qsl, quote, unquote_to_bytes, urlencode
 
 from layerfs import __version__
@@ -92,6 +92,10 @@ class Request(NamedTuple):
     """The header, with names in lower case."""
     upload: Upload | None = None
     """The body, instead of *body*, where the route asks for it piece by piece."""
+    source: Path | BinaryIO | None = None
+    """What *upload* is made of, for a route in the process that has it: a directory, a file or a stream."""
+    sink: Path | BinaryIO | None = None
+    """Where the answer's body is to go, for a route in the same process: then the answer has none."""
 
     def json(self) -> dict[str, Any]:
         """Return the JSON object of the body, `{}` for none or `null`; raise `BadRequest` for others."""
