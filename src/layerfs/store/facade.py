@@ -142,6 +142,13 @@ class Store:
         with self._db.transaction():
             return images.tag(self._db, image_id, reference)
 
+    def note_digest(self, image_id: str, name: str) -> None:
+        """Note that an image is called *name* (`repository@digest`) in a registry; raises `NotFound`."""
+        from layerfs.store import digests
+
+        with self._db.transaction():
+            digests.note(self._db, image_id, name)
+
     def untag(self, reference: str) -> None:
         """Take a name away from its image, which stays; raises `NotFound`, `BadRequest`."""
         with self._db.transaction():
