@@ -1,0 +1,18 @@
+"""The errors of builds that are more than a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from layerfs.errors import LayerfsError
+
+
+class StepFailed(LayerfsError):
+    """The command of a RUN ended with another code than 0."""
+
+    def __init__(self, words: Sequence[str], code: int, tail: bytes = b"") -> None:
+        """*tail* is the end of what the command wrote."""
+        self.words = tuple(words)
+        self.code = code
+        self.tail = tail
+        super().__init__(f"The command '{' '.join(words)}' returned a non-zero code: {code}")

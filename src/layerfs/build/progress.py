@@ -1,0 +1,232 @@
+"""What a build says while it goes on: in the words of docker's classic builder, or as events for our client.
+
+Stages are built side by side. The classic words are those of one stage after the other: what a later one has
+said already waits until those before it have come to their end.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Sink(Protocol):
+    """Where words go to the client."""
+
+    def put(self, fields: Mapping[str, Any], /) -> None:
+        """Say *fields*, an object for JSON; raises where nobody listens any more."""
+
+    def check(self) -> None:
+        """Raise where nobody listens any more, or the build is to end."""
+
+
+class Step(Protocol):
+    """One step of a stage, as it is worked on. Every method may raise what `Sink` raises."""
+
+    def output(self, piece: bytes) -> None:
+        """Pass on what a command has written."""
+
+    def note(self, text: str) -> None:
+        """Say a line about how it goes."""
+
+    def pulling(self, fields: Mapping[str, Any]) -> None:
+        """Pass on what a pull says, in dockerd's form."""
+
+    def done(self, identifier: str, *, cached: bool = False) -> None:
+        """Say that it is done; *identifier* is of what it made."""
+
+    def failed(self) -> None:
+        """Say that it has failed."""
+
+
+class Progress(Protocol):
+    """What is said of a build. For all its threads."""
+
+    def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
+        """Begin the step *number*, from 1, of the *total* steps of a *stage* (its place, from 0)."""
+
+    def end_stage(self, stage: int) -> None:
+        """Say that all of a stage has been done."""
+
+    def warn(self, text: str) -> None:
+        """Say what is odd."""
+
+    def check(self) -> None:
+        """Raise where nobody listens any more, or the build is to end."""
+
+
+class Classic:
+    """The words of docker's classic builder."""
+
+    def __init__(self, sink: Sink, steps: Mapping[int, int]) -> None:
+        """Say them to *sink*; *steps* has how many there are in each stage that is built, in its order."""
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._order = list(steps)
+        self._first = {}
+        self._total = 0
+        for stage, count in steps.items():
+            self._first[stage] = self._total
+            self._total += count
+        self._waiting: dict[int, list[str]] = {stage: [] for stage in steps}
+        self._ended: set[int] = set()
+
+    def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
+        """See `Progress`."""
+        self.say(stage, f"Step {self._first[stage] + number}/{self._total} : {text}\n")
+        return _ClassicStep(self, stage)
+
+    def say(self, stage: int, text: str) -> None:
+        """Say *text*, of a *stage*, when its turn has come."""
+        with self._lock:
+            if self._order and self._order[0] == stage:
+                self._sink.put({"stream": text})
+            else:
+                self._waiting[stage].append(text)
+
+    def end_stage(self, stage: int) -> None:
+        """See `Progress`."""
+        with self._lock:
+            self._ended.add(stage)
+            while self._order and self._order[0] in self._ended:
+                del self._order[0]
+                if self._order:
+                    self._flush(self._order[0])
+
+    def pass_on(self, fields: Mapping[str, Any]) -> None:
+        """Say *fields* at once: lines with an id of their own are told apart."""
+        with self._lock:
+            self._sink.put(fields)
+
+    def fail_stage(self, stage: int) -> None:
+        """Let what a stage has said that has failed come now: nothing is awaited any more."""
+        with self._lock:
+            if self._order[:1] != [stage]:
+                self._flush(stage)
+                self._order = [stage]
+
+    def _flush(self, stage: int) -> None:
+        waiting, self._waiting[stage] = self._waiting[stage], []
+        if waiting:
+            self._sink.put({"stream": "".join(waiting)})
+
+    def warn(self, text: str) -> None:
+        """See `Progress`."""
+        self._sink.put({"stream": f"[Warning] {text}\n"})
+
+    def check(self) -> None:
+        """See `Progress`."""
+        self._sink.check()
+
+
+class _ClassicStep:
+    def __init__(self, progress: Classic, stage: int) -> None:
+        self._progress = progress
+        self._stage = stage
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def output(self, piece: bytes) -> None:
+        if text := self._decode(piece):
+            self._progress.say(self._stage, text)
+
+    def note(self, text: str) -> None:
+        self._progress.say(self._stage, f"{text}\n")
+
+    def pulling(self, fields: Mapping[str, Any]) -> None:
+        self._progress.pass_on(fields)
+
+    def done(self, identifier: str, *, cached: bool = False) -> None:
+        rest = self._decode(b"", True)
+        using = " ---> Using cache\n" if cached else ""
+        self._progress.say(self._stage, f"{rest}{using} ---> {identifier[:12]}\n")
+
+    def failed(self) -> None:
+        self._progress.fail_stage(self._stage)
+
+
+class Events:
+    """Events for our own client, as they come: see `cli.buildprogress`."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
+        """See `Progress`."""
+        with self._lock:
+            self._last += 1
+            vertex = self._last
+            self._sink.put(
+                {"step": vertex, "begin": text, "stage": name, "number": number, "total": total}
+            )
+        return _EventStep(self, vertex)
+
+    def put(self, fields: Mapping[str, Any]) -> None:
+        """Say *fields*."""
+        with self._lock:
+            self._sink.put(fields)
+
+    def end_stage(self, stage: int) -> None:
+        """See `Progress`."""
+
+    def warn(self, text: str) -> None:
+        """See `Progress`."""
+        self.put({"warning": text})
+
+    def check(self) -> None:
+        """See `Progress`."""
+        self._sink.check()
+
+
+class _EventStep:
+    def __init__(self, events: Events, vertex: int) -> None:
+        self._events = events
+        self._vertex = vertex
+        self._begun = time.monotonic()
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+
+    def _put(self, **fields: Any) -> None:
+        self._events.put({"step": self._vertex, **fields})
+
+    def output(self, piece: bytes) -> None:
+        if text := self._decode(piece):
+            self._put(output=text, seconds=round(time.monotonic() - self._begun, 3))
+
+    def note(self, text: str) -> None:
+        self._put(note=text)
+
+    def pulling(self, fields: Mapping[str, Any]) -> None:
+        if "progressDetail" not in fields:
+            self._put(note=": ".join(str(fields[name]) for name in ("id", "status") if fields.get(name)))
+        self._events.check()
+
+    def done(self, identifier: str, *, cached: bool = False) -> None:
+        self._put(done=identifier, cached=cached, seconds=round(time.monotonic() - self._begun, 3))
+
+    def failed(self) -> None:
+        self._put(failed=True, seconds=round(time.monotonic() - self._begun, 3))
+
+
+class Quiet:
+    """Says nothing until something fails: then what has been said so far, as docker does with `-q`."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._said: list[Mapping[str, Any]] = []
+
+    def put(self, fields: Mapping[str, Any], /) -> None:
+        """Keep *fields*."""
+        self._said.append(fields)
+
+    def check(self) -> None:
+        """See `Sink`."""
+        self._sink.check()
+
+    def tell(self) -> None:
+        """Say all."""
+        for fields in self._said:
+            self._sink.put(fields)
