@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +16,14 @@ from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mou
 from layerfs.store.references import normalize
 
 if TYPE_CHECKING:
+    from layerfs.store.buildcache import BuildCache
+    from layerfs.store.commit import Wording
     from layerfs.store.fsck import Problem
+    from layerfs.store.holds import Build
     from layerfs.store.images import ImageRow
     from layerfs.store.networks import Networks
     from layerfs.store.scratch import Scratch
+    from layerfs.store.steps import Steps
     from layerfs.store.usage import Usage
     from layerfs.store.volumes import Volumes
     from layerfs.union.stack import Stack
@@ -37,9 +41,15 @@ class Store:
     that a newer layerfs wrote is a `Conflict`.
     """
 
-    def __init__(self, root: Path, *, create: bool = True, wait: bool = True) -> None:
-        """Open the store; without *wait* what finds it busy raises `StoreBusy` at once, from then on."""
+    def __init__(
+        self, root: Path, *, create: bool = True, wait: bool = True, build: str | None = None
+    ) -> None:
+        """Open the store; without *wait* what finds it busy raises `StoreBusy` at once, from then on.
+
+        What is made or found for a *build* is held for that: see `building`.
+        """
         self._db = Database(root, create=create, wait=wait)
+        self._build = build
         self.root = self._db.root
 
     @property
@@ -74,6 +84,38 @@ class Store:
         from layerfs.store.volumes import Volumes
 
         return Volumes(self._db)
+
+    # Builds
+
+    @contextmanager
+    def building(self) -> Iterator[Build]:
+        """Begin a build; when the block ends, however it ends, what was held for it is let go.
+
+        The store is one of that build meanwhile. Those of its other threads are opened with its id. Should
+        this process be killed, `recover` lets go.
+        """
+        from layerfs.store.holds import building
+
+        with building(self._db) as build:
+            self._build = build.id
+            try:
+                yield build
+            finally:
+                self._build = None
+
+    @property
+    def steps(self) -> Steps:
+        """The steps: layers filled at rest, and images of them."""
+        from layerfs.store.steps import Steps
+
+        return Steps(self._db, self._build)
+
+    @property
+    def build_cache(self) -> BuildCache:
+        """The steps that builds have made, by what decided about them."""
+        from layerfs.store.buildcache import BuildCache
+
+        return BuildCache(self._db, self._build)
 
     # Layers
 
@@ -231,13 +273,14 @@ class Store:
         *,
         image: Image | None,
         layers: Sequence[str] = (),
+        step: str | None = None,
         writable: bool = True,
         external_upper: tuple[Path, Path | None] | None = None,
         options: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         ephemeral: bool = False,
     ) -> Mount:
-        """Make a mount of *image*, or of *layers* (ids, bottom first), and, if *writable*, its upper.
+        """Make a mount of *image*, *layers* (ids, bottom first) or a *step*, and, if *writable*, its upper.
 
         Its configuration is the image's, or *config*, and is what a commit starts from.
         The upper's root gets owner, mode, attributes and times of the root of the topmost layer.
@@ -250,6 +293,8 @@ class Store:
             name,
             image=image,
             layer_ids=layers,
+            step=step,
+            build=self._build,
             writable=writable,
             external_upper=external_upper,
             options=dict(options or {}),
@@ -356,6 +401,21 @@ class Store:
             created_by=created_by,
             tree=tree,
         )
+
+    def checkpoint(
+        self,
+        mount: Mount,
+        new_upper: Layer,
+        wording: Wording,
+        *,
+        build: str | None = None,
+        tree: int | None = None,
+    ) -> str:
+        """Seal the upper of *mount* as the layer of a new step, and return that: a `commit` without an image.
+
+        The mount owns the step for as long as it is on its stack. With *build* it is held for that too.
+        """
+        return commit.checkpoint(self._db, mount, new_upper, wording, build=build, tree=tree)
 
     def sync(self) -> None:
         """Bring all that was committed so far to the disk: durable on return.

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import from_os_error
-from layerfs.store import external, layers, scratch, volumes
+from layerfs.store import external, holds, layers, scratch, volumes
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
@@ -29,6 +29,7 @@ _IDLE = 600 * 10**9
 def recover(db: Database) -> list[str]:
     """Put right what crashes left; return a line for each thing done. Raises `LayerfsError`."""
     done = forget_mounts(db)
+    done += holds.recover(db)
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}
