@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from layerfs.build import targets
 from layerfs.build.errors import StepFailed
 from layerfs.container import hostfiles, ociruntime, spec, users
-from layerfs.container.mountpoints import Point, bind
-from layerfs.container.ociruntime import ContainerError, Runtime
+from layerfs.container.mountpoints import Point
+from layerfs.container.ociruntime import ContainerError
 from layerfs.errors import LayerfsError, from_os_error
 from layerfs.host.polling import readable
 
@@ -60,17 +61,16 @@ class Order:
     """The path of the network namespace, None for a mode that needs none."""
     network: hostfiles.Network = field(default_factory=hostfiles.Network)
 
-    @property
-    def can_be_ahead(self) -> bool:
-        """Whether the container can be made while the tree is still changing."""
-        return not self.points
-
 
 class Container:
     """A container that has been made ahead and waits for `go`."""
 
-    def __init__(self, work: Workplace, tree: Path, order: Order) -> None:
-        """Make it on the mounted *tree*. Raises `LayerfsError`; then nothing of it is left."""
+    def __init__(self, work: Workplace, tree: Path, order: Order, *, ahead: bool = False) -> None:
+        """Make it on the mounted *tree*. Raises `LayerfsError`; then nothing of it is left.
+
+        *ahead*: another command still works on the tree. Then it is refused if something would have to be
+        made to mount on, which would be in that one's layer.
+        """
         self.order = order
         self.id, self.bundle = work.container()
         self._tree = tree
@@ -78,10 +78,13 @@ class Container:
         self._root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._go: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
+        self._missing = targets.Missing()
         try:
             self.user = users.find_user(self._root, order.user)
             built = self._specification()
             self._missing = targets.missing(self._root, _outermost(built["mounts"]))
+            if ahead and self.made_places:
+                raise LayerfsError("something is missing to mount on")
             (self.bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
             self._start()
         except BaseException as error:
@@ -140,8 +143,17 @@ class Container:
             return users.find_user(self._root, order.user) == self.user
         return False
 
-    def run(self, output: Callable[[bytes], None], check: Callable[[], None]) -> None:
-        """Have the command run to its end, whose output goes to *output*, and take the container away.
+    @property
+    def made_places(self) -> bool:
+        """Whether something is made in the tree to mount on, which is away again once the command has ended."""
+        return bool(self._missing.paths)
+
+    def go(self) -> None:
+        """Let the command begin."""
+        os.write(self._go[1], b"go\n")
+
+    def finish(self, output: Callable[[bytes], None], check: Callable[[], None]) -> None:
+        """Wait for the end of the command, whose output goes to *output*, and take the container away.
 
         *check* is called now and then, and ends it by raising. Nothing of the command runs when this returns,
         and what was made to mount on is out of the tree again. Raises `StepFailed`, or another `LayerfsError`
@@ -151,7 +163,6 @@ class Container:
         assert self._process.stdout is not None
         tail = b""
         try:
-            os.write(self._go[1], b"go\n")
             pipe = self._process.stdout.fileno()
             while True:
                 if readable([pipe], _LOOK):
@@ -207,7 +218,7 @@ class Container:
                 raise from_os_error(error, "remove the mountpoints of a RUN") from None
             finally:
                 os.close(root)
-        _remove(self.bundle)
+        shutil.rmtree(self.bundle, ignore_errors=True)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _ENDING
@@ -227,12 +238,3 @@ def _outermost(mounts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the destinations of *mounts* that lie in none of the others."""
     all_ = [str(mount["destination"]) for mount in mounts]
     return [it for it in all_ if not any(it != other and it.startswith(f"{other}/") for other in all_)]
-
-
-def _remove(bundle: Path) -> None:
-    import shutil
-
-    shutil.rmtree(bundle, ignore_errors=True)
-
-
-__all__ = ["Container", "Order", "Runtime", "bind"]
