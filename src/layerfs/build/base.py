@@ -11,7 +11,7 @@ from layerfs.errors import BadRequest, LayerfsError, NotFound
 from layerfs.store.references import normalize
 
 if TYPE_CHECKING:
-    from layerfs.build.progress import Step
+    from layerfs.build.progress import Progress, Step
     from layerfs.distribution.credentials import Credentials
     from layerfs.oci.platforms import Platform
     from layerfs.store import Store
@@ -50,31 +50,33 @@ class Images:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, Platform], _Resolution] = {}
 
-    def base(self, store: Store, reference: str, platform: Platform, step: Step, check: Callable[[], None]) -> Base:
+    def base(
+        self, store: Store, reference: str, platform: Platform, progress: Progress, check: Callable[[], None]
+    ) -> Base:
         """Return the image *reference* for *platform*, which is pulled if need be, or nothing for `scratch`.
 
         It is held for the build of *store*. Raises `LayerfsError`.
         """
         if reference == SCRATCH:
             return Base(None, {"Env": [_PATH], "WorkingDir": "/"}, platform)
-        image = self._image(store, reference, platform, step, check)
+        image = self._image(store, reference, platform, progress, check)
         from layerfs.oci.platforms import Platform
 
         own = Platform(image.os, image.architecture)
         return Base(store.steps.step_of(image), image.config, own, image.id)
 
     def _image(
-        self, store: Store, reference: str, platform: Platform, step: Step, check: Callable[[], None]
+        self, store: Store, reference: str, platform: Platform, progress: Progress, check: Callable[[], None]
     ) -> Image:
         with self._lock:
             resolution = self._known.setdefault((reference, platform), _Resolution())
         with resolution.lock:
             if resolution.found is None:
-                resolution.found = self._look(store, reference, platform, step, check)
+                resolution.found = self._look(store, reference, platform, progress, check)
             return resolution.found
 
     def _look(
-        self, store: Store, reference: str, platform: Platform, step: Step, check: Callable[[], None]
+        self, store: Store, reference: str, platform: Platform, progress: Progress, check: Callable[[], None]
     ) -> Image:
         here = None
         if "@" not in reference:
@@ -86,10 +88,10 @@ class Images:
                 here = None  # another platform's: the registry may have the one that is wanted
             if here is not None and (not self._pull or _is_id(here, reference)):
                 return here
-        return self._fetch(store, reference, platform, step, check)
+        return self._fetch(store, reference, platform, progress, check)
 
     def _fetch(
-        self, store: Store, reference: str, platform: Platform, step: Step, check: Callable[[], None]
+        self, store: Store, reference: str, platform: Platform, progress: Progress, check: Callable[[], None]
     ) -> Image:
         from layerfs.archive.limits import Limits
         from layerfs.distribution import skopeo
@@ -110,7 +112,7 @@ class Images:
                 credentials,
                 platform=str(platform),
                 limits=Limits(),
-                report=_Pulling(step, check),
+                report=_Pulling(progress.look(f"pull {named}"), check),
             )
             if named.digest is None:
                 image = store.resolve(str(named))

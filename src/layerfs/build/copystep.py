@@ -10,7 +10,6 @@ from layerfs.build.copying import Job
 from layerfs.build.digests import Memory
 from layerfs.build.sources import of_stack
 from layerfs.dockerfile import history
-from layerfs.oci import platforms
 
 if TYPE_CHECKING:
     from layerfs.build.progress import Step
@@ -43,7 +42,7 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
         first = None
         source: Source = building.context.source
         if wanted.from_ is not None:
-            there = stage_of(stage, wanted.from_, step)
+            there = stage_of(stage, wanted.from_)
             # The same layers are the same files, without a look at them.
             first = keys.key(job.word, stage.step, source=there, job=keys.job(job))
             if found := stage.cached(first):
@@ -97,13 +96,15 @@ def _copied(
     return made
 
 
-def stage_of(stage: StageBuild, name: str, step: Step | None) -> str | None:
+def stage_of(stage: StageBuild, name: str) -> str | None:
     """Return the step of the stage or the image that *name* means, once it is there."""
     building = stage.building
     place = stage.sources.get(name.lower())
     if place is not None:
         return building.outcome(place).step
-    base = building.images.base(stage.store, name, building.options.platform, step, building.check)
+    base = building.images.base(
+        stage.store, name, building.options.platform, building.progress, building.check
+    )
     return base.step
 
 
@@ -144,4 +145,4 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
         stage.made(step, made, created_by, cached=False)
 
 
-__all__ = ["copy_step", "platforms", "stage_of", "workdir_step"]
+__all__ = ["copy_step", "stage_of", "workdir_step"]

@@ -15,6 +15,8 @@ class StepFailed(LayerfsError):
         self.words = tuple(words)
         self.code = code
         self.tail = tail
+        self.where = ""
+        """The file and the line of the instruction."""
         self.image = ""
         """The id of an image of the tree that it has left, where one was wanted."""
         super().__init__(f"The command '{' '.join(words)}' returned a non-zero code: {code}")

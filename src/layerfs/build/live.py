@@ -31,9 +31,7 @@ class Live:
         self.step = step
         """What is below the upper."""
         self.name, self.tree = work.mount_name()
-        row = store.create_mount(
-            self.name, image=None, step=step, writable=writable, config={}
-        )
+        row = store.create_mount(self.name, image=None, step=step, writable=writable, config={})
         launch(
             MountRequest(mountpoint=str(self.tree), root=work.root, name=self.name, read_only=not writable)
         )
@@ -42,9 +40,7 @@ class Live:
     def checkpoint(self, created_by: str, comment: str, created: datetime | None, build: str) -> str:
         """Seal what was written since the last time as a step, and return that. Raises `LayerfsError`."""
         self.step = self._mount.checkpoint(
-            Checkpoint(
-                created_by=created_by, comment=comment, created=created, build=build, pause=False
-            )
+            Checkpoint(created_by=created_by, comment=comment, created=created, build=build, pause=False)
         )
         return self.step
 

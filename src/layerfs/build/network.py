@@ -1,4 +1,4 @@
-"""The network of a stage: one namespace for all its RUNs, made when the first of them is about to be needed."""
+"""The network of a stage: one namespace for all its RUNs, made when the first is about to be needed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,12 @@ class Network:
             row = store.create_mount(name, image=None, step=step, writable=False, ephemeral=True)
         self._mount_id = row.id
         settings = {
-            "HostConfig": {"NetworkMode": self._mode, "PortBindings": {}, "PublishAllPorts": False, "Dns": None},
+            "HostConfig": {
+                "NetworkMode": self._mode,
+                "PortBindings": {},
+                "PublishAllPorts": False,
+                "Dns": None,
+            },
             "NetworkingConfig": {"EndpointsConfig": {self._mode: {}}},
         }
         return replace(row, options={"container": settings})

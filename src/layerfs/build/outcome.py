@@ -51,9 +51,7 @@ def history(
     last = first
     for entry in entries:
         last = entry.created or last
-        result.append(
-            HistoryEntry(last, entry.created_by, author, comment, entry.layer is None, entry.layer)
-        )
+        result.append(HistoryEntry(last, entry.created_by, author, comment, entry.layer is None, entry.layer))
     return result
 
 

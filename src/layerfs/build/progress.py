@@ -45,8 +45,14 @@ class Step(Protocol):
 class Progress(Protocol):
     """What is said of a build. For all its threads."""
 
+    def look(self, text: str) -> Step:
+        """Begin to look something up, before it is known what there is to do."""
+
+    def planned(self, steps: Mapping[int, int]) -> None:
+        """Say what is to be done: how many *steps* there are in each stage, by its place, in their order."""
+
     def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
-        """Begin the step *number*, from 1, of the *total* steps of a *stage* (its place, from 0)."""
+        """Begin the step *number*, from 1, of the *total* steps of a *stage*."""
 
     def end_stage(self, stage: int) -> None:
         """Say that all of a stage has been done."""
@@ -61,18 +67,28 @@ class Progress(Protocol):
 class Classic:
     """The words of docker's classic builder."""
 
-    def __init__(self, sink: Sink, steps: Mapping[int, int]) -> None:
-        """Say them to *sink*; *steps* has how many there are in each stage that is built, in its order."""
+    def __init__(self, sink: Sink) -> None:
+        """Say them to *sink*."""
         self._sink = sink
         self._lock = threading.Lock()
-        self._order = list(steps)
-        self._first = {}
+        self._order: list[int] = []
+        """The stages whose words are still to come, the one first that speaks."""
+        self._first: dict[int, int] = {}
         self._total = 0
+        self._waiting: dict[int, list[str]] = {}
+        self._ended: set[int] = set()
+
+    def look(self, text: str) -> Step:
+        """See `Progress`. The classic builder says nothing of it."""
+        return _ClassicLook(self)
+
+    def planned(self, steps: Mapping[int, int]) -> None:
+        """See `Progress`."""
+        self._order = list(steps)
+        self._waiting = {stage: [] for stage in steps}
         for stage, count in steps.items():
             self._first[stage] = self._total
             self._total += count
-        self._waiting: dict[int, list[str]] = {stage: [] for stage in steps}
-        self._ended: set[int] = set()
 
     def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
         """See `Progress`."""
@@ -147,6 +163,26 @@ class _ClassicStep:
         self._progress.fail_stage(self._stage)
 
 
+class _ClassicLook:
+    def __init__(self, progress: Classic) -> None:
+        self._progress = progress
+
+    def output(self, piece: bytes) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def pulling(self, fields: Mapping[str, Any]) -> None:
+        self._progress.pass_on(fields)
+
+    def done(self, identifier: str, *, cached: bool = False) -> None:
+        pass
+
+    def failed(self) -> None:
+        pass
+
+
 class Events:
     """Events for our own client, as they come: see `cli.buildprogress`."""
 
@@ -155,14 +191,19 @@ class Events:
         self._lock = threading.Lock()
         self._last = 0
 
+    def look(self, text: str) -> Step:
+        """See `Progress`."""
+        return self.begin(-1, "internal", 0, 0, text)
+
+    def planned(self, steps: Mapping[int, int]) -> None:
+        """See `Progress`."""
+
     def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
         """See `Progress`."""
         with self._lock:
             self._last += 1
             vertex = self._last
-            self._sink.put(
-                {"step": vertex, "begin": text, "stage": name, "number": number, "total": total}
-            )
+            self._sink.put({"step": vertex, "begin": text, "stage": name, "number": number, "total": total})
         return _EventStep(self, vertex)
 
     def put(self, fields: Mapping[str, Any]) -> None:

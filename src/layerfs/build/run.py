@@ -145,7 +145,7 @@ class Container:
 
     @property
     def made_places(self) -> bool:
-        """Whether something is made in the tree to mount on, which is away again once the command has ended."""
+        """Whether something is made in the tree to mount on; it is away again once the command has ended."""
         return bool(self._missing.paths)
 
     def go(self) -> None:

@@ -80,7 +80,7 @@ class Mounts:
 
         building = self._stage.building
         if name := wanted.text("from"):
-            return stage_of(self._stage, name, None) or ""
+            return stage_of(self._stage, name) or ""
         job = copying.Job(sources=(wanted.text("source", "/"),), destination="/")
         with (
             copying.select(job, building.context.source, scratch=building.scratch) as selection,
@@ -101,9 +101,7 @@ class Mounts:
                 getattr(self, f"_{wanted.mount.type}")(wanted, points, variables, ends)
             yield points, variables
 
-    def _tmpfs(
-        self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack
-    ) -> None:
+    def _tmpfs(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         options = f"size={_bytes(wanted.text('size'))}" if wanted.text("size") else ""
         points.append(
             {
@@ -112,14 +110,14 @@ class Mounts:
             }
         )  # fmt: skip
 
-    def _secret(
-        self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack
-    ) -> None:
+    def _secret(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         identifier = wanted.text("id") or posixpath.basename(wanted.target)
         value = self._stage.building.options.secrets.get(identifier)
         if value is None:
             if wanted.flag("required"):
-                raise NotFound(f"secret {identifier} is required by a RUN: give it with --secret id={identifier}")
+                raise NotFound(
+                    f"secret {identifier} is required by a RUN: give it with --secret id={identifier}"
+                )
             return
         if len(value) > _MOST_SECRET:
             raise BadRequest(f"secret {identifier} has more than {_MOST_SECRET >> 10} KiB")
@@ -146,19 +144,20 @@ class Mounts:
         socket = self._stage.building.options.ssh.get(identifier)
         if socket is None:
             if wanted.flag("required"):
-                raise NotFound(f"the agent {identifier} is required by a RUN: give it with --ssh {identifier}")
+                raise NotFound(
+                    f"the agent {identifier} is required by a RUN: give it with --ssh {identifier}"
+                )
             return
         points.append(bind(socket, wanted.target))
         if not any(it.startswith("SSH_AUTH_SOCK=") for it in variables):
             variables.append(f"SSH_AUTH_SOCK={wanted.target}")
 
-    def _cache(
-        self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack
-    ) -> None:
-        building = self._stage.building
+    def _cache(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         sharing = wanted.text("sharing", "shared")
         if sharing not in cachemounts.SHARING:
-            raise BadRequest(f"RUN --mount: sharing={sharing[:40]} must be one of {', '.join(cachemounts.SHARING)}")
+            raise BadRequest(
+                f"RUN --mount: sharing={sharing[:40]} must be one of {', '.join(cachemounts.SHARING)}"
+            )
         owner = cachemounts.Owner(
             wanted.number("mode", 0o755, 8), wanted.number("uid", 0), wanted.number("gid", 0)
         )
@@ -166,7 +165,7 @@ class Mounts:
         if name := wanted.text("from"):
             from layerfs.build.copystep import stage_of
 
-            below = stage_of(self._stage, name, None)
+            below = stage_of(self._stage, name)
         identifier = wanted.text("id", wanted.target)
         directory = ends.enter_context(
             cachemounts.taken(self._stage, identifier, sharing, owner, below, wanted.text("source", "/"))
@@ -185,7 +184,7 @@ class Mounts:
             tree = context.directory
         else:
             name = wanted.text("from")
-            step = stage_of(stage, name, None) if name else context_step(stage)
+            step = stage_of(stage, name) if name else context_step(stage)
             if step is None:
                 raise NotFound(f"RUN --mount: {name or 'the build context'} has no files")
             live = Live(building.work(), building.launch, stage.store, step, writable=writable)
@@ -202,7 +201,9 @@ def context_step(stage: StageBuild) -> str | None:
     building, steps = stage.building, stage.store.steps
     job = copying.Job(sources=(".",), destination="/")
     with (
-        copying.select(job, building.context.source, scratch=building.scratch, check=building.check) as selection,
+        copying.select(
+            job, building.context.source, scratch=building.scratch, check=building.check
+        ) as selection,
         Memory(building.memory) as memory,
     ):
         digest = selection.digest(memory)

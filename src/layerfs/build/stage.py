@@ -144,9 +144,14 @@ class StageBuild:
         if found := self.cached(key):
             self.made(step, found, created_by, cached=True)
             return
-        made = self._execute(order, mounts, created_by, step, rest)
-        self.store.build_cache.put(key, made, kind="exec.cachemount" if mounts.caches else "regular",
-                                   description=created_by)
+        try:
+            made = self._execute(order, mounts, created_by, step, rest)
+        except StepFailed as error:
+            error.where = f"{instruction.file}:{instruction.line}"
+            raise
+        self.store.build_cache.put(
+            key, made, kind="exec.cachemount" if mounts.caches else "regular", description=created_by
+        )
         self.made(step, made, created_by, cached=False)
 
     def _order(self, run: Run, configuration: Configuration) -> Order:

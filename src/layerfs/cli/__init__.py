@@ -18,6 +18,7 @@ from layerfs.host.rundir import store_root
 
 COMMANDS = {
     "attach": "attach",
+    "build": "build",
     "commit": "mounts",
     "container": "groups",
     "cp": "copying",
