@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfs.build.workplace import Workplace
-from layerfs.container import networks
+from layerfs.container import networking, networks
+from layerfs.container.members import Members
 from layerfs.container.namespaces import container_of
 from layerfs.errors import BadRequest, LayerfsError, NotFound
 from layerfs.host.rundir import RunLock
@@ -29,6 +30,7 @@ class Network:
     def __init__(self, work: Workplace, host: Mapping[str, Any]) -> None:
         """Prepare; *host* is the build's `HostConfig`, whose `NetworkMode` says which network it is."""
         self._work = work
+        self._host = dict(host)
         self._mode = str(host["NetworkMode"])
         self._thread: threading.Thread | None = None
         self._made: networks.Prepared | None = None
@@ -75,13 +77,8 @@ class Network:
             row = store.create_mount(name, image=None, step=step, writable=False, ephemeral=True)
         self._mount_id = row.id
         settings = {
-            "HostConfig": {
-                "NetworkMode": self._mode,
-                "PortBindings": {},
-                "PublishAllPorts": False,
-                "Dns": None,
-            },
-            "NetworkingConfig": {"EndpointsConfig": {self._mode: {}}},
+            "HostConfig": self._host,
+            "NetworkingConfig": {"EndpointsConfig": {self._mode: networking.endpoint(Members({}))}},
         }
         return replace(row, options={"container": settings})
 

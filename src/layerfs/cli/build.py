@@ -170,12 +170,12 @@ def _spooled(ends: ExitStack) -> str:
     """Write standard input to a file, and return its path."""
     if sys.stdin.isatty():
         raise UsageError("no build context on standard input: pass an archive or a Dockerfile to it")
-    file = tempfile.NamedTemporaryFile(prefix="layerfs-context-")  # noqa: SIM115: it goes with *ends*
-    ends.enter_context(file)
-    while piece := sys.stdin.buffer.read(_PIECE):
-        file.write(piece)
-    file.flush()
-    return file.name
+    number, name = tempfile.mkstemp(prefix="layerfs-context-")
+    ends.callback(os.unlink, name)
+    with os.fdopen(number, "wb") as file:
+        while piece := sys.stdin.buffer.read(_PIECE):
+            file.write(piece)
+    return name
 
 
 def _secrets(texts: Sequence[str]) -> dict[str, str]:
