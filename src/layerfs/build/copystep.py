@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.build import copying, keys
 from layerfs.build.copying import Job
-from layerfs.build.digests import Memory
+from layerfs.build.digests import Digest, Memory
 from layerfs.build.sources import of_stack
 from layerfs.dockerfile import history
 
@@ -70,7 +70,7 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
 
 
 def _copied(
-    stage: StageBuild, selection: copying.Selection, created_by: str, key: str, digest: copying.Digest
+    stage: StageBuild, selection: copying.Selection, created_by: str, key: str, digest: Digest
 ) -> str:
     """Write what is selected into a new layer, and return the step of that."""
     building, steps = stage.building, stage.store.steps
