@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.build import outcome, workplace
 from layerfs.build.base import SCRATCH, Base
 from layerfs.build.building import Building, Options, Stopped
-from layerfs.build.outcome import Outcome
+from layerfs.build.outcome import Entry, Outcome
 from layerfs.build.plan import Plan, PlannedStage, plan
 from layerfs.build.stage import StageBuild
 from layerfs.dockerfile import history, parser
@@ -142,6 +142,7 @@ def _stage(
     if stage.triggers:
         step.note(f"# Executing {stage.triggers} build trigger{'s' if stage.triggers > 1 else ''}")
     base = bases.get(stage.index)
+    step.working()
     step.done((base.identifier if base else begun.step) or "")
     made = StageBuild(building, store, stage.index, name, sources)
     return made.run(begun, stage.instructions, [it.text for it in stage.instructions])
@@ -173,8 +174,12 @@ def _image(building: Building, store: Store, result: Outcome, references: Sequen
     options, steps = building.options, store.steps
     before = steps.entry(result.base).created if result.base is not None else None
     configuration = result.configuration
+    made = list(result.entries)
+    if not made and result.base is None and options.labels:
+        labels = " ".join(f"{name}={value}" for name, value in options.labels.items())
+        made.append(Entry(f"LABEL {labels}"))
     entries = outcome.history(
-        result.entries,
+        made,
         before=before,
         now=building.created(),
         author=configuration.author,

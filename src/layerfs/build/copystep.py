@@ -59,6 +59,7 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
         key = keys.key(job.word, stage.step, digest=digest.text, job=keys.job(job))
         found = stage.cached(key)
         if found is None:
+            step.working()
             stage.rest()
             found = _copied(stage, selection, created_by, key, digest)
             cached = False
@@ -113,7 +114,7 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
     created_by = stage.configuration.apply(instruction) or ""
     path = stage.configuration.config["WorkingDir"]
     if path == "/":
-        stage.unchanged(step, created_by, cached=False)
+        stage.unchanged(step, created_by, cached=None)
         return
     user = stage.configuration.config.get("User") or ""
     key = keys.key("WORKDIR", stage.step, path=path, user=user)

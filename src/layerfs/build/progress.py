@@ -26,8 +26,11 @@ class Sink(Protocol):
 class Step(Protocol):
     """One step of a stage, as it is worked on. Every method may raise what `Sink` raises."""
 
-    def output(self, piece: bytes) -> None:
-        """Pass on what a command has written."""
+    def working(self) -> None:
+        """Say that it is not in the cache, and is being done."""
+
+    def output(self, piece: bytes, *, error: bool = False) -> None:
+        """Pass on what a command has written, to its standard output or its standard *error*."""
 
     def note(self, text: str) -> None:
         """Say a line about how it goes."""
@@ -35,8 +38,11 @@ class Step(Protocol):
     def pulling(self, fields: Mapping[str, Any]) -> None:
         """Pass on what a pull says, in dockerd's form."""
 
-    def done(self, identifier: str, *, cached: bool = False) -> None:
-        """Say that it is done; *identifier* is of what it made."""
+    def done(self, identifier: str, *, cached: bool | None = False) -> None:
+        """Say that it is done; *identifier* is of what it made.
+
+        *cached* is None for a step that takes no time, and is as cached as those around it.
+        """
 
     def failed(self) -> None:
         """Say that it has failed."""
@@ -77,6 +83,9 @@ class Classic:
         self._total = 0
         self._waiting: dict[int, list[str]] = {}
         self._ended: set[int] = set()
+        self._undecided: dict[int, list[_ClassicStep]] = {}
+        self._cached: dict[int, bool] = {}
+        """Whether the last step of a stage was cached of which that is known."""
 
     def look(self, text: str) -> Step:
         """See `Progress`. The classic builder says nothing of it."""
@@ -92,8 +101,16 @@ class Classic:
 
     def begin(self, stage: int, name: str, number: int, total: int, text: str) -> Step:
         """See `Progress`."""
-        self.say(stage, f"Step {self._first[stage] + number}/{self._total} : {text}\n")
-        return _ClassicStep(self, stage)
+        step = _ClassicStep(self, stage, f"Step {self._first[stage] + number}/{self._total} : {text}\n")
+        self._undecided.setdefault(stage, []).append(step)
+        return step
+
+    def decide(self, stage: int, *, cached: bool) -> None:
+        """Say the steps of which it was not clear whether they were *cached*."""
+        steps = self._undecided.pop(stage, [])
+        self._cached[stage] = cached
+        for step in steps:
+            step.say(cached=cached)
 
     def say(self, stage: int, text: str) -> None:
         """Say *text*, of a *stage*, when its turn has come."""
@@ -105,6 +122,7 @@ class Classic:
 
     def end_stage(self, stage: int) -> None:
         """See `Progress`."""
+        self.decide(stage, cached=self._cached.get(stage, False))
         with self._lock:
             self._ended.add(stage)
             while self._order and self._order[0] in self._ended:
@@ -119,6 +137,7 @@ class Classic:
 
     def fail_stage(self, stage: int) -> None:
         """Let what a stage has said that has failed come now: nothing is awaited any more."""
+        self.decide(stage, cached=False)
         with self._lock:
             if self._order[:1] != [stage]:
                 self._flush(stage)
@@ -139,25 +158,44 @@ class Classic:
 
 
 class _ClassicStep:
-    def __init__(self, progress: Classic, stage: int) -> None:
+    def __init__(self, progress: Classic, stage: int, head: str) -> None:
         self._progress = progress
         self._stage = stage
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._head = head
+        self._end = ""
+        self._is_working = False
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = decoder("replace"), decoder("replace")
 
-    def output(self, piece: bytes) -> None:
-        if text := self._decode(piece):
-            self._progress.say(self._stage, text)
+    def say(self, *, cached: bool) -> None:
+        """Say what has been kept back."""
+        using = " ---> Using cache\n" if cached and self._end else ""
+        self._progress.say(self._stage, f"{self._head}{using}{self._end}")
+
+    def working(self) -> None:
+        self._is_working = True
+        self._progress.decide(self._stage, cached=False)
+
+    def output(self, piece: bytes, *, error: bool = False) -> None:
+        if text := self._decoders[error].decode(piece):
+            self._progress.say(self._stage, f"\x1b[91m{text}\x1b[0m" if error else text)
 
     def note(self, text: str) -> None:
-        self._progress.say(self._stage, f"{text}\n")
+        self._end += f"{text}\n"
 
     def pulling(self, fields: Mapping[str, Any]) -> None:
         self._progress.pass_on(fields)
 
-    def done(self, identifier: str, *, cached: bool = False) -> None:
-        rest = self._decode(b"", True)
-        using = " ---> Using cache\n" if cached else ""
-        self._progress.say(self._stage, f"{rest}{using} ---> {identifier[:12]}\n")
+    def done(self, identifier: str, *, cached: bool | None = False) -> None:
+        self._end += f" ---> {identifier[:12]}\n"
+        if cached is None:
+            return
+        if cached:
+            self._progress.decide(self._stage, cached=True)
+        else:
+            self._progress.decide(self._stage, cached=False)
+            if self._is_working:
+                self._progress.say(self._stage, self._end)
 
     def failed(self) -> None:
         self._progress.fail_stage(self._stage)
@@ -167,7 +205,10 @@ class _ClassicLook:
     def __init__(self, progress: Classic) -> None:
         self._progress = progress
 
-    def output(self, piece: bytes) -> None:
+    def working(self) -> None:
+        pass
+
+    def output(self, piece: bytes, *, error: bool = False) -> None:
         pass
 
     def note(self, text: str) -> None:
@@ -176,7 +217,7 @@ class _ClassicLook:
     def pulling(self, fields: Mapping[str, Any]) -> None:
         self._progress.pass_on(fields)
 
-    def done(self, identifier: str, *, cached: bool = False) -> None:
+    def done(self, identifier: str, *, cached: bool | None = False) -> None:
         pass
 
     def failed(self) -> None:
@@ -228,13 +269,17 @@ class _EventStep:
         self._events = events
         self._vertex = vertex
         self._begun = time.monotonic()
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        decoder = codecs.getincrementaldecoder("utf-8")
+        self._decoders = decoder("replace"), decoder("replace")
 
     def _put(self, **fields: Any) -> None:
         self._events.put({"step": self._vertex, **fields})
 
-    def output(self, piece: bytes) -> None:
-        if text := self._decode(piece):
+    def working(self) -> None:
+        pass
+
+    def output(self, piece: bytes, *, error: bool = False) -> None:
+        if text := self._decoders[error].decode(piece):
             self._put(output=text, seconds=round(time.monotonic() - self._begun, 3))
 
     def note(self, text: str) -> None:
@@ -245,8 +290,8 @@ class _EventStep:
             self._put(note=": ".join(str(fields[name]) for name in ("id", "status") if fields.get(name)))
         self._events.check()
 
-    def done(self, identifier: str, *, cached: bool = False) -> None:
-        self._put(done=identifier, cached=cached, seconds=round(time.monotonic() - self._begun, 3))
+    def done(self, identifier: str, *, cached: bool | None = False) -> None:
+        self._put(done=identifier, cached=bool(cached), seconds=round(time.monotonic() - self._begun, 3))
 
     def failed(self) -> None:
         self._put(failed=True, seconds=round(time.monotonic() - self._begun, 3))

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from layerfs.build import targets
 from layerfs.build.errors import StepFailed
@@ -42,6 +42,13 @@ _ENDING = 20.0
 """Seconds that a container may take to end once it was killed."""
 _TAIL = 4096
 """Bytes of the output that are kept for the message when the command fails."""
+
+
+class Output(Protocol):
+    """Where what a command writes goes."""
+
+    def __call__(self, piece: bytes, /, *, error: bool) -> None:
+        """Take a *piece* of its standard output, or its standard *error*."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +137,7 @@ class Container:
             [self._runtime.path, *self._runtime.options, *log, *run],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             cwd="/",
             start_new_session=True,  # a terminal's Ctrl-C is for the build, which then ends this
         )
@@ -152,25 +159,28 @@ class Container:
         """Let the command begin."""
         os.write(self._go[1], b"go\n")
 
-    def finish(self, output: Callable[[bytes], None], check: Callable[[], None]) -> None:
+    def finish(self, output: Output, check: Callable[[], None]) -> None:
         """Wait for the end of the command, whose output goes to *output*, and take the container away.
 
         *check* is called now and then, and ends it by raising. Nothing of the command runs when this returns,
         and what was made to mount on is out of the tree again. Raises `StepFailed`, or another `LayerfsError`
         where there was no container to run it in.
         """
-        assert self._process is not None
-        assert self._process.stdout is not None
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         tail = b""
         try:
-            pipe = self._process.stdout.fileno()
-            while True:
-                if readable([pipe], _LOOK):
-                    piece = os.read(pipe, _PIECE)
-                    if not piece:
-                        break
-                    tail = (tail + piece)[-_TAIL:]
-                    output(piece)
+            errors = process.stderr.fileno()
+            waiting = [process.stdout.fileno(), errors]
+            while waiting:
+                for pipe in readable(waiting, _LOOK):
+                    if piece := os.read(pipe, _PIECE):
+                        tail = (tail + piece)[-_TAIL:]
+                        output(piece, error=pipe == errors)
+                    else:
+                        waiting.remove(pipe)
                 check()
             code = self._wait(check)
         finally:
@@ -202,8 +212,9 @@ class Container:
             if process.poll() is None:
                 os.write(self._go[1], b"no\n")
                 self._end(process)
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
             with suppress(OSError):
                 self._complaint = (self.bundle / "log").read_text(errors="replace")
         for fd in self._go:  # not before: the hook opens them by their numbers

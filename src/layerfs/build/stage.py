@@ -91,7 +91,7 @@ class StageBuild:
             text = self.configuration.apply(instruction)
             if text is not None:
                 self.entries.append(Entry(text))
-            step.done(self.step or "")
+            step.done(self.step or "", cached=None)
 
     def made(self, step: Step, made: str, created_by: str, *, cached: bool) -> None:
         """Go on from the step *made*, whose layer is that of *created_by*."""
@@ -102,7 +102,7 @@ class StageBuild:
         self.entries.append(Entry(created_by, entry.created, layer))
         step.done(made, cached=cached)
 
-    def unchanged(self, step: Step, created_by: str, *, cached: bool) -> None:
+    def unchanged(self, step: Step, created_by: str, *, cached: bool | None) -> None:
         """Go on from the same files as before: what *created_by* says has changed none."""
         self.entries.append(Entry(created_by))
         step.done(self.step or "", cached=cached)
@@ -144,6 +144,7 @@ class StageBuild:
         if found := self.cached(key):
             self.made(step, found, created_by, cached=True)
             return
+        step.working()
         try:
             made = self._execute(order, mounts, created_by, step, rest)
         except StepFailed as error:
