@@ -231,7 +231,7 @@ def test_onbuild_takes_its_here_document_along() -> None:
         ("FROM a\nENV A\n", "2:6", "has no value"),
         ("FROM a\nENV A=b c\n", "2:9", "use NAME=VALUE"),
         ("FROM a\nENV =b\n", "2:5", "a name is missing"),
-        ("FROM a\nENV A=b \\\n  C='d\n", "3:5", "expected another ' that closes"),
+        ("FROM a\nENV A=b \\\n  C='d\n", "3:5", "a ' is never closed: expected another"),
         ("FROM a\nENV A=${B\n", "2:7", "expected }"),
         ("FROM a\nENV A=x${B:=c}\n", "2:12", "expected one of } :-"),
         ("FROM a\nLABEL a=b \\\n c=${}\n", "3:4", "bad substitution"),
