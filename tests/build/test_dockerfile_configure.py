@@ -50,8 +50,18 @@ def apply(configuration: Configuration, text: str) -> list[str | None]:
             {"ExposedPorts": {"1/tcp": {}, "443/tcp": {}, "81/tcp": {}, "8000/udp": {}, "8001/udp": {}}},
             "EXPOSE [81/tcp 443/tcp 8000/udp 8001/udp]",
         ),
-        ({"Env": ["P=80 81"]}, "EXPOSE $P", {"ExposedPorts": {"80/tcp": {}, "81/tcp": {}}}, "EXPOSE [80/tcp 81/tcp]"),
-        ({"Volumes": {"/x": {}}}, "VOLUME /a /b", {"Volumes": {"/x": {}, "/a": {}, "/b": {}}}, "VOLUME [/a /b]"),
+        (
+            {"Env": ["P=80 81"]},
+            "EXPOSE $P",
+            {"ExposedPorts": {"80/tcp": {}, "81/tcp": {}}},
+            "EXPOSE [80/tcp 81/tcp]",
+        ),
+        (
+            {"Volumes": {"/x": {}}},
+            "VOLUME /a /b",
+            {"Volumes": {"/x": {}, "/a": {}, "/b": {}}},
+            "VOLUME [/a /b]",
+        ),
         ({}, 'VOLUME ["/a b"]', {"Volumes": {"/a b": {}}}, "VOLUME [/a b]"),
         ({"Env": ["U=me"]}, "USER $U:x", {"User": "me:x"}, "USER me:x"),
         ({}, "WORKDIR a//b/../c/", {"WorkingDir": "/a/c"}, "WORKDIR /a/c"),
@@ -139,7 +149,9 @@ def test_a_shell_holds_for_what_follows() -> None:
 
 def test_args_come_from_the_command_line_then_the_default_then_before_from() -> None:
     stage = Configuration(
-        {"Env": ["X=env"]}, build_args={"A": "given", "HTTP_PROXY": "p"}, global_args={"A": "g", "B": "g", "C": "g"}
+        {"Env": ["X=env"]},
+        build_args={"A": "given", "HTTP_PROXY": "p"},
+        global_args={"A": "g", "B": "g", "C": "g"},
     )
     said = apply(stage, "ARG A=default$X B C=${X}1 D E=$A-$B\nARG X=arg\nENV Y=$X$E")
     assert said == ["ARG A=given B=g C=env1 D E=given-g", "ARG X=arg", "ENV Y=arggiven-g"]
@@ -179,7 +191,9 @@ def test_a_path_is_set_where_the_image_has_none() -> None:
 
 def test_copy_with_variables_put_in() -> None:
     stage = Configuration({"Env": ["A=a", "D=/d"]})
-    (found,) = instructions("COPY --chown=$A --chmod=$M --exclude=$A <<X <<'Y' $A/* \\$A ${D}/\n$A'\nX\n$A\nY")
+    (found,) = instructions(
+        "COPY --chown=$A --chmod=$M --exclude=$A <<X <<'Y' $A/* \\$A ${D}/\n$A'\nX\n$A\nY"
+    )
     assert isinstance(found, Copy)
     result = stage.expand_copy(found)
     assert (result.chown, result.chmod, result.exclude) == ("a", "", ("$A",))

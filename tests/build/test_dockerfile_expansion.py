@@ -8,7 +8,14 @@ from layerfs.dockerfile import expansion
 from layerfs.dockerfile.words import Malformed
 from layerfs.errors import BadRequest
 
-VALUES = {"A": "/home", "EMPTY": "", "한국": "안녕", "SPACED": " a  b ", "PATH": "/usr/lib:/usr/bin", "STAR": "a*b?c"}
+VALUES = {
+    "A": "/home",
+    "EMPTY": "",
+    "한국": "안녕",
+    "SPACED": " a  b ",
+    "PATH": "/usr/lib:/usr/bin",
+    "STAR": "a*b?c",
+}
 
 
 def expand(text: str, escape: str = "\\") -> str:
@@ -59,7 +66,7 @@ def test_expand(text: str, expected: str) -> None:
 
 
 def test_the_backtick_as_escape() -> None:
-    assert expand("C:\\$A `$A \"`$A \\\"", "`") == "C:\\/home $A $A \\"
+    assert expand('C:\\$A `$A "`$A \\"', "`") == "C:\\/home $A $A \\"
 
 
 @pytest.mark.parametrize(

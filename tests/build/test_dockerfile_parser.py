@@ -53,7 +53,11 @@ def test_stages_begin_with_from_and_args_may_come_before() -> None:
     )
     assert [names.names for names in found.args] == [(("TAG", "12"), ("OTHER", None))]
     first, second = found.stages
-    assert (first.begin.image, first.begin.name, first.begin.platform) == ("debian:$TAG", "build", "linux/arm64")
+    assert (first.begin.image, first.begin.name, first.begin.platform) == (
+        "debian:$TAG",
+        "build",
+        "linux/arm64",
+    )
     assert (second.begin.image, second.begin.name, second.begin.line) == ("scratch", None, 4)
     assert [type(each) for each in second.instructions] == [Copy]
 
@@ -181,9 +185,17 @@ def test_copy_and_add_with_every_flag() -> None:
         "COPY --from=0 --chown=$U:g --chmod=755 --link --parents=true --exclude=*.o --exclude=b a/ ./c* /d/"
     )
     assert (found.word, found.sources, found.destination) == ("COPY", ("a/", "./c*"), "/d/")
-    assert (found.from_, found.chown, found.chmod, found.link, found.parents) == ("0", "$U:g", "755", True, True)
+    assert (found.from_, found.chown, found.chmod, found.link, found.parents) == (
+        "0",
+        "$U:g",
+        "755",
+        True,
+        True,
+    )
     assert found.exclude == ("*.o", "b")
-    found = copied('ADD --checksum=sha256:$X --keep-git-dir --unpack=false --link=false ["https://a b", "/c"]')
+    found = copied(
+        'ADD --checksum=sha256:$X --keep-git-dir --unpack=false --link=false ["https://a b", "/c"]'
+    )
     assert (found.word, found.sources, found.destination) == ("ADD", ("https://a b",), "/c")
     assert (found.checksum, found.keep_git_dir, found.unpack, found.link) == ("sha256:$X", True, False, False)
     assert copied('COPY --chown="a b" x /y').chown == "a b"

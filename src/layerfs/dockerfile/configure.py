@@ -38,7 +38,8 @@ _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _MOST_PORTS = 16384
 """Ports that all EXPOSE may name together."""
 _PORT = re.compile(
-    r"(?:(?:[0-9a-f.:\[\]]*:)?[0-9-]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?", re.IGNORECASE | re.ASCII
+    r"(?:(?:[0-9a-f.:\[\]]*:)?[0-9-]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?",
+    re.IGNORECASE | re.ASCII,
 )
 """A port, or several; an address and a port of the host before it are allowed, and mean nothing."""
 

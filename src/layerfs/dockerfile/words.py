@@ -132,7 +132,8 @@ def _quoted_word(escape: str) -> re.Pattern[str]:
     token = re.escape(escape)
     # An atomic group, not a possessive quantifier: that of a group goes wrong before Python 3.11.5.
     return re.compile(
-        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)", re.DOTALL
+        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)",
+        re.DOTALL,
     )
 
 
