@@ -31,8 +31,8 @@ from layerfs.errors import BadRequest
         ("ab[^b-d]", "abc", False),
         ("ab[^e-g]", "abc", True),
         ("a[^x]b", "a/b", False),
-        ("[a-ζ]*", "α", True),
-        ("*[a-ζ]", "A", False),
+        ("[à-ü]*", "é", True),
+        ("*[à-ü]", "A", False),
         ("[\\]a\\-&&~||]", "]", True),
         ("[\\]a\\-&&~||]", "-", True),
         ("[z-a]", "b", False),
@@ -57,9 +57,9 @@ def test_wildcards_take_bytes_that_are_no_text() -> None:
     "pattern", ["[", "[^", "[]a]", "[-]", "[x-]", "[-x]", "[a-b-c]", "[^bc", "a[", "\\", "a[\\", "*["]
 )
 def test_malformed_patterns(pattern: str) -> None:
-    with pytest.raises(BadRequest, match="^bad pattern "):
+    with pytest.raises(BadRequest, match=r"^bad pattern "):
         wildcards.match(pattern.encode(), b"a")
-    with pytest.raises(BadRequest, match="^bad pattern "):
+    with pytest.raises(BadRequest, match=r"^bad pattern "):
         Ignore([pattern])
 
 
@@ -145,7 +145,7 @@ def test_a_file_of_patterns() -> None:
 
 def test_bad_patterns_are_quoted() -> None:
     for pattern in ("!", " ! "):
-        with pytest.raises(BadRequest, match="^bad pattern '!': expected a pattern after it$"):
+        with pytest.raises(BadRequest, match=r"^bad pattern '!': expected a pattern after it$"):
             Ignore([pattern])
     with pytest.raises(BadRequest, match="expected \\*\\* to be a whole name"):
         Ignore(["a**/" * 6 + "b"])

@@ -184,7 +184,7 @@ def test_triggers_of_an_image_can_need_more() -> None:
     assert [type(each) for each in last.instructions] == [Copy, Run, Run]
     assert last.images == ("a", "img")
     with pytest.raises(
-        BadRequest, match="^Dockerfile:2: ONBUILD of a:1:1: ONBUILD cannot be followed by FROM"
+        BadRequest, match=r"^Dockerfile:2: ONBUILD of a:1:1: ONBUILD cannot be followed by FROM"
     ):
         planned(text, triggers={1: ["FROM x"]})
 

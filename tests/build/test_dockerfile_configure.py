@@ -217,7 +217,8 @@ def test_history_of_copy_and_run() -> None:
 def test_mounts_with_variables_put_in() -> None:
     stage = Configuration({"Env": ["ID=x", "T=/t", "RW=true"]})
     (found,) = instructions(
-        "RUN --mount=type=cache,id=$ID,target=${T},uid=1 --mount=target=/b,rw=$RW --mount=type=secret,id=$ID,env=S y"
+        "RUN --mount=type=cache,id=$ID,target=${T},uid=1 --mount=target=/b,rw=$RW"
+        " --mount=type=secret,id=$ID,env=S y"
     )
     assert isinstance(found, Run)
     first, second, third = stage.expand_run(found).mounts
@@ -226,5 +227,5 @@ def test_mounts_with_variables_put_in() -> None:
     assert third.options == {"id": "x", "env": "S", "readonly": "true"}
     (found,) = instructions("RUN --mount=type=cache,target=/t,uid=$ID y")
     assert isinstance(found, Run)
-    with pytest.raises(BadRequest, match="^Dockerfile:2: expected a number for uid= in --mount, not 'x'$"):
+    with pytest.raises(BadRequest, match=r"^Dockerfile:2: expected a number for uid= in --mount, not 'x'$"):
         stage.expand_run(found)

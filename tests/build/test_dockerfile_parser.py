@@ -290,15 +290,15 @@ def test_errors_say_where_and_what_was_expected(text: str, place: str, says: str
 
 def test_bytes_that_are_no_text_are_found_except_in_comments() -> None:
     assert parser.parse(b"# caf\xe9\nFROM a\n").stages[0].begin == From(line=2, text="FROM a", image="a")
-    with pytest.raises(BadRequest, match="^Dockerfile:2:8: expected UTF-8 text, not the byte 0xe9$"):
+    with pytest.raises(BadRequest, match=r"^Dockerfile:2:8: expected UTF-8 text, not the byte 0xe9$"):
         parser.parse(b"FROM a\nRUN caf\xe9\n")
-    with pytest.raises(BadRequest, match="^Dockerfile:3:2: expected UTF-8 text, not the byte 0xff$"):
+    with pytest.raises(BadRequest, match=r"^Dockerfile:3:2: expected UTF-8 text, not the byte 0xff$"):
         parser.parse(b"FROM a\nCOPY <<b /c\n1\xff\nb\n")
 
 
 def test_a_trigger_is_one_instruction() -> None:
     for text in ("", "RUN a\nRUN b", "FROM a", "ONBUILD RUN a", "MAINTAINER x"):
-        with pytest.raises(BadRequest, match="^ONBUILD:1:1: "):
+        with pytest.raises(BadRequest, match=r"^ONBUILD:1:1: "):
             parser.parse_onbuild(text)
 
 
