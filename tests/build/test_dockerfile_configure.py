@@ -225,6 +225,12 @@ def test_mounts_with_variables_put_in() -> None:
     assert first.options == {"id": "x", "target": "/t", "uid": "1", "readonly": "false"}
     assert second.options == {"target": "/b", "readonly": "false"}
     assert third.options == {"id": "x", "env": "S", "readonly": "true"}
+    (found,) = instructions("RUN --mount=type=$TYPE,target=/t,uid=1 y")
+    assert isinstance(found, Run)
+    assert Configuration({"Env": ["TYPE=Cache"]}).expand_run(found).mounts[0].type == "cache"
+    for kind, says in (("tmpfs", "does not take 'uid'"), ("nfs", "expected a mount of type bind"), ("", "not ''")):
+        with pytest.raises(BadRequest, match=f"^Dockerfile:2: .*{says}"):
+            Configuration({"Env": [f"TYPE={kind}"]}).expand_run(found)
     (found,) = instructions("RUN --mount=type=cache,target=/t,uid=$ID y")
     assert isinstance(found, Run)
     with pytest.raises(BadRequest, match=r"^Dockerfile:2: expected a number for uid= in --mount, not 'x'$"):

@@ -238,6 +238,7 @@ def test_onbuild_takes_its_here_document_along() -> None:
         ("FROM a\nCOPY a\n", "2:6", "needs a destination"),
         ("FROM a\nCOPY a <<b\nb\n", "2:8", "cannot be the destination"),
         ("FROM a\nCOPY << b /c\nb\n", "2:6", "name right after <<"),
+        ("FROM a\nCOPY <<b c\" /d\nb\n", "2:6", "expected the quotes after <<b to be closed"),
         ("FROM a\nRUN <<b\nc\n", "2:5", "expected a line 'b' further down"),
         ("FROM a\nCOPY <<b /c\n1\n${x\nb\n", "2:6", "line 2 of the here-document b: expected one of } "),
         ("FROM a\nENV A\n", "2:6", "has no value"),
