@@ -9,12 +9,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from layerfs.build import wildcards
 from layerfs.dockerfile.words import SPACE
 from layerfs.errors import BadRequest
 
-MOST_PATTERNS = 10_000
+MOST_PATTERNS = 2000
 _MOST_BYTES = 1 << 20
 _MOST_LOOSE = 4
 """How many `**` of a pattern may follow a part of a name, as in `a**/b`: each doubles the work."""
@@ -190,6 +191,11 @@ def _may_reach(parts: Sequence[str], names: Sequence[str]) -> bool:
     for part, name in zip(parts, names, strict=False):
         if part == "**":
             return True
-        if not re.compile(wildcards.expression(part), re.DOTALL).match(name):
+        if not _name(part).match(name):
             return False
     return True
+
+
+@lru_cache(maxsize=4 * MOST_PATTERNS)
+def _name(part: str) -> re.Pattern[str]:
+    return re.compile(wildcards.expression(part), re.DOTALL)

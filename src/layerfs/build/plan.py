@@ -30,7 +30,6 @@ PREDEFINED = frozenset(
 )
 """Build arguments that a RUN has without an ARG."""
 _SILENT = PREDEFINED | {"SOURCE_DATE_EPOCH"}
-_SILENT_PREFIXES = ("BUILDKIT_", "TARGET", "BUILD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ class _Planner:
                 planned[number] = self._stage(number, args)
                 waiting.extend(planned[number].needs)
         stages = tuple(planned[number] for number in sorted(planned))
-        return Plan(stages, index, args, self._unused(), tuple(self._warnings()))
+        return Plan(stages, index, args, self._unused(args), tuple(self._warnings()))
 
     def _target(self, target: str | None) -> int:
         stages = self._dockerfile.stages
@@ -273,14 +272,11 @@ class _Planner:
                 seen.update(found)
         return seen
 
-    def _unused(self) -> tuple[str, ...]:
-        named = {name for each in self._dockerfile.args for name, _ in each.names}
+    def _unused(self, args: Mapping[str, str]) -> tuple[str, ...]:
+        known = {*_SILENT, *args, *(name for each in self._dockerfile.args for name, _ in each.names)}
         for stage in self._dockerfile.stages:
-            named.update(_declared(stage))
-        silent = (
-            name for name in self._given if name not in _SILENT and not name.startswith(_SILENT_PREFIXES)
-        )
-        return tuple(name for name in silent if name not in named)
+            known.update(_declared(stage))
+        return tuple(name for name in self._given if name not in known and not name.startswith("BUILDKIT_"))
 
     def _warnings(self) -> Iterator[str]:
         for name, found in self._names.items():

@@ -37,7 +37,11 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _MOST_PORTS = 16384
 """Ports that all EXPOSE may name together."""
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?", re.IGNORECASE | re.ASCII)
+_PORT = re.compile(
+    r"(?:(?:[0-9a-f.:\[\]]*:)?[0-9-]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?",
+    re.IGNORECASE | re.ASCII,
+)
+"""A port, or several; an address and a port of the host before it are allowed, and mean nothing."""
 
 
 class Configuration:
@@ -234,7 +238,7 @@ class Configuration:
             value = "/" + posixpath.normpath(posixpath.join(before, value)).lstrip("/")
             self.config["WorkingDir"] = value
         elif instruction.word == "USER":
-            if len(value.split()) != 1:
+            if len(value.split()) > 1:
                 raise BadRequest(f"USER needs exactly one argument, user[:group], not {value[:40]!r}")
             self.config["User"] = value
         else:

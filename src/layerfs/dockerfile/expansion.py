@@ -254,7 +254,6 @@ class _Expander:
         self._at += everywhere
         pattern = self._inner("/", raw=True)
         replacement = self._inner("}", raw=True)
-        replacement = re.sub(r"\\([\\/}])", r"\1", replacement)
         return shellpatterns.replace(self._value(name) or "", pattern, replacement, everywhere)
 
     def _inner(self, stop: str, *, raw: bool) -> str:

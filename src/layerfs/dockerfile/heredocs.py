@@ -65,7 +65,8 @@ def parse(word: str) -> Head | None:
     bare = _QUOTES.sub(lambda part: part[1] or part[2] or part[3] or "", name[0].text)
     if not bare:
         return None
-    return Head(bare, found[2] == "-", "'" not in name[0].text and '"' not in name[0].text)
+    quoted = any(part[3] is None for part in _QUOTES.finditer(name[0].text))
+    return Head(bare, found[2] == "-", not quoted)
 
 
 def command(run: Run, shell: Sequence[str]) -> tuple[list[str], Heredoc | None]:
@@ -106,5 +107,5 @@ def _candidates(text: str, start: int) -> list[words.Word]:
 
 
 _SHELL_WORD = re.compile(
-    rf"(?:<<[ \t\r]*+|[^{words.SPACE}'\"\\<]++|<|'[^']*+'|\"(?:[^\"\\]++|\\.)*+\"|\\(?:.|\Z))*+", re.DOTALL
+    rf"(?>(?:<<-?[ \t\r]*|[^{words.SPACE}'\"\\<]++|<|'[^']*'|\"(?:[^\"\\]++|\\.)*\"|\\(?:.|\Z))*)", re.DOTALL
 )

@@ -76,7 +76,7 @@ class RunMount:
     """One `--mount` of a RUN; values have no variables put in yet."""
 
     type: str
-    """`bind`, `cache`, `tmpfs`, `secret` or `ssh`."""
+    """`bind`, `cache`, `tmpfs`, `secret` or `ssh`; a variable until it is put in."""
     options: dict[str, str] = field(default_factory=dict)
     """The others, by docker's names (`target`, `source`, `from`, `id`, `sharing`, `mode`, `uid`, `gid`,
     `size`, `required`, `env`, `readwrite`, `readonly`). One without a value has `true`. `dst` and

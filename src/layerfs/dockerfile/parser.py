@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 
 from layerfs.dockerfile import lines, statements
@@ -130,7 +131,6 @@ def _instruction(line: Line, escape: str, start: int) -> Instruction:
 
 def _warnings(directives: dict[str, str], file: str) -> list[str]:
     syntax = directives.get("syntax", "")
-    name = syntax.split("@")[0].split(" ")[0].rpartition(":")[0] or syntax
-    if syntax and name not in _OFFICIAL:
+    if syntax and re.split("[ @]|:[^/]*$", syntax)[0] not in _OFFICIAL:
         return [f"{file}: syntax={syntax[:80]} is not used: the file is read as docker/dockerfile:1"]
     return []

@@ -72,7 +72,7 @@ def split(text: str, start: int, escape: str) -> list[Word]:
         found = pattern.match(text, at)
         end = found.end() if found else at
         if end < len(text) and text[end] in "'\"":
-            raise Malformed(f"expected another {text[end]} that closes this one", end)
+            raise Malformed(f"a {text[end]} is never closed: expected another one", end)
         word = text[at:end]
         if end == len(text) and word.endswith(escape) and not _escapes_end(word, escape):
             word = word[:-1]  # nothing follows that it could escape
@@ -93,7 +93,7 @@ def flags(text: str, start: int, escape: str) -> tuple[list[Flag], int]:
         found = _quoted_word(escape).match(text, at)
         end = found.end() if found else at
         if end < len(text) and text[end] in "'\"":
-            raise Malformed(f"expected another {text[end]} that closes this one", end)
+            raise Malformed(f"a {text[end]} is never closed: expected another one", end)
         word = _unquoted(text[at:end], escape)
         offset, at = at, skip(text, end)
         if word == "--":
@@ -130,8 +130,10 @@ def _no_constant(name: str) -> None:
 def _quoted_word(escape: str) -> re.Pattern[str]:
     """Return what matches as much of a word as is well formed; an open quote is left."""
     token = re.escape(escape)
+    # An atomic group, not a possessive quantifier: that of a group goes wrong before Python 3.11.5.
     return re.compile(
-        rf"(?:[^{SPACE}'\"{token}]++|'[^']*+'|\"(?:[^\"{token}]++|{token}.)*+\"|{token}(?:.|\Z))*+", re.DOTALL
+        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)",
+        re.DOTALL,
     )
 
 
