@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,7 @@ from layerfs.mounting.find import mount_of
 from layerfs.mounting.mount import Checkpoint
 from layerfs.store import Store
 from layerfs.store.model import Image, Mount
-
-THEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-def make_step(store: Store, below: str | None, name: str) -> str:
-    """Seal a layer with one file on top of *below*."""
-    with store.steps.new_layer(below) as new:
-        (new.path / name).write_text(name)
-        return store.steps.seal_layer(new, below, created=THEN, created_by=f"COPY {name}")
-
-
-def layer_directories(store: Store) -> set[str]:
-    return {path.name for path in (store.root / "layers").iterdir()}
-
-
-def problems(store: Store) -> list[str]:
-    return [f"{problem.subject}: {problem.what}" for problem in store.check()]
+from tests.unit.steps_support import THEN, layer_directories, make_step, problems
 
 
 def test_a_sealed_layer_is_a_step_of_its_own(store: Store, base: Image, tree: Path) -> None:
@@ -101,6 +84,7 @@ def test_what_a_killed_build_held_is_let_go(store: Store, base: Image) -> None:
     os.waitpid(child, 0)
     os.close(ready)
     os.close(done)
+    assert any("its process was killed, and it still holds steps" in line for line in problems(store))
     assert len(store.recover()) == 3
     assert layer_directories(store) == before
     assert list((store.root / "tmp").iterdir()) == []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MODULES = {
     "_ping": ("system",),
     "auth": ("registries",),
-    "build": ("prune",),
+    "build": ("buildcache",),
     "commit": ("containers",),
     "containers": (
         "containers", "create", "running", "watching", "attaching", "execs", "copying", "export", "prune"

@@ -18,6 +18,7 @@ from layerfs.host.rundir import store_root
 
 COMMANDS = {
     "attach": "attach",
+    "builder": "groups",
     "commit": "mounts",
     "container": "groups",
     "cp": "copying",

@@ -440,7 +440,7 @@ class Daemon:
         while True:
             while self._settling:
                 layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id, self._watch)
+                process = settle.start(self.root, layer_id, watch=self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
                 layer.on_disk = status == 0 and not lost.has_lost()
                 del self._settling[layer_id]
