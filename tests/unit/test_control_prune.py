@@ -142,7 +142,7 @@ def test_the_build_cache_by_the_commands(run: Run, root: Path) -> None:
     with Store(root) as store, store.building():
         steps = chain(store, "a", (100, 20))
         store.steps.make_image(steps[0], {}, references=["built"])
-    assert run("df")[1].splitlines()[-1].split() == ["Build", "Cache", "2", "0", "120B", "20B", "(16%)"]
+    assert run("df")[1].splitlines()[-1].split() == ["Build", "Cache", "2", "0", "20B", "20B", "(100%)"]
     listed = run("df", "-v")[1]
     assert "CACHE ID   CACHE TYPE   SIZE" in listed
     assert "RUN a 1" in listed

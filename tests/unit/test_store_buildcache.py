@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from layerfs.errors import BadRequest
-from layerfs.store import Store, settle
-from layerfs.store.model import Image, now
+from layerfs.store import Store, settle, stacks
+from layerfs.store.model import HistoryEntry, Image, now
 from tests.unit.control_support import ask
-from tests.unit.steps_support import chain, layer_directories, make_step, problems
+from tests.unit.steps_support import THEN, chain, layer_directories, make_step, problems
 from tests.unit.test_store_crash import dies_at
 from tests.unit.test_store_power import lost, next_boot, rows_lost
 
@@ -56,6 +56,27 @@ def test_an_image_that_goes_leaves_its_steps_to_the_cache(store: Store) -> None:
     assert store.build_cache.get("a-1") is not None
     assert store.build_cache.prune() == (["a-1", "a-0"], 120)
     assert layer_directories(store) == set()
+
+
+def test_an_image_with_the_same_layers_in_a_history_of_its_own_shares_them(store: Store) -> None:
+    with store.building():
+        steps = chain(store, "a", (100, 20))
+        below = None
+        for row in store.steps.layers_of_step(steps[1]):
+            entry = HistoryEntry(THEN, "RUN again", "", "", False, row.id)
+            with store.database.transaction():
+                below = stacks.add(store.database, below, entry)
+        assert below is not None
+        store.steps.make_image(below, {}, references=["kept"])
+        chain(store, "b", (3,))
+    assert {used.entry.key: used.shared for used in store.build_cache.usage()} == {
+        "a-0": True,
+        "a-1": True,
+        "b-0": False,
+    }
+    assert store.build_cache.prune() == (["b-0"], 3)
+    assert store.build_cache.prune(everything=True) == (["a-1", "a-0"], 0)
+    assert len(store.resolve("kept").layers) == 2
 
 
 def test_what_a_build_uses_stays(store: Store) -> None:
@@ -138,7 +159,7 @@ def test_df_shows_the_cache(store: Store, base: Image) -> None:
     assert (first["Shared"], first["Size"], first["LastUsedAt"], first["Parents"]) == (True, 100, None, [])
     assert (first["Description"], first["Type"]) == ("RUN a 0", "regular")
     summary = ask(store.root, "GET", "/layerfs/df")["Summary"]
-    assert summary["BuildCache"] == {"Active": 0, "Size": 120, "Reclaimable": 20}
+    assert summary["BuildCache"] == {"Active": 0, "Size": 20, "Reclaimable": 20}
     assert summary["Layers"]["Reclaimable"] == 0  # what the cache has does not go with the images
 
 

@@ -71,7 +71,8 @@ def test_what_a_killed_build_held_is_let_go(store: Store, base: Image) -> None:
     child = os.fork()
     if child == 0:
         with Store(store.root) as own, own.building():
-            make_step(own, own.steps.step_of(base), "one")
+            step = make_step(own, own.steps.step_of(base), "one")
+            own.create_mount("of-a-build", image=None, step=step)
             with own.steps.new_layer() as new:
                 (new.path / "half").touch()
                 os.write(done, b"x")
@@ -79,15 +80,18 @@ def test_what_a_killed_build_held_is_let_go(store: Store, base: Image) -> None:
     os.read(ready, 1)
     assert store.recover() == []  # nothing that a live process needs
     assert problems(store) == []
-    assert len(layer_directories(store)) == len(before) + 2
+    assert len(layer_directories(store)) == len(before) + 3
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(ready)
     os.close(done)
     assert any("its process was killed, and it still holds steps" in line for line in problems(store))
-    assert len(store.recover()) == 3
+    assert [line.partition(":")[0] for line in store.recover() if "of-a-build" in line] == [
+        "removed of-a-build"
+    ]
     assert layer_directories(store) == before
     assert list((store.root / "tmp").iterdir()) == []
+    assert store.mounts() == []
     assert problems(store) == []
 
 

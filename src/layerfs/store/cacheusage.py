@@ -32,7 +32,7 @@ class CacheUsage:
     in_use: bool
     """Whether a build that goes on needs it."""
     shared: bool
-    """Whether an image or a mount has its layers too: then pruning it frees nothing."""
+    """Whether images and mounts have all its layers too: then pruning it frees nothing."""
     used: int
     """When it, or an entry that is built on it, was used last: nanoseconds since the epoch."""
 
@@ -50,8 +50,8 @@ class _Graph:
             rows = db.execute("SELECT id, parent, layer FROM steps") if self.entries or held else ()
             self._steps = {step: (parent, layer) for step, parent, layer in rows}
             owners = db.execute("SELECT step FROM images UNION SELECT step FROM mounts").fetchall()
-        self.images = {step for (step,) in owners}
-        self.owned = self._with_below(step for (step,) in owners)
+        self._tops = {step for (step,) in owners}
+        self.owned = self._layers(self._with_below(self._tops))
         self.held = self._with_below(step for (step,) in held)
         self._keys: dict[str, list[str]] = {}
         for entry in self.entries:
@@ -68,8 +68,10 @@ class _Graph:
 
     def kept_layers(self) -> set[str]:
         """Return the layers that stay for the sake of the cache and of builds that go on."""
-        kept = self.held | self._with_below(entry.step for entry in self.entries)
-        return {layer for step in kept if (layer := self._steps[step][1]) is not None}
+        return self._layers(self.held | self._with_below(entry.step for entry in self.entries))
+
+    def _layers(self, steps: Iterable[str]) -> set[str]:
+        return {layer for step in steps if (layer := self._steps[step][1]) is not None}
 
     def own(self, step: str) -> tuple[list[str], list[str], str | None]:
         """Return the layers that an entry of *step* stands for, the keys of those below, and their step.
@@ -85,7 +87,7 @@ class _Graph:
             below = parent
             if below in self._keys:
                 return found, self._keys[below], below
-            if below in self.images:
+            if below in self._tops:
                 break
         return found, [], None
 
@@ -112,7 +114,7 @@ def usage(db: Database, size_of: Callable[[str], int]) -> list[CacheUsage]:
             tuple(own[entry.step][0]),
             sum(map(size_of, own[entry.step][0])),
             entry.step in graph.held,
-            entry.step in graph.owned,
+            bool(own[entry.step][0]) and graph.owned.issuperset(own[entry.step][0]),
             used[entry.step],
         )
         for entry in graph.entries

@@ -28,8 +28,8 @@ _IDLE = 600 * 10**9
 
 def recover(db: Database) -> list[str]:
     """Put right what crashes left; return a line for each thing done. Raises `LayerfsError`."""
-    done = forget_mounts(db)
-    done += holds.recover(db)
+    done = holds.recover(db)
+    done += forget_mounts(db)
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}

@@ -84,18 +84,26 @@ def prune_mounts(db: Database, *, wanted: Callable[[Mount], bool]) -> tuple[list
 
 
 def forget_mounts(db: Database) -> list[str]:
-    """Remove the mounts without a name whose daemon was killed; return a line for each.
+    """Remove the mounts without a name whose daemon was killed, and those of builds; return a line for each.
 
-    Their daemons would have done so themselves. Raises `LayerfsError`.
+    Their daemons, or the builds, would have done so themselves. Raises `LayerfsError`.
     """
     done = []
-    for (mount_id,) in db.execute("SELECT id FROM mounts WHERE ephemeral").fetchall():
+    query = (
+        "SELECT id FROM mounts WHERE ephemeral OR (build NOT NULL AND build NOT IN (SELECT id FROM builds))"
+    )
+    for (mount_id,) in db.execute(query).fetchall():
         with at_rest(db, mount_id) as mount:
             if mount is None:
                 continue
             try:
                 _remove(db, mount)
-                done.append(f"removed {mount.name}: a mount without a name whose daemon was killed")
+                what = (
+                    "a mount without a name whose daemon"
+                    if mount.build is None
+                    else "a mount of a build that"
+                )
+                done.append(f"removed {mount.name}: {what} was killed")
             except Conflict as error:
                 done.append(f"cannot remove {mount.name}, whose daemon was killed: {error}")
     return done

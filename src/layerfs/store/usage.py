@@ -71,15 +71,9 @@ class Usage:
         return self.owned_size(self.layers.keys() - kept)
 
     def cache_size(self, *, reclaimable: bool = False) -> int:
-        """Return the bytes of the build cache, or of what pruning it would free."""
-        return self.owned_size(
-            {
-                layer
-                for used in self.cache
-                if not (reclaimable and (used.shared or used.in_use))
-                for layer in used.layers
-            }
-        )
+        """Return the bytes that the build cache alone has, or those of them that pruning it would free."""
+        alone = [used for used in self.cache if not used.shared and not (reclaimable and used.in_use)]
+        return self.owned_size(layer for used in alone for layer in used.layers)
 
     def _needed_by(self, stay: Iterable[Mount]) -> list[Image]:
         """Return the images that these mounts were made from, and those that the images were made from."""
