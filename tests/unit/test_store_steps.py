@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,7 @@ from layerfs.mounting.find import mount_of
 from layerfs.mounting.mount import Checkpoint
 from layerfs.store import Store
 from layerfs.store.model import Image, Mount
-
-THEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-
-
-def make_step(store: Store, below: str | None, name: str) -> str:
-    """Seal a layer with one file on top of *below*."""
-    with store.steps.new_layer(below) as new:
-        (new.path / name).write_text(name)
-        return store.steps.seal_layer(new, below, created=THEN, created_by=f"COPY {name}")
-
-
-def layer_directories(store: Store) -> set[str]:
-    return {path.name for path in (store.root / "layers").iterdir()}
-
-
-def problems(store: Store) -> list[str]:
-    return [f"{problem.subject}: {problem.what}" for problem in store.check()]
+from tests.unit.steps_support import THEN, layer_directories, make_step, problems
 
 
 def test_a_sealed_layer_is_a_step_of_its_own(store: Store, base: Image, tree: Path) -> None:
@@ -88,7 +71,8 @@ def test_what_a_killed_build_held_is_let_go(store: Store, base: Image) -> None:
     child = os.fork()
     if child == 0:
         with Store(store.root) as own, own.building():
-            make_step(own, own.steps.step_of(base), "one")
+            step = make_step(own, own.steps.step_of(base), "one")
+            own.create_mount("of-a-build", image=None, step=step)
             with own.steps.new_layer() as new:
                 (new.path / "half").touch()
                 os.write(done, b"x")
@@ -96,14 +80,18 @@ def test_what_a_killed_build_held_is_let_go(store: Store, base: Image) -> None:
     os.read(ready, 1)
     assert store.recover() == []  # nothing that a live process needs
     assert problems(store) == []
-    assert len(layer_directories(store)) == len(before) + 2
+    assert len(layer_directories(store)) == len(before) + 3
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     os.close(ready)
     os.close(done)
-    assert len(store.recover()) == 3
+    assert any("its process was killed, and it still holds steps" in line for line in problems(store))
+    assert [line.partition(":")[0] for line in store.recover() if "of-a-build" in line] == [
+        "removed of-a-build"
+    ]
     assert layer_directories(store) == before
     assert list((store.root / "tmp").iterdir()) == []
+    assert store.mounts() == []
     assert problems(store) == []
 
 

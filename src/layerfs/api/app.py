@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MODULES = {
     "_ping": ("system",),
     "auth": ("registries",),
-    "build": ("build", "prune"),
+    "build": ("build", "buildcache"),
     "commit": ("containers",),
     "containers": (
         "containers", "create", "running", "watching", "attaching", "execs", "copying", "export", "prune"
@@ -28,7 +28,7 @@ MODULES = {
     "exec": ("execs",),
     "images": ("images", "archives", "registries", "prune"),
     "info": ("system",),
-    "layerfs": ("native", "mounting", "usage", "prune", "execs"),
+    "layerfs": ("native", "mounting", "running", "usage", "prune", "execs"),
     "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerfs.api import volumes
+from layerfs.api import buildcache, volumes
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import container_summary, digest, image_summary
 from layerfs.api.state import state_of
@@ -40,7 +40,7 @@ def disk_usage(call: Call) -> Response:
     if "volume" in wanted:
         answer["Volumes"] = volumes.usage(call.store)
     if "build-cache" in wanted:
-        answer["BuildCache"] = []
+        answer["BuildCache"] = [buildcache.record(used) for used in usage.cache]
     return json_response(answer)
 
 
@@ -78,6 +78,7 @@ def detailed_usage(call: Call) -> Response:
             }
             for layer_id, used in usage.layers.items()
         ],
+        "BuildCache": [buildcache.record(used) for used in usage.cache],
         "Summary": {
             "Images": {
                 "Active": sum(usage.mounts_of(image) > 0 for image in usage.images),
@@ -93,6 +94,11 @@ def detailed_usage(call: Call) -> Response:
                 "Active": len({layer for mount in running for layer in stack_of(mount)}),
                 "Size": usage.owned_size(usage.layers),
                 "Reclaimable": usage.freed(images=True, mounts=stopped),
+            },
+            "BuildCache": {
+                "Active": sum(used.in_use for used in usage.cache),
+                "Size": usage.cache_size(),
+                "Reclaimable": usage.cache_size(reclaimable=True),
             },
         },
     }

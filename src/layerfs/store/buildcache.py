@@ -7,13 +7,17 @@ never handed out.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from layerfs.store import holds, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import now, to_datetime
+
+if TYPE_CHECKING:
+    from layerfs.store.cacheusage import CacheUsage
 
 _COLUMNS = "key, step, kind, description, created, used, uses"
 
@@ -79,11 +83,57 @@ class BuildCache:
         rows = self._db.execute(f"SELECT {_COLUMNS} FROM build_cache ORDER BY used DESC, key")
         return [_entry(row) for row in rows]
 
+    def usage(self) -> list[CacheUsage]:
+        """Return all entries with what they take, those that were used last first; see `Store.layer_size`."""
+        from layerfs.store.cacheusage import usage
+
+        return usage(self._db, lambda layer_id: layers.size(self._db, layer_id))
+
+    def prune(
+        self,
+        *,
+        everything: bool = False,
+        keep: int = 0,
+        wanted: Callable[[CacheUsage], bool] = lambda entry: True,
+    ) -> tuple[list[str], int]:
+        """Remove entries, of those *wanted*, that no build or other entry needs, the longest unused first.
+
+        Those whose layers an image or a mount has too go only if *everything*: that frees nothing. With
+        *keep*, no more go once the cache alone takes no more than that many bytes. Returns the keys of those
+        that went, and the bytes it freed.
+        """
+        from layerfs.store.cacheusage import prune
+
+        return prune(self._db, everything=everything, keep=keep, wanted=wanted)
+
     def _is_whole(self, step: str) -> bool:
         """Tell whether every layer of a stack is known to be what was sealed, and is there."""
         stack = stacks.layer_ids(self._db, step)
         rows = layers.get_all(self._db, stack)
         return all(not row.unverified and row.path.is_dir() for row in rows)
+
+
+def forget(db: Database, layer_ids: Iterable[str]) -> int:
+    """Delete the entries that have one of these layers in their stacks; return how many.
+
+    For layers that are not what they were: what the entries owned besides goes too.
+    """
+    query = """
+        WITH RECURSIVE spoilt (id) AS (
+            SELECT id FROM steps WHERE layer = ?
+            UNION SELECT steps.id FROM spoilt JOIN steps ON steps.parent = spoilt.id
+        )
+        DELETE FROM build_cache WHERE step IN (SELECT id FROM spoilt) RETURNING step
+    """
+    doomed: list[str] = []
+    count = 0
+    with db.transaction():
+        for layer_id in layer_ids:
+            for (step,) in db.execute(query, (layer_id,)).fetchall():
+                count += 1
+                doomed += stacks.release_if_there(db, str(step))
+    layers.discard(db, *doomed)
+    return count
 
 
 def _entry(row: tuple[Any, ...]) -> CacheEntry:

@@ -7,41 +7,10 @@ process, recovery lets go of what was held for it. Steps that have got another o
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 from layerfs.errors import NotFound
-from layerfs.store import layers, scratch, stacks
+from layerfs.store import layers, stacks
 from layerfs.store.database import Database
-from layerfs.store.model import now
-
-
-@dataclass(frozen=True, slots=True)
-class Build:
-    """A build that goes on."""
-
-    id: str
-    """To be given to the `Store` of every thread that works for the build."""
-    path: Path
-    """A directory for the build alone, which goes with it."""
-
-
-@contextmanager
-def building(db: Database) -> Iterator[Build]:
-    """Begin a build, and let go of what was held for it when the block ends, however it ends.
-
-    Should this process be killed, `gc.recover` does so. Raises `LayerfsError`.
-    """
-    with scratch.scratch(db) as own:
-        build = Build(own.path.name, own.path)
-        with db.transaction():
-            db.execute("INSERT INTO builds (id, created) VALUES (?, ?)", (build.id, now()))
-        try:
-            yield build
-        finally:
-            end(db, build.id)
 
 
 def add(db: Database, build: str | None, step: str) -> None:

@@ -19,7 +19,7 @@ from layerfs.store import events, external, holds, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, to_nanoseconds
 from layerfs.union.marking import Marking
-from layerfs.union.trees import copy_attributes
+from layerfs.union.trees import copy_attributes, sync_path
 
 if TYPE_CHECKING:
     from layerfs.union.stack import Stack
@@ -91,13 +91,15 @@ class Steps:
         """
         rows = self.layers_of_step(below) if below is not None else []
         marking = marks.of_stack(rows, userxattr=False)
-        layer_id = layers.begin(self._db, "fs", filling=True)
+        layer_id = layers.begin(self._db, "fs")
         try:
             tree = layers.directory(self._db, layer_id) / "fs"
             try:
+                (tree.parent / layers.FILLING).touch()  # on the disk before anything that is in the tree
                 if rows:
                     copy_attributes(rows[-1].path, tree, marking)
-                layers.bring_to_disk(self._db, layer_id)
+                for path in (tree.parent, self._db.layers):  # what is in a tree comes later, at settling
+                    sync_path(path)
             except OSError as error:
                 raise from_os_error(error, "begin a layer") from None
             lock = layers.held(layer_id)
