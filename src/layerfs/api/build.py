@@ -34,7 +34,7 @@ def build(call: Call) -> Stream:
     from layerfs.api.progress import JSON_LINES, Lines
 
     ours = _ours(call)
-    wanted = options(call.query, ours or {})
+    wanted = options(call.query, ours)
     found = credentials(call.request.headers.get("x-registry-config", ""))
     with ExitStack() as failing:
         ends = failing.enter_context(ExitStack())

@@ -31,8 +31,9 @@ _TEXTS = {"cpusetcpus": "CpusetCpus", "cpusetmems": "CpusetMems", "cgroupparent"
 EPOCH = "SOURCE_DATE_EPOCH"
 
 
-def options(query: Query, more: Mapping[str, Any]) -> Options:
-    """Return what *query* asks for, and *more* of our own client. Raises `BadRequest`."""
+def options(query: Query, ours: Mapping[str, Any] | None) -> Options:
+    """Return what *query* asks for, and the body of our own client if it is one. Raises `BadRequest`."""
+    more = ours or {}
     _refuse(query)
     args = {name: value for name, value in _pairs(query, "buildargs").items() if value is not None}
     return Options(
@@ -45,6 +46,7 @@ def options(query: Query, more: Mapping[str, Any]) -> Options:
         no_cache=query.flag("nocache"),
         pull=query.flag("pull"),
         cache_from=tuple(_list(query, "cachefrom")),
+        only_cache_from=ours is None,
         secrets={name: _decoded(value) for name, value in more.get("secrets", {}).items()},
         ssh=dict(more.get("ssh", {})),
         epoch=_epoch(args.get(EPOCH)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.build.base import Images
 from layerfs.build.workplace import Workplace, workplace
+from layerfs.errors import LayerfsError
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Options:
     no_cache: bool = False
     pull: bool = False
     cache_from: tuple[str, ...] = ()
+    only_cache_from: bool = False
+    """Whether only the layers of `cache_from` count, if that names any: as the classic builder has it."""
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     ssh: Mapping[str, str] = field(default_factory=dict)
     """Sockets of agents, by their ids."""
@@ -75,6 +78,7 @@ class Building:
         self._ends = ends
         self._lock = threading.Lock()
         self._work: Workplace | None = None
+        self._usable: frozenset[str] | None = None
         self._stopped = threading.Event()
         self.outcomes: dict[int, Outcome] = {}
         """What the stages that are done have come to, by their places."""
@@ -97,6 +101,22 @@ class Building:
         if self.options.epoch is not None:
             return datetime.fromtimestamp(self.options.epoch, UTC)
         return datetime.now(UTC)
+
+    def may_use(self, store: Store, layer: str | None) -> bool:
+        """Return whether a step with *layer* may be taken from the cache."""
+        options = self.options
+        if options.no_cache:
+            return False
+        if not (options.only_cache_from and options.cache_from):
+            return True
+        with self._lock:
+            if self._usable is None:
+                found: set[str] = set()
+                for name in options.cache_from:
+                    with suppress(LayerfsError):  # as dockerd: one that is not there has nothing in it
+                        found.update(store.resolve(name).layers)
+                self._usable = frozenset(found)
+            return layer in self._usable
 
     @property
     def memory(self) -> Path:

@@ -70,6 +70,8 @@ def taken(
         data = path / _DATA
         if not data.exists():
             _make(stage, path, owner, below, source)
+        if sharing == "shared":
+            fcntl.flock(lock, fcntl.LOCK_SH)  # others may have it from here on
         os.utime(path / _LOCK)
         yield data
     finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import cachemounts, keys
+from layerfs.build import cachemounts, keys, script
 from layerfs.container.mountpoints import Point, bind
 from layerfs.container.rootfs import open_inside
 from layerfs.errors import BadRequest, NotFound, from_os_error
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 _MOST_SECRET = 500 << 10
 """Bytes of a secret, as with BuildKit."""
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_PIPES = "/dev/pipes"
-"""Where BuildKit has the script of a RUN that is a here-document with a `#!`."""
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,7 @@ class Mounts:
     def __init__(self, stage: StageBuild, run: Run, order: Order) -> None:
         """Prepare those of *run*, whose variables have been put in. Raises `BadRequest`."""
         self._stage = stage
+        self._run = run
         self._wanted = [_Wanted(mount, _target(mount, order.directory)) for mount in run.mounts]
 
     @property
@@ -97,9 +96,19 @@ class Mounts:
         points: list[Point] = []
         variables: list[str] = []
         with ExitStack() as ends:
+            if (text := script.of(self._run)) is not None:
+                points.append(self._script(text, ends))
             for wanted in self._wanted:
                 getattr(self, f"_{wanted.mount.type}")(wanted, points, variables, ends)
             yield points, variables
+
+    def _script(self, text: str, ends: ExitStack) -> Point:
+        """Make a file of a script; not on the private tmpfs, from which nothing can be executed."""
+        path = self._stage.building.scratch / f"script-{random.token_hex(8)}"
+        path.write_text(text, errors="surrogateescape")
+        ends.callback(path.unlink)
+        path.chmod(0o755)
+        return bind(str(path), f"{script.PLACE}/{self._run.heredocs[0].name}", writable=False)
 
     def _tmpfs(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         options = f"size={_bytes(wanted.text('size'))}" if wanted.text("size") else ""
@@ -111,7 +120,7 @@ class Mounts:
         )  # fmt: skip
 
     def _secret(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
-        identifier = wanted.text("id") or posixpath.basename(wanted.target)
+        identifier = wanted.text("id") or wanted.text("source") or posixpath.basename(wanted.target)
         value = self._stage.building.options.secrets.get(identifier)
         if value is None:
             if wanted.flag("required"):
@@ -177,7 +186,7 @@ class Mounts:
         from layerfs.build.live import Live
 
         stage, building = self._stage, self._stage.building
-        writable = wanted.flag("readwrite") and not wanted.flag("readonly")
+        writable = not wanted.flag("readonly")
         source = wanted.text("source", "/")
         context = building.context
         if not wanted.text("from") and context.directory is not None and not context.ignores and not writable:
@@ -237,7 +246,7 @@ def _target(mount: RunMount, directory: str) -> str:
     options: Mapping[str, str] = mount.options
     given = options.get("target") or ""
     if mount.type == "secret":
-        name = posixpath.basename(options.get("id") or "")
+        name = posixpath.basename(options.get("id") or options.get("source") or "")
         given = given or f"/run/secrets/{name}"
     elif mount.type == "ssh":
         given = given or "/run/buildkit/ssh_agent.0"
@@ -255,7 +264,7 @@ def identifier_of(text: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,15})\s*([kmgt]?)i?b?", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s?([kmgtp]?)i?b?", text.strip().lower())
     if found is None:
         raise BadRequest(f"RUN --mount: size={text[:40]} is no size: give one such as 64m")
-    return int(found[1]) * _UNITS[found[2]]
+    return int(float(found[1]) * _UNITS[found[2]])

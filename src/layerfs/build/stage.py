@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import keys
+from layerfs.build import keys, script
 from layerfs.build.building import Building, Stopped
 from layerfs.build.errors import StepFailed
 from layerfs.build.outcome import Entry, Outcome
 from layerfs.dockerfile import history
 from layerfs.dockerfile.configure import Configuration
-from layerfs.dockerfile.instructions import Arg, Copy, Instruction, Run, Single
+from layerfs.dockerfile.instructions import Copy, Instruction, Run, Single
 from layerfs.errors import LayerfsError
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ class StageBuild:
         if self.building.options.no_cache:
             return None
         found = self.store.build_cache.get(key)
-        return found.step if found else None
+        if found is None:
+            return None
+        layer = self.store.steps.entry(found.step).layer
+        return found.step if self.building.may_use(self.store, layer) else None
 
     # RUN
 
@@ -129,7 +132,7 @@ class StageBuild:
         run = self.configuration.expand_run(instruction)
         order = self._order(run, self.configuration)
         mounts = Mounts(self, run, order)
-        created_by = history.run(_shown_words(run, self.configuration), self.configuration.args())
+        created_by = history.run(order.words, self.configuration.args())
         key = keys.key(
             "RUN",
             self.step,
@@ -140,6 +143,7 @@ class StageBuild:
             network=order.host["NetworkMode"],
             names=order.host["ExtraHosts"],
             mounts=mounts.described(),
+            script=script.of(run),
         )
         if found := self.cached(key):
             self.made(step, found, created_by, cached=True)
@@ -162,7 +166,7 @@ class StageBuild:
         if run.network != "default":
             host = {**host, "NetworkMode": run.network}
         return Order(
-            words=tuple(_words(run, configuration)),
+            words=tuple(script.words(run, configuration)),
             variables=tuple(f"{name}={value}" for name, value in configuration.environment().items()),
             directory=configuration.config.get("WorkingDir") or "/",
             user=configuration.config.get("User") or "",
@@ -293,30 +297,3 @@ class StageBuild:
         self._endings.clear()
         if self._wrong:
             raise self._wrong[0]
-
-
-def _words(run: Run, configuration: Configuration) -> list[str]:
-    """Return the words that a RUN starts; here-documents are the shell's business, or the script itself."""
-    if not run.heredocs:
-        return configuration.words(run.command)
-    if isinstance(run.command, str) and is_script(run):
-        return configuration.words(run.heredocs[0].content)
-    assert isinstance(run.command, str)
-    documents = "".join(f"\n{document.content}{document.name}" for document in run.heredocs)
-    return configuration.words(run.command + documents)
-
-
-def is_script(run: Run) -> bool:
-    """Return whether a RUN is nothing but one here-document, which is what is to be run."""
-    import re
-
-    return len(run.heredocs) == 1 and bool(
-        re.fullmatch(r"""\d*<<-?\s*(["']?)[A-Za-z0-9_.-]+\1""", str(run.command).strip())
-    )
-
-
-def _shown_words(run: Run, configuration: Configuration) -> list[str]:
-    return _words(run, configuration)
-
-
-__all__ = ["Arg", "StageBuild"]
