@@ -228,7 +228,11 @@ def test_mounts_with_variables_put_in() -> None:
     (found,) = instructions("RUN --mount=type=$TYPE,target=/t,uid=1 y")
     assert isinstance(found, Run)
     assert Configuration({"Env": ["TYPE=Cache"]}).expand_run(found).mounts[0].type == "cache"
-    for kind, says in (("tmpfs", "does not take 'uid'"), ("nfs", "expected a mount of type bind"), ("", "not ''")):
+    for kind, says in (
+        ("tmpfs", "does not take 'uid'"),
+        ("nfs", "expected a mount of type bind"),
+        ("", "not ''"),
+    ):
         with pytest.raises(BadRequest, match=f"^Dockerfile:2: .*{says}"):
             Configuration({"Env": [f"TYPE={kind}"]}).expand_run(found)
     (found,) = instructions("RUN --mount=type=cache,target=/t,uid=$ID y")
