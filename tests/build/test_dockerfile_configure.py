@@ -239,3 +239,11 @@ def test_mounts_with_variables_put_in() -> None:
     assert isinstance(found, Run)
     with pytest.raises(BadRequest, match=r"^Dockerfile:2: expected a number for uid= in --mount, not 'x'$"):
         stage.expand_run(found)
+
+
+def test_a_configuration_does_not_grow_without_end() -> None:
+    stage = Configuration({"Env": ["A=" + "x" * 100_000]})
+    with pytest.raises(BadRequest, match=r"^Dockerfile:43: the configuration is longer than 4 MiB"):
+        apply(stage, "\n".join(f"ENV A{number}=$A" for number in range(100)))
+    with pytest.raises(BadRequest, match=r"^Dockerfile:1002: expected at most 1000 ONBUILD"):
+        apply(Configuration({}), "ONBUILD RUN x\n" * 1001)

@@ -245,7 +245,7 @@ class _Expander:
         self._at += everywhere
         pattern = self._inner("/", raw=True)
         replacement = self._inner("}", raw=True)
-        return shellpatterns.replace(self._value(name) or "", pattern, replacement, everywhere)
+        return shellpatterns.replace(self._value(name) or "", pattern, replacement, everywhere, self._most)
 
     def _inner(self, stop: str, *, raw: bool) -> str:
         return self._join([part for part, _ in self._until(stop, raw=raw)])
