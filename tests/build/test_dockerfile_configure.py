@@ -165,6 +165,19 @@ def test_args_come_from_the_command_line_then_the_default_then_before_from() -> 
     assert (environment["HTTP_PROXY"], environment["http_proxy"]) == ("p", "p")
 
 
+def test_a_proxy_is_given_in_both_spellings_the_small_one_first() -> None:
+    stage = Configuration(
+        {"Env": ["NO_PROXY=env"]},
+        build_args={"http_proxy": "small", "HTTP_PROXY": "big", "No_Proxy": "x", "A": "b"},
+    )
+    assert stage.environment() == {
+        "HTTP_PROXY": "small",
+        "http_proxy": "small",
+        "NO_PROXY": "env",
+        "no_proxy": "x",
+    }
+
+
 def test_env_after_arg_wins_and_is_what_the_history_shows() -> None:
     stage = Configuration({}, build_args={"A": "given"})
     apply(stage, "ARG A\nENV A=env")

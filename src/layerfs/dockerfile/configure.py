@@ -109,12 +109,10 @@ class Configuration:
 
     def environment(self) -> dict[str, str]:
         """Return what a RUN has in its environment: ENV, ARG, and proxies among the build arguments."""
-        result = dict(self._variables)
-        for name, value in self._build_args.items():
-            if name.lower() in _PROXIES:
-                result.setdefault(name.lower(), value)
-                result.setdefault(name.upper(), value)
-        return result
+        given = sorted(self._build_args.items())
+        proxies = {name.lower(): value for name, value in given if name.lower() in _PROXIES}
+        both = {spelt: value for name, value in proxies.items() for spelt in (name, name.upper())}
+        return {**both, **self._variables}
 
     def args(self) -> dict[str, str]:
         """Return the ARGs in force, in order, for a RUN's cache key and history; without proxies."""
