@@ -189,8 +189,14 @@ def test_triggers_of_an_image_can_need_more() -> None:
         planned(text, triggers={1: ["FROM x"]})
 
 
+def test_triggers_are_not_without_end() -> None:
+    text = "FROM a AS b\n" + "ONBUILD RUN x\n" * 1001 + "FROM b"
+    with pytest.raises(BadRequest, match=r"^Dockerfile:1003: b has more than 1000 ONBUILD"):
+        planned(text)
+
+
 def test_a_thousand_stages_in_a_row() -> None:
     text = "FROM a AS s0\n" + "".join(
-        f"FROM s{n} AS s{n + 1}\nCOPY --from=s{n // 2} x /y\n" for n in range(1000)
+        f"FROM s{n} AS s{n + 1}\nCOPY --from=s{n // 2} x /y\n" for n in range(999)
     )
-    assert len(planned(text).stages) == 1001
+    assert len(planned(text).stages) == 1000

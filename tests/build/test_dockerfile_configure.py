@@ -165,6 +165,19 @@ def test_args_come_from_the_command_line_then_the_default_then_before_from() -> 
     assert (environment["HTTP_PROXY"], environment["http_proxy"]) == ("p", "p")
 
 
+def test_a_proxy_is_given_in_both_spellings_the_small_one_first() -> None:
+    stage = Configuration(
+        {"Env": ["NO_PROXY=env"]},
+        build_args={"http_proxy": "small", "HTTP_PROXY": "big", "No_Proxy": "x", "A": "b"},
+    )
+    assert stage.environment() == {
+        "HTTP_PROXY": "small",
+        "http_proxy": "small",
+        "NO_PROXY": "env",
+        "no_proxy": "x",
+    }
+
+
 def test_env_after_arg_wins_and_is_what_the_history_shows() -> None:
     stage = Configuration({}, build_args={"A": "given"})
     apply(stage, "ARG A\nENV A=env")
@@ -228,10 +241,22 @@ def test_mounts_with_variables_put_in() -> None:
     (found,) = instructions("RUN --mount=type=$TYPE,target=/t,uid=1 y")
     assert isinstance(found, Run)
     assert Configuration({"Env": ["TYPE=Cache"]}).expand_run(found).mounts[0].type == "cache"
-    for kind, says in (("tmpfs", "does not take 'uid'"), ("nfs", "expected a mount of type bind"), ("", "not ''")):
+    for kind, says in (
+        ("tmpfs", "does not take 'uid'"),
+        ("nfs", "expected a mount of type bind"),
+        ("", "not ''"),
+    ):
         with pytest.raises(BadRequest, match=f"^Dockerfile:2: .*{says}"):
             Configuration({"Env": [f"TYPE={kind}"]}).expand_run(found)
     (found,) = instructions("RUN --mount=type=cache,target=/t,uid=$ID y")
     assert isinstance(found, Run)
     with pytest.raises(BadRequest, match=r"^Dockerfile:2: expected a number for uid= in --mount, not 'x'$"):
         stage.expand_run(found)
+
+
+def test_a_configuration_does_not_grow_without_end() -> None:
+    stage = Configuration({"Env": ["A=" + "x" * 100_000]})
+    with pytest.raises(BadRequest, match=r"^Dockerfile:43: the configuration is longer than 4 MiB"):
+        apply(stage, "\n".join(f"ENV A{number}=$A" for number in range(100)))
+    with pytest.raises(BadRequest, match=r"^Dockerfile:1002: expected at most 1000 ONBUILD"):
+        apply(Configuration({}), "ONBUILD RUN x\n" * 1001)

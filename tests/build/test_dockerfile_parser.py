@@ -202,6 +202,13 @@ def test_copy_and_add_with_every_flag() -> None:
     assert copied("COPY a /b").unpack is None
 
 
+def test_a_no_break_space_belongs_to_a_plain_word_but_separates_others() -> None:
+    assert copied("COPY a\xa0b c /d").sources == ("a\xa0b", "c")
+    found = one("ENV A=b\xa0C=d")
+    assert isinstance(found, Env)
+    assert found.pairs == (("A", "b"), ("C", "d"))
+
+
 def test_here_documents_of_copy_are_sources_by_name() -> None:
     found = copied("COPY <<a.txt b <<-'c' /d/\n$A\na.txt\n\t$C\n\tc")
     assert found.sources == ("b",)
@@ -238,7 +245,7 @@ def test_onbuild_takes_its_here_document_along() -> None:
         ("FROM a\nCOPY a\n", "2:6", "needs a destination"),
         ("FROM a\nCOPY a <<b\nb\n", "2:8", "cannot be the destination"),
         ("FROM a\nCOPY << b /c\nb\n", "2:6", "name right after <<"),
-        ("FROM a\nCOPY <<b c\" /d\nb\n", "2:6", "expected the quotes after <<b to be closed"),
+        ('FROM a\nCOPY <<b c" /d\nb\n', "2:6", "expected the quotes after <<b to be closed"),
         ("FROM a\nRUN <<b\nc\n", "2:5", "expected a line 'b' further down"),
         ("FROM a\nCOPY <<b /c\n1\n${x\nb\n", "2:6", "line 2 of the here-document b: expected one of } "),
         ("FROM a\nENV A\n", "2:6", "has no value"),

@@ -96,7 +96,9 @@ def _check(mount: RunMount, *, final: bool) -> None:
     for key in options:
         if key not in _OPTIONS[mount.type]:
             known = ", ".join(sorted(_OPTIONS[mount.type]))
-            raise BadRequest(f"a mount of type {mount.type} does not take {key[:40]!r}: expected one of {known}")
+            raise BadRequest(
+                f"a mount of type {mount.type} does not take {key[:40]!r}: expected one of {known}"
+            )
     for key, (good, wanted) in _VALUES.items():
         value = options.get(key)
         if value is None or (not final and "$" in value):

@@ -34,6 +34,7 @@ _PARSERS: dict[str, Callable[[Arguments], Instruction]] = {
     "WORKDIR": statements.single,
 }
 _NO_TRIGGERS = ("FROM", "MAINTAINER", "ONBUILD")
+_MOST_STAGES = 1000
 _OFFICIAL = ("docker/dockerfile", "docker.io/docker/dockerfile")
 
 
@@ -51,6 +52,8 @@ def parse(data: bytes, file: str = "Dockerfile") -> Dockerfile:
     for line in source.lines:
         instruction = _statement(line, source.escape)
         if isinstance(instruction, From):
+            if len(stages) == _MOST_STAGES:
+                raise line.error(0, f"expected at most {_MOST_STAGES} stages")
             stages.append((instruction, []))
         elif stages:
             stages[-1][1].append(instruction)

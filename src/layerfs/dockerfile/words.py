@@ -13,9 +13,11 @@ SPACE = (
     " \t\v\f\r\n\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-"""What separates words, as Go's `unicode.IsSpace` has it; Python's `isspace` has four characters more."""
+"""What separates words that may be quoted, and is left out around lines: Go's `unicode.IsSpace`."""
 
-_PLAIN = re.compile(rf"[^{SPACE}]+")
+_BLANK = " \t\v\f\r\n"
+"""What separates plain words: a no-break space may be in a file's name."""
+_PLAIN = re.compile(rf"[^{_BLANK}]+")
 _SKIP = re.compile(rf"[{SPACE}]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
