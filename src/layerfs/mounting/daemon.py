@@ -343,7 +343,8 @@ class Daemon:
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
             trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
-        self._to_settle.set()
+        if self._mount.build is None:  # a build has all its layers settled at its end
+            self._to_settle.set()
         return made
 
     @property
