@@ -232,15 +232,12 @@ class Memory:
         self._saved: dict[bytes, bytes] = {}
         self._used: list[bytes] = []
         self._db: sqlite3.Connection | None = None
-        for attempt in range(2):
-            try:
-                self._db = self._opened()
-                return
-            except (sqlite3.OperationalError, OSError):  # locked, not to be written, no room
-                return
-            except sqlite3.DatabaseError:
-                if attempt == 0:
-                    self._discard()
+        try:
+            self._db = self._opened()
+        except (sqlite3.OperationalError, OSError):
+            pass  # locked, not to be written, no room
+        except sqlite3.DatabaseError:
+            self._renew()
 
     def _opened(self) -> sqlite3.Connection:
         self._file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -260,8 +257,8 @@ class Memory:
             raise
         return db
 
-    def _discard(self) -> None:
-        """Remove the file, which is of no use."""
+    def _renew(self) -> None:
+        """Begin a file anew in place of one that is of no use."""
         if self._db is not None:
             with suppress(sqlite3.Error):
                 self._db.close()
@@ -269,6 +266,8 @@ class Memory:
         for suffix in ("", "-wal", "-shm"):
             with suppress(OSError):
                 Path(f"{self._file}{suffix}").unlink()
+        with suppress(sqlite3.Error, OSError):
+            self._db = self._opened()
 
     def __enter__(self) -> Memory:
         """Return the memory."""
@@ -278,15 +277,16 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what is new, whatever happened since, and close."""
-        if self._db is None:
-            return
-        try:
-            if self._saved or self._used:
+        for _ in range(2):
+            if self._db is None or not (self._saved or self._used):
+                break
+            try:
                 self._write(self._db)
-        except sqlite3.OperationalError:  # a full disk, or somebody else is writing
-            pass
-        except sqlite3.DatabaseError:
-            self._discard()
+                break
+            except sqlite3.OperationalError:  # a full disk, or somebody else is writing
+                break
+            except sqlite3.DatabaseError:
+                self._renew()
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -320,7 +320,7 @@ class Memory:
             except sqlite3.OperationalError:
                 return {}
             except sqlite3.DatabaseError:
-                self._discard()
+                self._renew()
                 return {}
             if row is not None:
                 used, blob = row

@@ -151,7 +151,7 @@ def _open(url: str) -> tuple[HTTPResponse, str, int | None]:
         answer = opener.open(request, timeout=_SILENCE_SECONDS)
     except HTTPError as error:
         with error:
-            text = f"cannot fetch {url}: {error.code} {error.reason}"
+            text = f"cannot fetch {url}: {error.code} {str(error.reason).partition(chr(10))[0]}"
         if error.code in (401, 403):
             raise Unauthorized(text) from None
         raise (NotFound if error.code in (404, 410) else LayerfsError)(text) from None

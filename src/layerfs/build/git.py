@@ -69,7 +69,7 @@ def fetch(
     *,
     checksum: str | None = None,
     keep_git_dir: bool = False,
-    check: Callable[[], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write the files of a commit of the repository *text* below *place*; return their directory.
 

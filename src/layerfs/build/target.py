@@ -143,10 +143,15 @@ class Target:
         """Tell whether a file that is made with *mode* has it then: the umask takes nothing of it."""
         return mode & self._unmask == mode
 
-    def give(self, fd: int, attributes: Attributes, *, mode_is_set: bool = False) -> None:
-        """Give a file or directory open as *fd* what it is to have, but for its times."""
+    def give(
+        self, fd: int, attributes: Attributes, *, is_mine: bool = True, mode_is_set: bool = False
+    ) -> None:
+        """Give a file or directory open as *fd* what it is to have, but for its times.
+
+        *is_mine* says that it belongs to this process, *mode_is_set* that it has been made with its mode.
+        """
         mode = attributes.mode
-        if (attributes.uid, attributes.gid) != self.me:
+        if not is_mine or (attributes.uid, attributes.gid) != self.me:
             mode = self._own(attributes, lambda: os.fchown(fd, attributes.uid, attributes.gid))
         for name, value in attributes.xattrs.items():
             self._set(fd, name, value)
@@ -399,7 +404,7 @@ class TargetDirectory:
             if moment is None and not self.changed:
                 moment = like.status().st_mtime_ns
         if self.attributes is not None:
-            target.give(self._fd, self.attributes)
+            target.give(self._fd, self.attributes, is_mine=like is None and self._is_new)
             moment = self.attributes.mtime_ns if moment is None else moment
         moment = target.time(moment)
         os.utime(self._fd, ns=(moment, moment))
