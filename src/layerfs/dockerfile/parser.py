@@ -90,7 +90,7 @@ def parse_changes(changes: Sequence[str], words: Sequence[str], file: str = "cha
     for line in source.lines:
         if _word(line) not in words:
             what = f"{_word(line)[:40]} is not an instruction that a change can be"
-            raise line.error(0, f"{what}: expected one of {', '.join(words)}")
+            raise BadRequest(f"{what}: use {', '.join(words)}")  # the word says which of them it is
     return [_statement(line, source.escape) for line in source.lines]
 
 
