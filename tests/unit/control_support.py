@@ -72,7 +72,7 @@ class DirectoryMount:
     def status(self) -> dict[str, Any]:
         return {"name": self.name, "pid": os.getpid(), "requests": {"lookup": 7}, "layers": ["one", "two"]}
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         if self.busy and not force:
             raise Conflict(f"{self.name} is busy")
         with Store(self.root) as store:
@@ -80,7 +80,7 @@ class DirectoryMount:
         self.ended.set()
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
-        await self.unmount(force=force)
+        await self.unmount(force=force, discard=True)
         with Store(self.root) as store:
             store.remove_mount(self.mount_id)
 

@@ -28,7 +28,7 @@ MODULES = {
     "exec": ("execs",),
     "images": ("images", "archives", "registries", "prune"),
     "info": ("system",),
-    "layerfs": ("native", "mounting", "usage", "prune", "execs"),
+    "layerfs": ("native", "mounting", "running", "usage", "prune", "execs"),
     "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),

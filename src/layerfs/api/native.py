@@ -20,10 +20,13 @@ def status(call: Call) -> Response:
 
 
 def unmount(call: Call) -> Response:
-    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
+    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use.
+
+    With `discard`, what was written need not be kept: the mount is about to be removed.
+    """
     mount = call.mount(call.query.get("name"))
     check_unused(mount.mount_id, mount.name)
-    if not mount.unmount(force=call.query.flag("force")):
+    if not mount.unmount(force=call.query.flag("force"), discard=call.query.flag("discard")):
         raise not_running(call.store.mount(mount.mount_id))
     return NO_CONTENT
 

@@ -38,8 +38,9 @@ from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit
 from layerfs.mounting.next_upper import NextUpper
 from layerfs.mounting.unmounting import Unmounting
+from layerfs.mounting.warmup import warm_up
 from layerfs.store import Store, marks, settle
-from layerfs.store.journal import Journal
+from layerfs.store.journal import Hold, Journal
 from layerfs.union.changes import Change, changes
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
@@ -88,10 +89,13 @@ class Daemon:
         """Held by whoever commits, unmounts or removes: one at a time."""
         self.removed = False
         """Whether the mount is in the store no more; to be read once `run` has returned."""
+        self._discarded = False
+        """Whether the upper is to be removed with the mount: nothing of it has to reach the disk."""
         self._to_settle = trio.Event()
         self._settling: dict[str, Layer] = {}
         """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
         self._journal = Journal(self._store.root)
+        self._hold = Hold(self._store.root)
         self._next_upper = NextUpper(self._store.root)
         self._is_made_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
         """Whether the mount can be committed, and its uppers are the store's own."""
@@ -145,6 +149,7 @@ class Daemon:
             place.close()
             self._collector.close()
             self._journal.close()
+            self._hold.close()
             os.close(self._watch)
             self._shelf.close()
             self._store.close()
@@ -212,6 +217,7 @@ class Daemon:
                 self._store_sync.changed()  # the mount itself, which may be new
                 ready()
                 self._begin_next_upper()
+                nursery.start_soon(warm_up, socket)
                 self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
                 _log.info("%s is mounted on %s", self.name, self.mountpoint)
         finally:
@@ -235,7 +241,7 @@ class Daemon:
                     continue  # there is no configuration to read again
                 self._notifier.stopping(f"unmounting {self.mountpoint}")
                 try:
-                    await self.unmount(force=True)
+                    await self.unmount(force=True, discard=False)
                 except LayerfsError as error:
                     _log.error("%s", error)
                     if not self._ended.is_set():
@@ -259,6 +265,8 @@ class Daemon:
             if self._mount.ephemeral:
                 store.remove_mount(self.mount_id)
                 self.removed = True
+        if self._discarded and not (self._new_roots or self._exchanged):  # else a commit is still on its way
+            return
         try:
             self._bring_store_to_disk()
         except (LayerfsError, OSError) as error:
@@ -295,6 +303,7 @@ class Daemon:
                 self._mount,
                 self._union,
                 self._next_upper,
+                self._hold,
                 wording,
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 unchanging=self._filesystem.contents.unchanging,
@@ -350,25 +359,27 @@ class Daemon:
             "LayersToSettle": len(self._settling),
         }
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         """Unmount and wait until the filesystem has ended; the daemon ends after that.
 
         A mount in use is a `Conflict`, unless by *force*: then it is detached, who still uses it gets
-        `GRACE` seconds, and what was written is kept.
+        `GRACE` seconds, and what was written is kept, unless *discard* says that it is about to be removed.
         """
         async with self._changing:
-            await self._unmount(force)
+            await self._unmount(force, discard=discard)
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
         """Unmount as `unmount` does and remove the mount with its upper; see `Mount.remove`."""
         async with self._changing:
-            await self._unmount(force)
+            await self._unmount(force, discard=True)
             self.removed = True
             await trio.to_thread.run_sync(self._remove_from_store, volumes)
 
-    async def _unmount(self, force: bool) -> None:
+    async def _unmount(self, force: bool, *, discard: bool) -> None:
         self._check_serving()
-        ending = Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier)
+        self._discarded = discard and self.outside_upper is None  # which its owner keeps
+        flush = None if self._discarded else self.flush
+        ending = Unmounting(self.name, self._inside, flush, self._ended, self._notifier)
         await ending.run(force=force)
 
     def _remove_from_store(self, volumes: bool) -> None:
@@ -404,6 +415,11 @@ class Daemon:
         """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
         if self._is_made_ahead:
             self._next_upper.begin(self._mount)
+            trio.lowlevel.spawn_system_task(self._open_hold)
+
+    async def _open_hold(self) -> None:
+        with suppress(LayerfsError):  # the commit, which needs it, says what is wrong
+            await trio.to_thread.run_sync(self._hold.open)
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -116,9 +115,8 @@ class _Held:
     A thread sees to it while what was written is being collected.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._hold: Hold | None = None
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
         self._error: Exception | None = None
         self._done = trio.Event()
         trio.lowlevel.spawn_system_task(self._run)
@@ -126,7 +124,7 @@ class _Held:
     async def _run(self) -> None:
         try:
             with trio.CancelScope(shield=True):
-                self._hold = await trio.to_thread.run_sync(Hold, self._root)
+                await trio.to_thread.run_sync(self._hold.take)
         except Exception as error:  # raised where it is waited for
             self._error = error
         finally:
@@ -142,8 +140,8 @@ class _Held:
         """Let the journal go: the commit has come, or will not."""
         with trio.CancelScope(shield=True):
             await self._done.wait()
-            if self._hold is not None:
-                await trio.to_thread.run_sync(self._hold.close)
+            if self._error is None:
+                await trio.to_thread.run_sync(self._hold.let_go)
 
 
 async def _sync_root(upper: Upper) -> None:
@@ -159,6 +157,7 @@ async def commit(
     mount: Mount,
     union: Union,
     next_upper: NextUpper,
+    hold: Hold,
     wording: Wording,
     *,
     still: AbstractAsyncContextManager[None],
@@ -171,7 +170,7 @@ async def commit(
     Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     next_upper.begin(mount)
-    held = _Held(store.root)
+    held = _Held(hold)
     upper = old = None
     try:
         async with still:

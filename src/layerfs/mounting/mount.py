@@ -65,10 +65,11 @@ class Mount(Protocol):
     def status(self) -> dict[str, Any]:
         """Return figures about the daemon, as JSON has them. Raises `Conflict` where none runs."""
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """Unmount, and return once the mount has ended; return False if it was not mounted.
 
-        What was written stays. Raises `Conflict` if the mount is in use, unless by *force*.
+        What was written stays. With *discard* what is not in the upper yet may be lost, which is quicker: for
+        a mount that is about to be removed. Raises `Conflict` if the mount is in use, unless by *force*.
         """
 
     def remove(self, *, force: bool, volumes: bool = False) -> None:

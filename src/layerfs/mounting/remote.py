@@ -79,11 +79,12 @@ class Remote:
         status: dict[str, Any] = json.loads(answer.body)
         return status
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """See `Mount`. Returns once the daemon has ended too: the name is free for the next one."""
-        pairs = [("name", self.mount_id), ("force", "1" if force else "")]
+        flags = {"force": force, "discard": discard}
+        pairs = [("name", self.mount_id), *((name, "1") for name, given in flags.items() if given)]
         if self._ask("POST", "/layerfs/unmount", pairs) is None:
-            return self._otherwise().unmount(force=force)
+            return self._otherwise().unmount(force=force, discard=discard)
         self._wait_for_end()
         return True
 

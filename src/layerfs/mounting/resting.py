@@ -92,7 +92,7 @@ class Resting:
         """Raise `Conflict`: there is no daemon."""
         raise not_running(self._row)
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """Take away what a dead daemon left; return False where there is nothing."""
         with RunLock(self.name) as lock:
             row = self._store.mount(self.mount_id)

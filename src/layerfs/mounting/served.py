@@ -55,7 +55,7 @@ class LiveMount(Protocol):
     def status(self) -> dict[str, Any]:
         """See `Mount.status`."""
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         """See `Mount.unmount`. The process ends by itself after the answer has been sent."""
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
@@ -108,11 +108,11 @@ class Served:
         """See `Mount`."""
         return from_thread.run_sync(self._live.status)
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """See `Mount`. This process ends after it."""
 
         async def unmount() -> None:
-            await self._live.unmount(force=force)
+            await self._live.unmount(force=force, discard=discard)
 
         from_thread.run(unmount)
         return True
