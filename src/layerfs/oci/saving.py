@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.oci import compress, config, media, packing
+from layerfs.oci.inherited import inherited
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
 from layerfs.oci.pool import Pool
 from layerfs.store import Store, elsewhere, external, images, layers
@@ -21,7 +22,6 @@ from layerfs.store.references import normalize
 from layerfs.store.stacks import canonical_json
 
 FORMATS = ("docker-archive", "oci-archive", "oci-dir")
-_PLATFORM = ("variant", "os.version", "os.features")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,21 +192,11 @@ class _Saver:
         before = elsewhere.document(self._db, image)
         if before is not None and json.loads(before)["rootfs"]["diff_ids"] == list(diff_ids):
             return before
-        document = config.build(image, diff_ids, self._inherited(image))
+        step = images.row(self._db, image.id).step
+        document = config.build(image, diff_ids, inherited(self._db, image, step))
         with self._db.transaction():
             elsewhere.note_document(self._db, image, document)
         return document
-
-    def _inherited(self, image: Image) -> dict[str, Any]:
-        """Return what the image that came in, on which *image* was made, says of its platform."""
-        parent = image.parent
-        while parent is not None:
-            origin = images.get(self._db, parent)
-            if (document := elsewhere.document(self._db, origin)) is not None:
-                fields = json.loads(document)
-                return {key: fields[key] for key in _PLATFORM if key in fields}
-            parent = origin.parent
-        return {}
 
 
 def _write_index(out: Output, saved: Sequence[tuple[_Saved, list[str]]]) -> None:
