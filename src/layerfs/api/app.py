@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MODULES = {
     "_ping": ("system",),
     "auth": ("registries",),
-    "build": ("buildcache",),
+    "build": ("build", "buildcache"),
     "commit": ("containers",),
     "containers": (
         "containers", "create", "running", "watching", "attaching", "execs", "copying", "export", "prune"

@@ -18,6 +18,7 @@ from layerfs.host.rundir import store_root
 
 COMMANDS = {
     "attach": "attach",
+    "build": "build",
     "builder": "groups",
     "commit": "mounts",
     "container": "groups",

@@ -12,7 +12,7 @@ _CONTAINER = (
     "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "ps",
     "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait",
 )  # fmt: skip
-_IMAGE = ("history", "import", "load", "pull", "push", "save", "tag")
+_IMAGE = ("build", "history", "import", "load", "pull", "push", "save", "tag")
 CONTAINER = {
     **{name: name for name in _CONTAINER},
     "inspect": "system.inspect_container_command",

@@ -74,6 +74,14 @@ def with_ids(db: Database, step: str) -> list[tuple[str, HistoryEntry]]:
     return [(row[0], _entry(row[1:])) for row in rows]
 
 
+def entry(db: Database, step: str) -> HistoryEntry:
+    """Return what *step* alone is; raises `NotFound`."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM steps WHERE id = ?", (step,)).fetchone()
+    if row is None:
+        raise NotFound(f"no such step: {step[:12]}: what it was part of has been removed")
+    return _entry(row)
+
+
 def check(db: Database, step: str) -> None:
     """Raise `NotFound` for a step that is not there (any more)."""
     if db.scalar("SELECT 1 FROM steps WHERE id = ?", (step,)) is None:

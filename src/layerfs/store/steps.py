@@ -78,6 +78,10 @@ class Steps:
             stacks.check(self._db, step)
             return stacks.history(self._db, step)
 
+    def entry(self, step: str) -> HistoryEntry:
+        """Return what *step* alone is in the history; raises `NotFound`."""
+        return stacks.entry(self._db, step)
+
     @contextmanager
     def new_layer(self, below: str | None = None) -> Iterator[NewLayer]:
         """Begin a layer on top of the step *below*, to be filled and then sealed; else it goes at the end.
@@ -139,6 +143,19 @@ class Steps:
         """
         with self._db.transaction():
             return self._add(below, HistoryEntry(created, created_by, author, comment, True, None))
+
+    def add_history(self, below: str | None, entries: Sequence[HistoryEntry]) -> str | None:
+        """Make a step of each of *entries*, oldest first, on top of *below*; return the last one.
+
+        Their layers are there already, and were made on top of the same ones: so the same files get another
+        history. Atomic; idempotent; not durable. Raises `NotFound`.
+        """
+        with self._db.transaction():
+            for entry in entries:
+                if entry.layer is not None:
+                    layers.get(self._db, entry.layer)
+                below = self._add(below, entry)
+        return below
 
     def make_image(
         self,
