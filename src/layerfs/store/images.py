@@ -199,18 +199,18 @@ def _ancestors(db: Database, image: Image) -> dict[str, tuple[str, tuple[str, ..
     return found
 
 
-def nearest(db: Database, step: str) -> str | None:
-    """Return the newest image that ends with *step*, or with the next step below that has one."""
+def nearest(db: Database, step: str, *, of: str = "") -> str | None:
+    """Return the newest image, but *of*, that ends with *step*, or with the next step below that has one."""
     query = """
         WITH RECURSIVE chain (id, parent, depth) AS (
             SELECT id, parent, 0 FROM steps WHERE id = ?
             UNION ALL
             SELECT steps.id, steps.parent, depth + 1 FROM chain JOIN steps ON steps.id = chain.parent
         )
-        SELECT images.id FROM chain JOIN images ON images.step = chain.id
+        SELECT images.id FROM chain JOIN images ON images.step = chain.id WHERE images.id != ?
         ORDER BY depth, images.created DESC LIMIT 1
     """
-    found = db.scalar(query, (step,))
+    found = db.scalar(query, (step, of))
     return str(found) if found is not None else None
 
 
