@@ -278,3 +278,28 @@ RUN --mount=type=secret,id=missing test ! -e /run/secrets/missing
             assert secret.encode() not in path.read_bytes(), path
     line = either.fails(HEAD + "RUN --mount=type=secret,id=needed,required true\n")
     assert line.endswith("secret needed is required by a RUN: give it with --secret id=needed")
+
+
+def test_caches_are_known_and_pruned(own_builds: Builds) -> None:
+    built = own_builds.ok(
+        HEAD + "RUN --mount=type=cache,target=/c dd if=/dev/zero of=/c/x bs=1000 count=5; echo kept > /kept\n"
+    )
+    (row,) = (
+        json.loads(line)
+        for line in own_builds.layerfs.ok("df", "--format", "json").splitlines()
+        if "Build Cache" in line
+    )
+    assert row["TotalCount"] == "2"
+    own_builds.layerfs.ok("rmi", built.image)
+    assert "Total reclaimed space: 5" in own_builds.layerfs.ok("builder", "prune", "--force", "--all")
+    own_builds.layerfs.ok("fsck")
+    again = own_builds.ok(HEAD + "RUN --mount=type=cache,target=/c test ! -e /c/x\n")
+    assert again.cached == []
+
+
+@pytest.fixture
+def own_builds(tmp_path: Path) -> Iterator[Builds]:
+    """Builds in a store of the test's own."""
+    with builds(tmp_path) as (made, _):
+        yield made
+        made.layerfs.check_store()
