@@ -214,3 +214,28 @@ def test_debug_opens_a_shell_where_a_command_failed(served: Builds) -> None:
     assert served.left() == []
     images = [json.loads(line) for line in served.layerfs.ok("images", "--format", "json").splitlines()]
     assert not [it for it in images if it["Tag"] == "<none>" and "failed" in str(it)]
+
+
+def test_an_engine_that_ends_in_order_ends_its_builds(tmp_path: Path) -> None:
+    with builds(tmp_path) as (made, _):
+        with _running(made, HEAD + "RUN echo started; sleep 982\n") as process:
+            pid = int((made.layerfs.run / "engine.lock").read_text().split()[0])
+            os.kill(pid, signal.SIGTERM)
+            assert process.wait(30) == 1
+        wait_until(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), 30)
+        assert made.left() == []
+        assert _sleepers("982") == []
+        made.layerfs.check_store()
+
+
+def test_a_build_goes_on_after_a_checkpoint_that_nobody_waits_for(own: Builds) -> None:
+    """What a command wrote before the build was killed is in its layer, or the command runs again."""
+    dockerfile = HEAD + "".join(f"RUN echo {number} > /{number}\n" for number in range(12))
+    context = own.context(dockerfile)
+    for delay in (0.9, 1.1, 1.3):
+        process = own.containers.popen("build", "--network", "none", str(context), stderr=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.kill()
+        process.wait(PATIENCE)
+    built = own.ok(dockerfile)
+    assert built.run("sh", "-c", "cat /[0-9]*").split() == sorted(map(str, range(12)))
