@@ -191,11 +191,26 @@ def _image(building: Building, store: Store, result: Outcome, references: Sequen
     config = dict(configuration.config)
     if options.labels:
         config["Labels"] = {**(config.get("Labels") or {}), **options.labels}
+    platform = (result.platform.architecture, result.platform.os)
+    if options.epoch is not None:
+        from layerfs.oci.reproducible import make_image
+
+        return make_image(
+            store,
+            top,
+            config,
+            base=result.base,
+            epoch=building.created(),
+            platform=platform,
+            references=references,
+            author=configuration.author,
+            comment=history.COMMENT,
+        )
     return steps.make_image(
         top,
         config,
         references=references,
-        platform=(result.platform.architecture, result.platform.os),
+        platform=platform,
         author=configuration.author,
         comment=history.COMMENT,
     )

@@ -38,13 +38,14 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
     )
     created_by = history.copy(wanted)
     building = stage.building
+    epoch = building.options.epoch
     with ExitStack() as opened:
         first = None
         source: Source = building.context.source
         if wanted.from_ is not None:
             there = stage_of(stage, wanted.from_)
             # The same layers are the same files, without a look at them.
-            first = keys.key(job.word, stage.step, source=there, job=keys.job(job))
+            first = keys.key(job.word, stage.step, source=there, job=keys.job(job), epoch=epoch)
             if found := stage.cached(first):
                 stage.made(step, found, created_by, cached=True)
                 return
@@ -56,7 +57,7 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
         )
         memory = opened.enter_context(Memory(building.memory))
         digest = selection.digest(memory)
-        key = keys.key(job.word, stage.step, digest=digest.text, job=keys.job(job))
+        key = keys.key(job.word, stage.step, digest=digest.text, job=keys.job(job), epoch=epoch)
         found = stage.cached(key)
         if found is None:
             step.working()
@@ -117,7 +118,8 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
         stage.unchanged(step, created_by, cached=None)
         return
     user = stage.configuration.config.get("User") or ""
-    key = keys.key("WORKDIR", stage.step, path=path, user=user)
+    epoch = stage.building.options.epoch
+    key = keys.key("WORKDIR", stage.step, path=path, user=user, epoch=epoch)
     if found := stage.cached(key):
         if found == stage.step:
             stage.unchanged(step, created_by, cached=True)
@@ -127,7 +129,6 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
     steps = stage.store.steps
     below = steps.stack_of_step(stage.step) if stage.step is not None else None
     with steps.new_layer(stage.step) as new:
-        epoch = stage.building.options.epoch
         made = None
         if copying.make_directory(path, user, below, new.path, epoch=epoch):
             made = steps.seal_layer(

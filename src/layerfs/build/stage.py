@@ -146,6 +146,7 @@ class StageBuild:
             names=order.host["ExtraHosts"],
             mounts=mounts.described(),
             script=script.of(run),
+            epoch=self.building.options.epoch,
         )
         if found := self.cached(key):
             self.made(step, found, created_by, cached=True)
