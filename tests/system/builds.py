@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -70,28 +69,29 @@ class Builds:
         """Build, which must work; nothing of it may be left outside the store."""
         done = self.run(dockerfile, *options, **more)
         assert done.returncode == 0, done.stderr
-        assert self.left() == []
+        left = self.left()
+        assert left == [], (left, done.stderr)
         return Built(self, done)
 
     def fails(self, dockerfile: str, *options: str, **more: Any) -> str:
         """Build, which must fail with one line at its end; return that line. Nothing may be left."""
         done = self.run(dockerfile, *options, **more)
         assert done.returncode == 1, done.stderr
-        assert self.left() == [], done.stderr
+        left = self.left()
+        assert left == [], (left, done.stderr)
         last = done.stderr.splitlines()[-1]
         assert last.startswith("layerfs: "), done.stderr
         assert "Traceback" not in done.stderr
         return last.removeprefix("layerfs: ")
 
     def left(self) -> list[str]:
-        """Return what builds have left: directories, mounts, namespaces, processes in cgroups."""
+        """Return what builds have left: directories, mounts, namespaces, containers."""
         run = self.layerfs.run
-        found = [str(path) for name in ("builds", "netns", "networks") for path in _entries(run / name)]
+        places = ("builds", "netns", "networks", "runtime/runc")
+        found = [str(path) for name in places for path in _entries(run / name)]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [line for line in mounts if f"{run}/builds" in line]
         found += [name for name in self.containers.names() if name.startswith("build-")]
-        groups = [path for path, _, _ in os.walk("/sys/fs/cgroup") if "/layerfs/build-" in path]
-        found += [path for path in groups if _has_processes(path)]
         return found
 
     def inspect(self, image: str) -> dict[str, Any]:
@@ -118,14 +118,6 @@ class Builds:
 
 def _entries(directory: Path) -> list[Path]:
     return list(directory.iterdir()) if directory.exists() else []
-
-
-def _has_processes(group: str) -> bool:
-    """Return whether a process of a control group lives."""
-    try:
-        return bool(Path(group, "cgroup.procs").read_text())
-    except OSError:
-        return False
 
 
 class Built:

@@ -345,3 +345,24 @@ def test_an_image_of_nothing_but_a_shell_has_nothing_else_afterwards(either: Bui
     built = either.ok("FROM busybox:1 AS b\nFROM scratch\nCOPY --from=b /bin /bin\nRUN echo x > /x\n")
     layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
     assert [sorted(os.listdir(layer)) for layer in layers] == [["x"], ["bin"]]
+
+
+def test_an_image_from_elsewhere_is_a_cache(own_builds: Builds, tmp_path: Path) -> None:
+    dockerfile = (
+        HEAD + "WORKDIR /w\nENV A=b\nCOPY f g /w/\nRUN cat /proc/sys/kernel/random/uuid > /u\nRUN true\n"
+    )
+    files = {"f": "f", "g": "g"}
+    built = own_builds.ok(dockerfile, "-t", "pulled", files=files)
+    archive = tmp_path / "archive"
+    own_builds.layerfs.ok("save", "pulled", "-o", archive)
+    value = built.run("cat", "/u")
+    own_builds.layerfs.ok("rmi", "pulled")
+    own_builds.layerfs.ok("builder", "prune", "--force", "--all")
+    own_builds.layerfs.ok("load", "-q", archive)
+    again = own_builds.ok(dockerfile, "--cache-from", "pulled", files=files)
+    assert again.run("cat", "/u") == value
+    assert len(again.cached) == 2
+    known = own_builds.ok(dockerfile, files=files)
+    assert (known.image, len(known.cached)) == (again.image, 4)
+    other = own_builds.ok(dockerfile, "--cache-from", "pulled", files={**files, "g": "other"})
+    assert other.run("cat", "/u") != value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,12 +16,14 @@ from layerfs.errors import LayerfsError
 from layerfs.store import Store
 
 if TYPE_CHECKING:
+    from layerfs.build.cachefrom import Candidates
     from layerfs.build.context import Context
-    from layerfs.build.outcome import Outcome
+    from layerfs.build.outcome import Entry, Outcome
     from layerfs.build.progress import Progress
     from layerfs.distribution.credentials import Credentials
     from layerfs.mounting.request import MountRequest
     from layerfs.oci.platforms import Platform
+    from layerfs.store.model import HistoryEntry
 
 CACHE = "cache"
 """The directory in the store's root of what builds remember: the memory of digests, and cache mounts."""
@@ -79,6 +81,7 @@ class Building:
         self._lock = threading.Lock()
         self._work: Workplace | None = None
         self._usable: frozenset[str] | None = None
+        self._candidates: Candidates | None = None
         self._stopped = threading.Event()
         self.outcomes: dict[int, Outcome] = {}
         """What the stages that are done have come to, by their places."""
@@ -117,6 +120,20 @@ class Building:
                         found.update(store.resolve(name).layers)
                 self._usable = frozenset(found)
             return layer in self._usable
+
+    def candidate(
+        self, store: Store, base: str | None, entries: Sequence[Entry], created_by: str
+    ) -> HistoryEntry | None:
+        """Return a step of one of the images of `cache_from` that may be taken for the next one, if any."""
+        options = self.options
+        if options.no_cache or options.only_cache_from or not options.cache_from:
+            return None
+        from layerfs.build.cachefrom import Candidates
+
+        with self._lock:
+            if self._candidates is None:
+                self._candidates = Candidates(self)
+            return self._candidates.find(store, base, entries, created_by)
 
     @property
     def memory(self) -> Path:

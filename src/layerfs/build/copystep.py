@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs.build import copying, keys
+from layerfs.build.cachefrom import is_same_tree
 from layerfs.build.copying import Job
 from layerfs.build.digests import Digest, Memory
 from layerfs.build.sources import of_stack
@@ -93,9 +95,20 @@ def _copied(
             created_by=created_by,
             comment=history.COMMENT,
         )
+        made = _candidate(stage, new.path, created_by) or made
     if copied.is_as(digest):
         stage.store.build_cache.put(key, made, kind="source.local", description=created_by)
     return made
+
+
+def _candidate(stage: StageBuild, tree: Path, created_by: str) -> str | None:
+    """Return the step of an image that was given as a cache, if it has the same files as *tree*."""
+    there = stage.candidate(created_by)
+    if there is None or there.layer is None:
+        return None
+    if not is_same_tree(tree, stage.store.layer(there.layer).path):
+        return None
+    return stage.taken(there)
 
 
 def stage_of(stage: StageBuild, name: str) -> str | None:
@@ -121,10 +134,7 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
     epoch = stage.building.options.epoch
     key = keys.key("WORKDIR", stage.step, path=path, user=user, epoch=epoch)
     if found := stage.cached(key):
-        if found == stage.step:
-            stage.unchanged(step, created_by, cached=True)
-        else:
-            stage.made(step, found, created_by, cached=True)
+        stage.found(step, found, created_by)
         return
     steps = stage.store.steps
     below = steps.stack_of_step(stage.step) if stage.step is not None else None
@@ -138,6 +148,7 @@ def workdir_step(stage: StageBuild, instruction: Single, step: Step) -> None:
                 created_by=created_by,
                 comment=history.COMMENT,
             )
+            made = _candidate(stage, new.path, created_by) or made
     if made is None:
         if stage.step is not None:
             stage.store.build_cache.put(key, stage.step, description=created_by)

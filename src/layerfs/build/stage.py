@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from layerfs.build.run import Container, Order
     from layerfs.build.runmounts import Mounts
     from layerfs.store import Store
+    from layerfs.store.model import HistoryEntry
 
 
 class StageBuild:
@@ -102,6 +103,13 @@ class StageBuild:
         self.entries.append(Entry(created_by, entry.created, layer))
         step.done(made, cached=cached)
 
+    def found(self, step: Step, found: str, created_by: str) -> None:
+        """Go on from a step of the cache, which may be the present one."""
+        if found == self.step:
+            self.unchanged(step, created_by, cached=True)
+        else:
+            self.made(step, found, created_by, cached=True)
+
     def unchanged(self, step: Step, created_by: str, *, cached: bool | None) -> None:
         """Go on from the same files as before: what *created_by* says has changed none."""
         self.entries.append(Entry(created_by))
@@ -123,6 +131,16 @@ class StageBuild:
             return None
         layer = self.store.steps.entry(found.step).layer
         return found.step if self.building.may_use(self.store, layer) else None
+
+    def candidate(self, created_by: str) -> HistoryEntry | None:
+        """Return what an image that was given as a cache has next, if it is the same so far."""
+        return self.building.candidate(self.store, self.base, self.entries, created_by)
+
+    def taken(self, entry: HistoryEntry) -> str:
+        """Return the step of a layer that another image has on the same files."""
+        made = self.store.steps.add_history(self.step, [entry])
+        assert made is not None
+        return made
 
     # RUN
 
@@ -148,8 +166,13 @@ class StageBuild:
             script=script.of(run),
             epoch=self.building.options.epoch,
         )
-        if found := self.cached(key):
-            self.made(step, found, created_by, cached=True)
+        found = self.cached(key)
+        if found is None and (there := self.candidate(created_by)) is not None:
+            found = self.taken(there) if there.layer is not None else self.step
+            if found is not None:
+                self.store.build_cache.put(key, found, description=created_by)
+        if found is not None:
+            self.found(step, found, created_by)
             return
         step.working()
         try:
