@@ -19,6 +19,7 @@ from layerfs.client.client import Client, local_place
 from layerfs.errors import Conflict
 from layerfs.host.rundir import RunLock, socket_path
 from layerfs.store import Store
+from layerfs.store.commit import Wording
 from layerfs.store.model import Image, Mount
 from layerfs.union.changes import Change, changes
 from layerfs.unixhttp.message import Answer, Request, Response
@@ -61,6 +62,11 @@ class DirectoryMount:
             except BaseException:
                 store.abandon_upper(mount, upper)
                 raise
+
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        with Store(self.root) as store:
+            mount = store.mount(self.mount_id)
+            return store.checkpoint(mount, store.prepare_upper(mount), wording, build=build)
 
     async def changes(self) -> list[Change]:
         with Store(self.root) as store:

@@ -20,6 +20,7 @@ ROOMS = (
     "oci",
     "mounting",
     "store",
+    "dockerfile",
     "archive",
     "fuse",
     "unixhttp",

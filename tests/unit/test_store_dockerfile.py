@@ -83,8 +83,9 @@ def test_a_configuration_that_makes_no_sense_is_refused() -> None:
     for config in bad:
         with pytest.raises(BadRequest, match=f"{next(iter(config))} in the image's configuration must be"):
             apply(config, ["WORKDIR /x"])
-    with pytest.raises(BadRequest, match="User in the configuration with the changes must be a string"):
-        apply({}, ["USER a\0b"])
+    for user in ("a\0b", "a\ud800b"):
+        with pytest.raises(BadRequest, match="change:1:7: expected UTF-8 text"):
+            apply({}, [f"USER {user}"])
 
 
 @pytest.mark.parametrize(

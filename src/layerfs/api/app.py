@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MODULES = {
     "_ping": ("system",),
     "auth": ("registries",),
-    "build": ("prune",),
+    "build": ("build", "buildcache"),
     "commit": ("containers",),
     "containers": (
         "containers", "create", "running", "watching", "attaching", "execs", "copying", "export", "prune"

@@ -45,13 +45,21 @@ class Content(Protocol):
 class Unpacker:
     """Writes members into the empty directory *tree*; a context manager, ended by `finish`.
 
+    Names that begin with `.wh.` say what is deleted; without *whiteouts* they are names like others.
     `size` and `files` count what was in the archive so far, `digests` has the XXH3-128 of each file by
     inode number, `replaced` tells whether later members took the place of files, `left_out` counts device
     nodes that an ordinary user cannot make.
     """
 
-    def __init__(self, tree: Path, limits: Limits = Limits()) -> None:  # noqa: B008 (it is frozen)
+    def __init__(
+        self,
+        tree: Path,
+        limits: Limits = Limits(),  # noqa: B008 (it is frozen)
+        *,
+        whiteouts: bool = True,
+    ) -> None:
         self._tree = tree
+        self._whiteouts = whiteouts
         self._directories = Directories(tree)
         self._members: dict[Parts, Member] = {}  # directories, whose attributes are set at the end
         self._opaque: set[Parts] = set()
@@ -83,7 +91,7 @@ class Unpacker:
 
         Raises `BadRequest` for a member that leaves the tree or makes no sense in it, and `OSError`.
         """
-        parts = _parts(member.name)
+        parts = _parts(member.name, whiteouts=self._whiteouts)
         self.files += 1
         self.size += member.size
         self._limits.check(self.size, self.files + len(self._directories.made))
@@ -95,7 +103,7 @@ class Unpacker:
                 return False
             if self._deleted:
                 self._bring_back(parts)
-            if parts[-1].startswith(whiteout.AUFS_PREFIX):
+            if self._whiteouts and parts[-1].startswith(whiteout.AUFS_PREFIX):
                 with suppress(NoDirectory):  # what stands there instead hides what is below anyway
                     self._white_out(parts, member)
                 return False
@@ -168,7 +176,7 @@ class Unpacker:
             self._set_attributes_at(parent, name, member)
 
     def _link(self, parent: int, name: bytes, member: Member) -> None:
-        target = _parts(member.target)
+        target = _parts(member.target, whiteouts=self._whiteouts)
         missing = refused(member.name, f"it is a link to {_shown(member.target)}, which is not there")
         try:
             directory = self._directories.open(target[:-1], create=False)
@@ -191,7 +199,7 @@ class Unpacker:
         name = parts[-1]
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
-            if member.kind == "link" and _parts(member.target) == parts:
+            if member.kind == "link" and _parts(member.target, whiteouts=self._whiteouts) == parts:
                 raise refused(member.name, "it is a link to itself")
             os.unlink(name, dir_fd=parent)
             if parts in self._deleted:
@@ -334,7 +342,7 @@ def _hash_zeros(digest: xxhash.xxh3_128, count: int) -> None:
         count -= _CHUNK
 
 
-def _parts(name: bytes) -> Parts:
+def _parts(name: bytes, *, whiteouts: bool) -> Parts:
     if name.startswith(b"/"):
         raise refused(name, "its path is absolute")
     if len(name) > _LONGEST:
@@ -343,7 +351,7 @@ def _parts(name: bytes) -> Parts:
     if b".." in parts:
         raise refused(name, "its path contains '..'")
     for part in parts[:-1]:
-        if part.startswith(whiteout.AUFS_PREFIX):
+        if whiteouts and part.startswith(whiteout.AUFS_PREFIX):
             raise refused(name, "a directory cannot have the name of a whiteout")
     return parts
 

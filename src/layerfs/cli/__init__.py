@@ -19,6 +19,8 @@ from layerfs.host.rundir import store_root
 
 COMMANDS = {
     "attach": "attach",
+    "build": "build",
+    "builder": "groups",
     "commit": "mounts",
     "container": "groups",
     "cp": "copying",

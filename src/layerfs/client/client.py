@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
     from layerfs.unixhttp.client import UnixClient
 
+    Launch = Callable[[MountRequest], str]
+
 _A = TypeVar("_A")
 Parameter = str | bool | Sequence[str] | None
 Taken = tuple[socket.socket, bytes]
@@ -65,19 +67,20 @@ class Client:
         return self._transport.in_place
 
     @classmethod
-    def of(cls, root: Path) -> Client:
+    def of(cls, root: Path, launch: Callable[[], Launch] | None = None) -> Client:
         """Return a client for the store at *root*: of its engine if one runs here, else `Client.local`.
 
-        `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
+        *launch* is called when this process is about to answer itself, if it does, and returns what mounts
+        then. `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
         """
         given = os.environ.get("LAYERFS_ENGINE")
         if given == "none":
-            return cls.local(root)
+            return cls(_InPlace(root, launch))
         try:
             path = Path(given) if given else engine_socket()
-            return cls(_EngineOrInPlace(path, root)) if path.exists() else cls.local(root)
+            return cls(_EngineOrInPlace(path, root, launch) if path.exists() else _InPlace(root, launch))
         except (errors.LayerfsError, OSError):  # whoever needs the run directory says what is wrong with it
-            return cls.local(root)
+            return cls(_InPlace(root, launch))
 
     @classmethod
     def local(cls, root: Path) -> Client:
@@ -182,14 +185,18 @@ class _InPlace:
 
     in_place = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, launch: Callable[[], Launch] | None = None) -> None:
         self._root = root
+        self._launch = launch
+
+    def _place(self) -> Place:
+        return local_place(self._root, self._launch() if self._launch else None)
 
     def send(self, request: Request) -> Response:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Stream):
             return Response(answer.status, b"".join(answer.chunks), answer.headers)
         assert isinstance(answer, Response)
@@ -199,7 +206,7 @@ class _InPlace:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Response):
             return Stream(answer.status, one_piece(answer.body), answer.headers)
         assert isinstance(answer, Stream)
@@ -209,7 +216,7 @@ class _InPlace:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Response):
             return answer
         assert isinstance(answer, Takeover)
@@ -231,12 +238,12 @@ class _EngineOrInPlace:
     in_place = False
     """True once it turned out that no engine answers."""
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path, root: Path, launch: Callable[[], Launch] | None) -> None:
         from layerfs.unixhttp.client import UnixClient
 
         namespace = os.readlink("/proc/self/ns/mnt")
         self._engine = UnixClient(path, {"layerfs-root": quoted_root(root), "layerfs-namespace": namespace})
-        self._in_place = _InPlace(root)
+        self._in_place = _InPlace(root, launch)
 
     def send(self, request: Request) -> Response:
         """See `Transport`."""
@@ -308,14 +315,14 @@ class _Daemon:
         return Response(501, b'{"message": "this socket is that of one mount: ask the engine"}')
 
 
-def local_place(root: Path) -> Place:
-    """Return where requests are answered that this process makes and answers itself."""
+def local_place(root: Path, launch: Launch | None = None) -> Place:
+    """Return where requests are answered that this process makes and answers itself; *launch* mounts."""
 
-    def launch(request: MountRequest) -> str:
+    def fork(request: MountRequest) -> str:
         from layerfs.api.server import start_mount
 
         return start_mount(request)
 
     from layerfs.api.routes import Place
 
-    return Place(root, launch, alone=True)
+    return Place(root, launch or fork, alone=True)

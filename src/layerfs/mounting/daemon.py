@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -52,7 +52,11 @@ from layerfs.union.view import Union
 
 if TYPE_CHECKING:
     from layerfs.mounting.served import Serve
-    from layerfs.store.model import Image
+    from layerfs.store.commit import Wording
+    from layerfs.store.model import Image, Mount
+    from layerfs.store.model import Layer as LayerRow
+
+_Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
 
@@ -284,6 +288,30 @@ class Daemon:
             await trio.to_thread.run_sync(self._store.check_commit, reference, changes)
         else:
             self._store.check_commit(reference, changes)
+
+        def write(mount: Mount, upper: LayerRow, tree: int | None) -> Image:
+            return self._store.commit(
+                mount,
+                upper,
+                reference=reference,
+                comment=comment,
+                author=author,
+                changes=changes,
+                tree=tree,
+            )
+
+        return await self._seal(write, pause)
+
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        """Seal the upper as the layer of a new step, and return that: see `commit`."""
+
+        def write(mount: Mount, upper: LayerRow, tree: int | None) -> str:
+            return self._store.checkpoint(mount, upper, wording, build=build, tree=tree)
+
+        return await self._seal(write, pause)
+
+    async def _seal(self, write: Callable[[Mount, LayerRow, int | None], _Made], pause: bool | None) -> _Made:
+        """Seal the upper by *write*, and go on with an empty one; return what *write* returns."""
         async with self._changing:
             self._check_serving()
             sealed = self._mount.upper
@@ -293,15 +321,14 @@ class Daemon:
                 raise Conflict(
                     f"cannot commit {self.name}: it is mounted read-only; mount it without ro to commit"
                 )
-            wording = live_commit.Wording(reference, comment, author, changes)
             path = self._union.layers[0].path
-            image, upper = await live_commit.commit(
+            made, upper = await live_commit.commit(
                 self._store,
                 self._mount,
                 self._union,
                 self._next_upper,
                 self._hold,
-                wording,
+                write,
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 unchanging=self._filesystem.contents.unchanging,
             )
@@ -313,8 +340,9 @@ class Daemon:
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
             trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
-        self._to_settle.set()
-        return image
+        if self._mount.build is None:  # a build has all its layers settled at its end
+            self._to_settle.set()
+        return made
 
     @property
     def outside_upper(self) -> Path | None:
@@ -426,7 +454,7 @@ class Daemon:
         while True:
             while self._settling:
                 layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id, self._watch)
+                process = settle.start(self.root, layer_id, watch=self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
                 layer.on_disk = status == 0 and not lost.has_lost()
                 del self._settling[layer_id]

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -27,7 +27,7 @@ from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
 if TYPE_CHECKING:
-    from layerfs.store.model import Image, Mount
+    from layerfs.store.model import Layer, Mount
 
 _PAUSE = 0.002
 _PATIENCE = 10.0
@@ -38,13 +38,7 @@ _FREEZE_PATIENCE = 2.0
 """Seconds that the processes of a container may take to stand still."""
 
 
-class Wording(NamedTuple):
-    """What goes into the image besides the layer."""
-
-    reference: str | None
-    comment: str
-    author: str
-    changes: Sequence[str]
+_Made = TypeVar("_Made")
 
 
 @asynccontextmanager
@@ -159,13 +153,14 @@ async def commit(
     union: Union,
     next_upper: NextUpper,
     hold: Hold,
-    wording: Wording,
+    write: Callable[[Mount, Layer, int | None], _Made],
     *,
     still: AbstractAsyncContextManager[None],
     unchanging: Callable[[], AbstractAsyncContextManager[None]],
-) -> tuple[Image, str]:
-    """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
+) -> tuple[_Made, str]:
+    """Seal the upper of *union* by *write*; return what that returns, and the id of the next upper.
 
+    *write* is given the mount, its next upper and a descriptor on its tree: it is a commit or a checkpoint.
     All that was written is in the upper once *still* has been entered, and while *unchanging* is, nothing but
     the calling thread writes to it. *store* belongs to that thread, and never waits. Atomic; not durable yet.
     Raises `LayerfsError` or `OSError`; then nothing has changed.
@@ -188,7 +183,7 @@ async def commit(
                         union.match_root(upper)
                         try:
                             tree = union.upper.root.fd() if union.upper is not None else None
-                            image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
+                            made = write(mount, prepared, tree)
                         except StoreBusy:
                             if trio.current_time() > busy_until:
                                 raise StoreBusy("other processes keep the store busy: try again") from None
@@ -223,4 +218,4 @@ async def commit(
         here, there = old.path, upper.path  # the trees of an upper outside the store change places
         old.moved(there)
         upper.moved(here)
-    return image, prepared.id
+    return made, prepared.id

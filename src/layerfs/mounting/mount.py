@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from layerfs.union.changes import Change
 
@@ -23,6 +24,22 @@ class Commit:
     """Dockerfile instructions for the configuration of the image."""
     pause: bool | None = None
     """Whether the processes of a container stand still meanwhile; None: if they can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint is to make of what was written: a commit without an image."""
+
+    created_by: str = ""
+    """Empty for the words of a commit."""
+    comment: str = ""
+    author: str = ""
+    created: datetime | None = None
+    """Aware; None for now."""
+    build: str | None = None
+    """The build that the step is held for, beside the mount."""
+    pause: bool | None = None
+    """As in `Commit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,12 @@ class Mount(Protocol):
 
         Atomic. Not durable: a power cut within the next seconds may undo it. Everything whose write(2) had
         returned before the call is in the layer.
+        """
+
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """Seal what was written as the layer of a new step, and return that: a commit without an image.
+
+        The mount owns the step for as long as that is on its stack.
         """
 
     def changes(self) -> Sequence[Change]:

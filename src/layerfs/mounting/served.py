@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trio import from_thread
 
 from layerfs.errors import Conflict
-from layerfs.mounting.mount import Commit, Committed, outside_warning
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, outside_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import trio
 
+    from layerfs.store.commit import Wording
     from layerfs.store.model import Image
     from layerfs.union.changes import Change
 
@@ -45,6 +46,9 @@ class LiveMount(Protocol):
         self, *, reference: str | None, comment: str, author: str, changes: Sequence[str], pause: bool | None
     ) -> Image:
         """See `Mount.commit`."""
+
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        """See `Mount.checkpoint`."""
 
     async def changes(self) -> list[Change]:
         """See `Mount.changes`."""
@@ -95,6 +99,17 @@ class Served:
         image = from_thread.run(commit)
         outside = from_thread.run_sync(lambda: self._live.outside_upper)
         return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`."""
+        from layerfs.store.commit import Wording
+
+        wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
+
+        async def checkpoint() -> str:
+            return await self._live.checkpoint(wording, build=wanted.build, pause=wanted.pause)
+
+        return from_thread.run(checkpoint)
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""

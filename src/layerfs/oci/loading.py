@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from layerfs.archive.limits import Limits
 from layerfs.errors import BadRequest, from_os_error
-from layerfs.oci import contents
+from layerfs.oci import contents, unpacking
 from layerfs.oci.contents import Blob, Found
 from layerfs.oci.inherit import inherit
 from layerfs.oci.pool import Pool
@@ -212,7 +212,8 @@ def _run(
             )
 
     locks = [fd for layer_id in layer_ids if (fd := layers.held(layer_id)) is not None]
-    return Pool(jobs, [*{job.region.fd for job in jobs}, *locks], watch).run()
+    descriptors = [*{job.region.fd for job in jobs}, *locks]
+    return Pool(unpacking.WORK, jobs, unpacking.processes(jobs), descriptors, watch).run()
 
 
 def _sync(db: Database) -> None:

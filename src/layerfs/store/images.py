@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections import defaultdict
 from datetime import datetime
+from platform import machine as machine_name
 from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, NotFound
@@ -71,18 +71,17 @@ def insert(
     author: str,
     comment: str,
     parent: str | None = None,
+    created: int | None = None,
+    platform: tuple[str, str] | None = None,
 ) -> Image:
     """Write the row of a new image and return it; part of a transaction.
 
-    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of. What it was
-    made from says for which platform it is; without a parent it is for this machine's.
+    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of, so with the
+    same time *created* (now by default) the same image is found, not made again. *platform* is architecture
+    and system; by default what it was made from says them, and without a parent it is for this machine's.
     """
-    created = now()
-    machine = platform.machine()
-    architecture, system = _GO_MACHINES.get(machine, machine), "linux"
-    if parent is not None:
-        query = "SELECT architecture, os FROM images WHERE id = ?"
-        architecture, system = db.execute(query, (parent,)).fetchone()
+    created = now() if created is None else created
+    architecture, system = platform or _platform(db, parent)
     columns: dict[str, Value] = {
         "architecture": architecture,
         "author": author,
@@ -94,6 +93,8 @@ def insert(
         "step": step,
     }
     image_id = digest({**columns, "config": config})
+    if db.scalar("SELECT 1 FROM images WHERE id = ?", (image_id,)) is not None:
+        return get(db, image_id)
     names = ", ".join(columns)
     db.execute(
         f"INSERT INTO images (id, {names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (image_id, *columns.values())
@@ -111,6 +112,16 @@ def insert(
         os=system,
         tags=(),
     )
+
+
+def _platform(db: Database, parent: str | None) -> tuple[str, str]:
+    """Return architecture and system of the image *parent*, or of this machine."""
+    if parent is not None:
+        query = "SELECT architecture, os FROM images WHERE id = ?"
+        architecture, system = db.execute(query, (parent,)).fetchone()
+        return architecture, system
+    machine = machine_name()
+    return _GO_MACHINES.get(machine, machine), "linux"
 
 
 def get(db: Database, image_id: str) -> Image:
@@ -194,6 +205,21 @@ def _ancestors(db: Database, image: Image) -> dict[str, tuple[str, tuple[str, ..
         found[step] = (str(parent), _tags(db, str(parent)))
         parent = above
     return found
+
+
+def nearest(db: Database, step: str, *, of: str = "") -> str | None:
+    """Return the newest image, but *of*, that ends with *step*, or with the next step below that has one."""
+    query = """
+        WITH RECURSIVE chain (id, parent, depth) AS (
+            SELECT id, parent, 0 FROM steps WHERE id = ?
+            UNION ALL
+            SELECT steps.id, steps.parent, depth + 1 FROM chain JOIN steps ON steps.id = chain.parent
+        )
+        SELECT images.id FROM chain JOIN images ON images.step = chain.id WHERE images.id != ?
+        ORDER BY depth, images.created DESC LIMIT 1
+    """
+    found = db.scalar(query, (step, of))
+    return str(found) if found is not None else None
 
 
 def size(db: Database, image: Image) -> int:

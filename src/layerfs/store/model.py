@@ -116,6 +116,10 @@ class Mount:
     """Since when it is mounted; None when it was unmounted in an orderly way."""
     ephemeral: bool
     """Nobody named it: it goes when it is unmounted."""
+    step: str = ""
+    """The step at the top of its stack."""
+    build: str | None = None
+    """The build that it is for; that may have ended."""
 
     @property
     def container(self) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""The language of Dockerfiles: text to instructions, variables, what instructions do to a configuration."""
