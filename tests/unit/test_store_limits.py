@@ -100,6 +100,9 @@ def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
     with store.database.transaction():
         store.database.execute("UPDATE layers SET outside = 0, prefix = NULL")
         for table in (
+            "build_cache",
+            "build_steps",
+            "builds",
             "digests",
             "compatible",
             "volume_uses",
@@ -109,6 +112,7 @@ def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
             "networks",
         ):  # of later versions
             store.database.execute(f"DROP TABLE {table}")
+        store.database.execute("ALTER TABLE mounts DROP COLUMN build")
         store.database.execute("PRAGMA user_version = 4")
     with Store(store.root) as migrated:
         then = migrated.layer(today)
