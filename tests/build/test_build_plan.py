@@ -8,6 +8,7 @@ import pytest
 
 from layerfs.build.plan import Plan, plan
 from layerfs.dockerfile import parser
+from layerfs.dockerfile.configure import Configuration
 from layerfs.dockerfile.instructions import Copy, Run
 from layerfs.errors import BadRequest
 from layerfs.oci import platforms
@@ -200,3 +201,20 @@ def test_a_thousand_stages_in_a_row() -> None:
         f"FROM s{n} AS s{n + 1}\nCOPY --from=s{n // 2} x /y\n" for n in range(999)
     )
     assert len(planned(text).stages) == 1000
+
+
+def test_errors_are_short_and_of_one_line() -> None:
+    for text in (
+        "FROM a\nCOPY --from=" + "9" * 100_000 + " b /c",
+        "FROM a\nFROM b AS " + "c" * 100_000 + "\nCOPY --from=" + "c" * 100_000 + " b /c",
+        "FROM --platform=" + "a/" * 100_000 + " b",
+        "ARG A=b\nFROM ${C:?" + "d" * 100_000 + "}",
+    ):
+        with pytest.raises(BadRequest) as caught:
+            planned(text)
+        assert len(str(caught.value)) < 350
+    stage = Configuration({"Env": ["A=b\nc"]})
+    (copy,) = parser.parse(b"FROM a\nCOPY a ${B:?$A}").stages[0].instructions
+    assert isinstance(copy, Copy)
+    with pytest.raises(BadRequest, match=r"^Dockerfile:2: B: b c: give it"):
+        stage.expand_copy(copy)

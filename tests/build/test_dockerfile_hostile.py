@@ -70,6 +70,8 @@ def in_time(work: Callable[[], object]) -> str:
         (b"EXPOSE " + b"1 " * MANY, ""),
         (b"A" * MANY + b" b", "is not an instruction"),
         (b"COPY <<A /b\n" + b"${a:-\n" * MANY + b"A\n", "line"),
+        (b"RUN <<" + b"a" * MANY, "expected a line 'aaa"),
+        (b"ENV A=${" + b"a" * MANY + b"=}", "expected one of } :-"),
         (b"FROM a\n" * 10_000, "at most 1000 stages"),
         (b"RUN " + b"a" * (2 << 20), "at most 1048576 characters"),
         (b"#" + b"a" * (5 << 20), "at most 4 MiB"),

@@ -77,7 +77,7 @@ class Builds:
         """Build, which must fail with one line at its end; return that line. Nothing may be left."""
         done = self.run(dockerfile, *options, **more)
         assert done.returncode == 1, done.stderr
-        assert self.left() == []
+        assert self.left() == [], done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith("layerfs: "), done.stderr
         assert "Traceback" not in done.stderr

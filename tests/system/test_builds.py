@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,3 +279,69 @@ RUN --mount=type=secret,id=missing test ! -e /run/secrets/missing
             assert secret.encode() not in path.read_bytes(), path
     line = either.fails(HEAD + "RUN --mount=type=secret,id=needed,required true\n")
     assert line.endswith("secret needed is required by a RUN: give it with --secret id=needed")
+
+
+def test_caches_are_known_and_pruned(own_builds: Builds) -> None:
+    built = own_builds.ok(
+        HEAD + "RUN --mount=type=cache,target=/c dd if=/dev/zero of=/c/x bs=1000 count=5; echo kept > /kept\n"
+    )
+    (row,) = (
+        json.loads(line)
+        for line in own_builds.layerfs.ok("df", "--format", "json").splitlines()
+        if "Build Cache" in line
+    )
+    assert row["TotalCount"] == "2"
+    own_builds.layerfs.ok("rmi", built.image)
+    assert "Total reclaimed space: 5" in own_builds.layerfs.ok("builder", "prune", "--force", "--all")
+    own_builds.layerfs.ok("fsck")
+    again = own_builds.ok(HEAD + "RUN --mount=type=cache,target=/c test ! -e /c/x\n")
+    assert again.cached == []
+
+
+@pytest.fixture
+def own_builds(tmp_path: Path) -> Iterator[Builds]:
+    """Builds in a store of the test's own."""
+    with builds(tmp_path) as (made, _):
+        yield made
+        made.layerfs.check_store()
+
+
+def test_a_command_finds_what_the_one_before_has_changed(either: Builds) -> None:
+    """Its container was made while that one ran."""
+    built = either.ok(
+        HEAD
+        + """WORKDIR /work
+RUN echo 'new:x:77:88::/home/new:/bin/sh' >> /etc/passwd
+USER new
+RUN id -u > /tmp/one; echo $HOME >> /tmp/one
+USER root
+RUN rm -rf /work && mkdir /work && touch /work/second
+RUN pwd; ls /work > /ls; touch here
+RUN sed -i 's:/root:/elsewhere:' /etc/passwd
+RUN echo $HOME > /home
+RUN mv /bin/sh /bin/moved && cp /bin/moved /bin/sh
+RUN echo moved > /moved
+RUN cp /bin/busybox /bin/ash
+SHELL ["/bin/ash", "-c"]
+RUN echo $0 > /shell
+RUN rm -rf /etc/hosts /etc/resolv.conf /tmp/x; test -e /etc/hosts
+"""
+    )
+    assert built.run("cat", "/tmp/one", "/ls", "/home", "/moved", "/shell").split() == [
+        "77", "/home/new", "second", "/elsewhere", "moved", "/bin/ash"
+    ]  # fmt: skip
+    assert built.run("ls", "/work").split() == ["here", "second"]
+
+
+def test_places_to_mount_on_do_not_come_along_with_a_directory_that_is_moved(either: Builds) -> None:
+    built = either.ok(HEAD + "RUN mv /etc /old && mkdir /etc\nRUN cp /old/passwd /etc && ls -A /etc > /ls\n")
+    assert built.run("ls", "-A", "/old").split() == ["group", "passwd"]
+    assert built.run("cat", "/ls").split() == ["hosts", "passwd", "resolv.conf"]
+    layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
+    assert sorted(os.listdir(f"{layers[0]}/etc")) == ["passwd"]
+
+
+def test_an_image_of_nothing_but_a_shell_has_nothing_else_afterwards(either: Builds) -> None:
+    built = either.ok("FROM busybox:1 AS b\nFROM scratch\nCOPY --from=b /bin /bin\nRUN echo x > /x\n")
+    layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
+    assert [sorted(os.listdir(layer)) for layer in layers] == [["x"], ["bin"]]

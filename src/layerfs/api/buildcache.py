@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from layerfs.api.filters import Filters, boolean_filter, label_matches, parse_filters
 from layerfs.api.routes import Call, route
 from layerfs.api.times import parse_until, timestamp
+from layerfs.build import cachemounts
 from layerfs.errors import BadRequest
+from layerfs.store.buildcache import CacheEntry
 from layerfs.store.cacheusage import CacheUsage
-from layerfs.store.model import to_nanoseconds
+from layerfs.store.model import to_datetime, to_nanoseconds
 from layerfs.unixhttp.message import Query, Response, json_response
 
 _FILTERS = (
@@ -46,7 +50,24 @@ def prune(call: Call) -> Response:
     removed, freed = call.store.build_cache.prune(
         everything=call.query.flag("all"), keep=_bytes_to_keep(call.query), wanted=wanted
     )
+    for used, mount in _mounts(call.root):
+        if wanted(used) and cachemounts.remove(mount):
+            removed.append(used.entry.key)
+            freed += used.size
     return json_response({"CachesDeleted": removed or None, "SpaceReclaimed": freed})
+
+
+def mounts(root: Path) -> list[CacheUsage]:
+    """Return the caches of `RUN --mount=type=cache`, as entries. Raises `OSError`."""
+    return [used for used, _ in _mounts(root)]
+
+
+def _mounts(root: Path) -> Iterator[tuple[CacheUsage, cachemounts.CacheMount]]:
+    for mount in cachemounts.every(root):
+        created, last = to_datetime(mount.created), to_datetime(mount.used)
+        described = f"cached mount {mount.identifier}"
+        entry = CacheEntry(mount.path.name, "", "exec.cachemount", described, created, last, 1)
+        yield CacheUsage(entry, (), (), mount.size(), mount.in_use, False, mount.used), mount
 
 
 def _bytes_to_keep(query: Query) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from layerfs.errors import from_os_error
+from layerfs.store.layers import measure
 from layerfs.union.trees import remove_trees
 
 if TYPE_CHECKING:
@@ -43,8 +44,29 @@ class CacheMount:
 
     path: Path
     identifier: str
-    used: float
-    """When a build had it last, in seconds since the epoch."""
+    created: int
+    """When it was made, in nanoseconds since the epoch."""
+    used: int
+    """When a command had it last."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a command has it."""
+        try:
+            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def size(self) -> int:
+        """Return the bytes of its files. Raises `OSError`."""
+        return measure(self.path / _DATA) if (self.path / _DATA).is_dir() else 0
 
 
 def directory(root: Path) -> Path:
@@ -84,7 +106,8 @@ def _take(root: Path, identifier: str, sharing: str, check: Callable[[], None]) 
     for number in range(1 << 20):
         path = directory(root) / (f"{name}.{number}" if number else name)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (path / _ABOUT).write_text(json.dumps({"id": identifier}))
+        if not (path / _ABOUT).exists():
+            (path / _ABOUT).write_text(json.dumps({"id": identifier}))
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         new = not (path / _DATA).exists()
         kind = fcntl.LOCK_SH if sharing == "shared" and not new else fcntl.LOCK_EX
@@ -133,8 +156,10 @@ def every(root: Path) -> list[CacheMount]:
     with suppress(FileNotFoundError):
         for path in sorted(directory(root).iterdir()):
             with suppress(OSError, ValueError, KeyError):
-                about = json.loads((path / _ABOUT).read_text())
-                found.append(CacheMount(path, str(about["id"]), (path / _LOCK).stat().st_mtime))
+                about = path / _ABOUT
+                identifier = str(json.loads(about.read_text())["id"])
+                used = (path / _LOCK).stat().st_mtime_ns
+                found.append(CacheMount(path, identifier, about.stat().st_mtime_ns, used))
     return found
 
 

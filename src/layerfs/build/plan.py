@@ -229,7 +229,7 @@ class _Planner:
                 f"{begin.image} has more than {_MOST_TRIGGERS} ONBUILD triggers: expected fewer"
             )
         for text in texts:
-            yield parser.parse_onbuild(text, f"{begin.file}:{begin.line}: ONBUILD of {begin.image}")
+            yield parser.parse_onbuild(text, f"{begin.file}:{begin.line}: ONBUILD of {begin.image[:80]}")
 
     def _source(self, name: str, index: int, instruction: Instruction) -> int | str:
         """Return what `--from=NAME` in stage *index* means."""

@@ -130,6 +130,8 @@ class StageBuild:
         from layerfs.build.runmounts import Mounts
 
         run = self.configuration.expand_run(instruction)
+        if run.security != "sandbox":
+            raise instruction.error("--security=insecure is not allowed: leave it out")
         order = self._order(run, self.configuration)
         mounts = Mounts(self, run, order)
         created_by = history.run(order.words, self.configuration.args())

@@ -15,13 +15,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.errors import Conflict, LayerfsError, NoSpace, NotFound, from_os_error
 from layerfs.host import mountcalls, rundir
 from layerfs.host.ownership import check_private, open_own
 from layerfs.host.rundir import RunLock
 from layerfs.store import Store
 from layerfs.union.trees import remove_trees
+
+if TYPE_CHECKING:
+    from layerfs.store.model import Mount
 
 _log = logging.getLogger(__name__)
 _LOCK = "lock"
@@ -201,6 +205,17 @@ def _unmount(root: Path, place: Path) -> None:
             mountcalls.umount(os.fsencode(place), lazy=True)  # its daemon is dead, and its row is gone
 
 
+def _make_room(store: Store, row: Mount) -> None:
+    """Remove what was written to a mount that is to go: without that, the store cannot note that it goes."""
+    from layerfs.mounting.find import mount_of
+
+    with suppress(LayerfsError):
+        mount_of(store, row).unmount(force=True)
+    with suppress(Conflict, OSError), RunLock(row.name):  # no daemon has it
+        for upper in (store.layer(row.upper).path,) if row.upper else ():
+            remove_trees(*upper.iterdir())
+
+
 def take_away(root: Path, name: str) -> None:
     """End the mount called *name*, and remove it and its upper from the store; fine if there is none.
 
@@ -211,8 +226,12 @@ def take_away(root: Path, name: str) -> None:
     try:
         with Store(root, create=False) as store:
             row = store.mount(name)
-            with suppress(Conflict, NotFound):  # its daemon ends just now
-                mount_of(store, row).remove(force=True)
+            try:
+                with suppress(Conflict, NotFound):  # its daemon ends just now
+                    mount_of(store, row).remove(force=True)
+            except NoSpace:
+                _make_room(store, row)
+                store.remove_mount(row.id)
     except NotFound:
         pass
     with suppress(Conflict), RunLock(name) as lock:

@@ -274,6 +274,7 @@ def _one_interrupt() -> Iterator[None]:
 def _shell(root: Path, image: str) -> None:
     """Run a shell in the tree that a failed command has left, and remove that after it."""
     from layerfs.cli import cli
+    from layerfs.client.client import Client
 
     click.echo(f"layerfs: a shell where it failed (image {image[:12]}):", err=True)
     terminal = ["-t"] if sys.stdin.isatty() and sys.stdout.isatty() else []
@@ -284,4 +285,4 @@ def _shell(root: Path, image: str) -> None:
             standalone_mode=False,
         )
     finally:
-        cli.main(["--root", str(root), "rmi", image], prog_name="layerfs", standalone_mode=False)
+        Client.of(root).request("DELETE", f"/images/{image}", force="1")

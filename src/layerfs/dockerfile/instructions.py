@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 
 from layerfs.errors import BadRequest
 
+_LONGEST = 300
+"""Characters of a message: it may quote a name that somebody made very long."""
+
+
+def one_line(message: str) -> str:
+    """Return *message* as an error can have it: what it quotes may be long, or have line ends in it."""
+    text = message.replace("\n", " ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
 
 @dataclass(frozen=True, slots=True)
 class Heredoc:
@@ -36,7 +45,7 @@ class Instruction:
 
     def error(self, message: object) -> BadRequest:
         """Return the error that *message* makes of this instruction, found only when it is done."""
-        return BadRequest(f"{self.file}:{self.line}: {message}")
+        return BadRequest(f"{self.file}:{self.line}: {one_line(str(message))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

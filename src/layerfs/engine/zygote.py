@@ -31,7 +31,7 @@ _MODULE = "layerfs.engine.zygote"
 _PATIENCE = 150.0
 """Seconds that a mount may take: more than `launch.start` waits for anything."""
 _LARGEST = 1 << 20
-_PAUSE = 0.15
+_PAUSE = 0.4
 """Seconds after which a forked one gets ready without having been asked: most commands have ended by then."""
 
 
@@ -92,6 +92,7 @@ class Forked(Zygote):
     def __init__(self, root: Path) -> None:
         """Start it; the calling process has no threads yet."""
         self._lock = threading.Lock()
+        self._is_used = False
         self._ask, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,8 +120,15 @@ class Forked(Zygote):
     def close(self) -> None:
         """End it; mounts go on."""
         self._ask.close()
+        if not self._is_used:
+            os.kill(self._pid, signal.SIGKILL)  # it may just be getting ready, for nothing
         with suppress(ChildProcessError):
             os.waitpid(self._pid, 0)
+
+    def launch(self, request: MountRequest) -> str:
+        """See `Zygote`."""
+        self._is_used = True
+        return super().launch(request)
 
 
 def main(number: int, root: Path) -> None:
