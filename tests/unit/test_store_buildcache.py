@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,16 @@ def test_an_entry_is_as_fresh_as_what_is_built_on_it(store: Store, monkeypatch: 
 def test_what_builds_keep_besides_is_counted_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with store.building(), later(monkeypatch, 2):
         chain(store, "a", (100, 20))
-    gone = []
+    gone: list[str] = []
+
+    def remove(name: str) -> bool:
+        gone.append(name)
+        return True
 
     def beside(name: str, hours: int, size: int) -> tuple[CacheUsage, Callable[[], bool]]:
         moment = now() + hours * 3600 * 10**9
         entry = CacheEntry(name, "", "exec.cachemount", "", THEN, THEN, 1)
-        return CacheUsage(entry, (), (), size, False, False, moment), lambda: gone.append(name) is None
+        return CacheUsage(entry, (), (), size, False, False, moment), partial(remove, name)
 
     others = [beside("old", 1, 1000), beside("new", 3, 1000)]
     assert store.build_cache.prune(keep=1120, beside=others) == (["old"], 1000)
