@@ -111,8 +111,8 @@ def test_a_pipe_for_a_dockerfile_is_not_waited_for(tmp_path: Path) -> None:
 
 def test_a_dockerfile_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_bytes(b"FROM a\nRUN \xff\n")
-    with pytest.raises(BadRequest, match="Dockerfile: line 2: it is not UTF-8 text"):
-        context.from_directory(tmp_path)
+    with context.from_directory(tmp_path) as opened:
+        assert opened.dockerfile == "FROM a\nRUN \udcff\n"
     with pytest.raises(BadRequest, match="zero byte"):
         context.from_dockerfile(b"FROM a\0")
     with (tmp_path / "Dockerfile").open("wb") as large:
@@ -236,15 +236,7 @@ def test_hostile_archives(tmp_path: Path, members: tuple[object, ...]) -> None:
     with pytest.raises(LayerfsError) as caught:
         context.from_tar(io.BytesIO(archive(*members)), inside)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
-    assert {path.name for path in tmp_path.rglob("*")} <= {
-        "a",
-        "b",
-        "scratch",
-        "context",
-        "Dockerfile",
-        "out",
-    }
-    assert not list(tmp_path.glob("a/b/Dockerfile")) + list(tmp_path.glob("Dockerfile"))
+    assert {path.name for path in tmp_path.rglob("*")} == {"a", "b", "scratch"}
 
 
 def test_an_archive_that_is_too_much(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import stat
@@ -9,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.build import context, copying
+from layerfs.build.copying import Job
 from layerfs.build.sources import of_stack
-from layerfs.errors import BadRequest, LayerfsError, NotFound
-from tests.build.stages import Stage
+from tests.build.archives import archive, compressed, file, of_tree
+from tests.build.stages import Stage, stack_of
+from tests.conftest import NOBODY, as_user
+from tests.fuse.oracle import snapshot
 from tests.fuse.oracle.snapshot import Snapshot
 
 pytestmark = pytest.mark.root
@@ -146,115 +151,10 @@ def test_the_root_stays_as_it_is(stage: Stage) -> None:
     assert (root.mode, root.uid, root.gid, root.attributes) == (0o711, 3, 4, (("user.note", b"root"),))
 
 
-# -- what cannot be done -----------------------------------------------------------------------------
-
-
-def test_a_file_does_not_take_the_place_of_a_directory(stage: Stage) -> None:
-    (stage.layer() / "d/a").mkdir(parents=True)
-    (stage.context / "a").write_text("a")
-    with pytest.raises(BadRequest, match="a directory is there"):
-        stage.copy("a", to="/d/")
-
-
-@pytest.mark.parametrize("there", ["a file", "a link to a directory"])
-def test_a_directory_does_not_take_the_place_of_anything_else(stage: Stage, there: str) -> None:
-    below = stage.layer()
-    (below / "elsewhere").mkdir()
-    if there == "a file":
-        (below / "sub").write_text("sub")
-    else:
-        (below / "sub").symlink_to("elsewhere")
-    (stage.context / "d/sub").mkdir(parents=True)
-    with pytest.raises(BadRequest, match="cannot copy a directory to /sub: a file is there"):
-        stage.copy("d", to="/")
-
-
-@pytest.mark.parametrize("destination", ["/file/", "/file/x", "/file/x/y", "/link/x"])
-def test_a_file_in_the_way_of_the_destination(stage: Stage, destination: str) -> None:
-    below = stage.layer()
-    (below / "file").write_text("file")
-    (below / "link").symlink_to("file")
-    (stage.context / "a").write_text("a")
-    with pytest.raises(BadRequest, match="/file is a file, not a directory"):
-        stage.copy("a", to=destination)
-
-
-def test_several_files_need_a_directory(stage: Stage) -> None:
-    (stage.layer() / "there").mkdir()
-    for name in ("a", "b"):
-        (stage.context / name).write_text(name)
-    with pytest.raises(BadRequest, match="end it with a slash"):
-        stage.copy("a", "b", to="/new")
-    with pytest.raises(BadRequest, match="end it with a slash"):
-        stage.copy("[ab]", to="/new")
-    stage.layers = stage.layers[:1]
-    stage.directory = stage.directory / "again"
-    stage.directory.mkdir()
-    stage.copy("[ab]", to="/there")
-    assert {b"there/a", b"there/b"} <= paths(stage.see())
-
-
-def test_a_loop_of_links_in_the_destination(stage: Stage) -> None:
-    below = stage.layer()
-    (below / "x").symlink_to("y")
-    (below / "y").symlink_to("x")
-    (stage.context / "a").write_text("a")
-    with pytest.raises(LayerfsError, match="Too many levels of symbolic links"):
-        stage.copy("a", to="/x/")
-
-
-def test_a_source_that_is_not_there(stage: Stage) -> None:
-    with pytest.raises(NotFound, match="COPY missing: not found in the build context"):
-        stage.copy("missing", to="/")
-
-
-def test_nothing_outside_the_context_is_copied(stage: Stage) -> None:
-    outside = stage.layerfs.directory / "secret"
-    outside.write_text("secret")
-    (stage.context / "d").mkdir()
-    (stage.context / "link").symlink_to(outside)
-    (stage.context / "up").symlink_to("../../secret")
-    (stage.context / "d/inner").symlink_to("../../secret")
-    for source in ("../secret", "d/../../secret", "link", "up", str(outside)):
-        with pytest.raises(NotFound):
-            stage.copy(source, to="/")
-    stage.copy("d", to="/copied")
-    assert stage.see()[b"copied/inner"].content == b"../../secret"
-
-
-def test_dots_in_a_source_do_not_lead_out(stage: Stage) -> None:
-    (stage.context / "a").write_text("a")
-    stage.copy("../../a", to="/x")
-    assert stage.see()[b"x"].content == b"a"
-
-
-def test_a_context_may_lead_to_itself(stage: Stage) -> None:
-    (stage.context / "real").mkdir()
-    (stage.context / "real/f").write_text("f")
-    (stage.context / "absolute").symlink_to("/real")
-    (stage.context / "file").symlink_to("absolute/f")
-    stage.copy("absolute", "file", to="/x/")
-    seen = stage.see()
-    assert (seen[b"x/f"].content, seen[b"x/file"].content) == (b"f", b"f")
-
-
-def test_a_device_that_would_be_a_whiteout(stage: Stage) -> None:
-    os.mknod(stage.context / "gone", stat.S_IFCHR | 0o600, 0)
-    with pytest.raises(BadRequest, match="character devices 0:0"):
-        stage.copy("gone", to="/")
-
-
-def test_directories_in_directories_have_an_end(stage: Stage) -> None:
-    os.makedirs(stage.context / "/".join(["d"] * 400))
-    with pytest.raises(BadRequest, match="more than 256 directories"):
-        stage.copy("d", to="/")
-
-
 # -- what is kept ------------------------------------------------------------------------------------
 
 
-def test_everything_that_a_file_has(stage: Stage) -> None:
-    directory = stage.context / "d"
+def fill_with_everything(directory: Path) -> None:
     (directory / "sub").mkdir(parents=True)
     (directory / "sub").chmod(0o1777)
     (directory / "setuid").write_bytes(b"\x7fELF" + bytes(9000))
@@ -276,6 +176,11 @@ def test_everything_that_a_file_has(stage: Stage) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(directory / "socket"))
     age(*directory.iterdir(), directory / "sub/again", directory)
+
+
+def test_everything_that_a_file_has(stage: Stage) -> None:
+    directory = stage.context / "d"
+    fill_with_everything(directory)
     stage.copy("d", to="/")
     seen = stage.see()
     expected = {os.fsencode(path.name) for path in directory.iterdir()} | {b"sub/again"}
@@ -329,3 +234,56 @@ def test_the_same_layer_for_the_same_time(stage: Stage) -> None:
         b"etc/app/old": OLD,
         b"etc/app/EOF": moment,
     }
+
+
+def test_a_context_that_came_as_an_archive_is_copied_like_a_directory(stage: Stage, other: Stage) -> None:
+    directory = stage.context / "d"
+    fill_with_everything(directory)
+    stage.copy("d", to="/all", epoch=1_600_000_000)
+    data = io.BytesIO(of_tree(stage.context))
+    (stage.directory / "data").mkdir()
+    with context.from_tar(data, stage.directory / "data") as opened:
+        assert os.listdir(stage.directory / "data") == []
+        other.copy("d", to="/all", source=opened.source, epoch=1_600_000_000)
+    assert (other.layers[-1] / "all/sparse").stat().st_blocks < 100
+    assert snapshot.differences(stage.see(), other.see()) == []
+
+
+def test_an_archive_in_a_context_that_came_as_an_archive(stage: Stage) -> None:
+    content = os.urandom(300_000)
+    inner = archive(file("a", content), file("b"))
+    packed = compressed(inner, "gzip")
+    data = archive(file("Dockerfile", b"FROM a"), file("before", b"b"), file("x.tgz", packed))
+    with context.from_tar(io.BytesIO(data), stage.scratch) as opened:
+        stage.copy("x.tgz", to="/un", source=opened.source, word="ADD")
+        stage.copy("x.tgz", to="/whole", source=opened.source)
+    seen = stage.see()
+    assert seen[b"un/a"].content == content
+    assert seen[b"whole"].content == packed
+
+
+def test_what_an_ordinary_user_copies(tmp_path: Path) -> None:
+    """Owners that cannot be given stay behind, and with them the bits that would act for others."""
+    tmp_path.chmod(0o777)
+
+    def act() -> None:
+        for name in ("context/d/sub", "below/d", "layer", "scratch"):
+            os.makedirs(name)
+        Path("context/Dockerfile").write_text("FROM scratch")
+        Path("context/d/sub/x").write_text("x")
+        Path("context/d/sub/x").chmod(0o4755)
+        Path("context/d/sub").chmod(0o555)
+        Path("below/d").chmod(0o555)
+        stack = stack_of([Path("below")])
+        with (
+            context.from_directory(Path("context")) as opened,
+            copying.select(
+                Job(sources=("d", "d"), destination="/d/"), opened.source, scratch=Path("scratch")
+            ) as selection,
+        ):
+            copying.write(selection, stack, Path("layer"), scratch=Path("scratch"))
+        modes = [stat.S_IMODE(os.stat(name).st_mode) for name in ("layer/d", "layer/d/sub", "layer/d/sub/x")]
+        if modes != [0o555, 0o555, 0o755]:
+            raise OSError(77, str(modes))
+
+    assert as_user(NOBODY, act, where=tmp_path) == 0

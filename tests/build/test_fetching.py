@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import closing
 from email.utils import formatdate
@@ -46,7 +47,12 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "/loop":
             self.answer(302, b"", Location="/loop")
         elif path == "/private":
-            self.answer(401, b"")
+            wanted = "Basic " + b64encode(b"me:s3cret word").decode()
+            self.answer(200 if self.headers["Authorization"] == wanted else 401, b"private")
+        elif path == "/leak":
+            self.answer(302, b"", Location="/headers")
+        elif path == "/headers":
+            self.answer(200, str(self.headers).encode())
         elif path == "/broken":
             self.answer(500, b"")
         elif path == "/short":
@@ -142,6 +148,19 @@ def test_servers_that_do_not_answer_well(
     with pytest.raises(kind, match=said) as caught:
         fetching.fetch_file(server + path, tmp_path / "x")
     assert "\n" not in str(caught.value)
+
+
+def test_passwords_are_for_their_server_and_shown_to_nobody(tmp_path: Path, server: str) -> None:
+    address = server.replace("://", "://me:s3cret%20word@")
+    fetching.fetch_file(f"{address}/private", tmp_path / "private")
+    assert (tmp_path / "private").read_bytes() == b"private"
+    fetching.fetch_file(f"{address}/leak", tmp_path / "headers")
+    assert b"Authorization" not in (tmp_path / "headers").read_bytes()
+    for path in ("/missing", "/short", "/to-file"):
+        with pytest.raises(LayerfsError) as caught:
+            fetching.fetch_file(address + path, tmp_path / path[1:])
+        assert "s3cret" not in str(caught.value)
+        assert server in str(caught.value)
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

@@ -94,9 +94,9 @@ def test_a_label_does_not_make_commands_run_again(engine_builds: Builds) -> None
     assert other.config["Labels"] == {"a": "2"}
 
 
-def test_the_places_that_a_container_needs_are_in_no_layer(either: Builds) -> None:
-    built = either.ok(HEAD + "RUN echo x > /srv/x; ls /etc/hosts /etc/resolv.conf\nRUN true\n")
-    layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
+def test_the_places_that_a_container_needs_are_in_no_layer(engine_builds: Builds) -> None:
+    built = engine_builds.ok(HEAD + "RUN echo x > /srv/x; ls /etc/hosts /etc/resolv.conf\nRUN true\n")
+    layers = engine_builds.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
     top = Path(layers[0])
     assert [str(path.relative_to(top)) for path in sorted(top.rglob("*"))] == ["srv", "srv/x"]
     assert len(layers) == 2  # `true` has written nothing: no layer
@@ -138,8 +138,8 @@ CMD ["/etc/passwd"]
     assert engine_builds.inspect(built.image)["Author"] == "somebody"
 
 
-def test_a_command_sees_user_directory_and_variables(either: Builds) -> None:
-    built = either.ok(
+def test_a_command_sees_user_directory_and_variables(engine_builds: Builds) -> None:
+    built = engine_builds.ok(
         HEAD
         + """ARG GIVEN=default
 ARG OTHER=other
@@ -197,7 +197,7 @@ RAW
     assert "#from a file" in built.log
 
 
-def test_stages_are_forks_and_only_those_needed_are_built(either: Builds) -> None:
+def test_stages_are_forks_and_only_those_needed_are_built(engine_builds: Builds) -> None:
     dockerfile = (
         "ARG BASE=busybox:1\n"
         "FROM $BASE AS base\nARG KEPT=kept\nENV IN=base\nRUN echo base > /srv/base\n"
@@ -207,13 +207,13 @@ def test_stages_are_forks_and_only_those_needed_are_built(either: Builds) -> Non
         "FROM scratch\nCOPY --from=one /srv /srv\nCOPY --from=two /srv/two /srv/renamed\n"
         "COPY --from=busybox:1 /bin /bin\nCOPY --from=0 /srv/base /zero\n"
     )
-    built = either.ok(dockerfile)
+    built = engine_builds.ok(dockerfile)
     assert built.run("sh", "-c", "cat /srv/base /srv/one /srv/renamed /zero; ls /srv").split() == [
         "base", "one-kept", "two", "base", "base", "one", "renamed"
     ]  # fmt: skip
     assert "unneeded" not in built.log
-    assert either.ok(dockerfile, "--target", "two").run("ls", "/srv") == "base\ntwo\n"
-    assert "exit 1" in either.fails(dockerfile, "--target", "unneeded")
+    assert engine_builds.ok(dockerfile, "--target", "two").run("ls", "/srv") == "base\ntwo\n"
+    assert "exit 1" in engine_builds.fails(dockerfile, "--target", "unneeded")
 
 
 def test_independent_stages_run_side_by_side(engine_builds: Builds) -> None:
@@ -227,15 +227,17 @@ def test_independent_stages_run_side_by_side(engine_builds: Builds) -> None:
     assert built.run("cat", "/a", "/b") == "a\nb\n"
 
 
-def test_triggers_run_in_the_image_made_from_it(either: Builds) -> None:
-    either.ok(HEAD + "ONBUILD COPY file /file\nONBUILD RUN cat /file > /out\nRUN echo not\n", "-t", "trigger")
-    built = either.ok("FROM trigger\nRUN cat /out\n", files={"file": "content\n"})
+def test_triggers_run_in_the_image_made_from_it(engine_builds: Builds) -> None:
+    engine_builds.ok(
+        HEAD + "ONBUILD COPY file /file\nONBUILD RUN cat /file > /out\nRUN echo not\n", "-t", "trigger"
+    )
+    built = engine_builds.ok("FROM trigger\nRUN cat /out\n", files={"file": "content\n"})
     assert built.run("cat", "/out") == "content\n"
     assert "OnBuild" not in built.config or not built.config["OnBuild"]
 
 
-def test_mounts_of_a_command(either: Builds) -> None:
-    built = either.ok(
+def test_mounts_of_a_command(engine_builds: Builds) -> None:
+    built = engine_builds.ok(
         f"{HEAD.strip()} AS other\nRUN echo other > /srv/file\n"
         + HEAD
         + """RUN --mount=type=bind,target=/ctx cat /ctx/in > /a; touch /ctx/x || echo read-only >> /a
@@ -333,17 +335,19 @@ RUN rm -rf /etc/hosts /etc/resolv.conf /tmp/x; test -e /etc/hosts
     assert built.run("ls", "/work").split() == ["here", "second"]
 
 
-def test_places_to_mount_on_do_not_come_along_with_a_directory_that_is_moved(either: Builds) -> None:
-    built = either.ok(HEAD + "RUN mv /etc /old && mkdir /etc\nRUN cp /old/passwd /etc && ls -A /etc > /ls\n")
+def test_places_to_mount_on_do_not_come_along_with_a_directory_that_is_moved(engine_builds: Builds) -> None:
+    built = engine_builds.ok(
+        HEAD + "RUN mv /etc /old && mkdir /etc\nRUN cp /old/passwd /etc && ls -A /etc > /ls\n"
+    )
     assert built.run("ls", "-A", "/old").split() == ["group", "passwd"]
     assert built.run("cat", "/ls").split() == ["hosts", "passwd", "resolv.conf"]
-    layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
+    layers = engine_builds.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
     assert sorted(os.listdir(f"{layers[0]}/etc")) == ["passwd"]
 
 
-def test_an_image_of_nothing_but_a_shell_has_nothing_else_afterwards(either: Builds) -> None:
-    built = either.ok("FROM busybox:1 AS b\nFROM scratch\nCOPY --from=b /bin /bin\nRUN echo x > /x\n")
-    layers = either.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
+def test_an_image_of_nothing_but_a_shell_has_nothing_else_afterwards(engine_builds: Builds) -> None:
+    built = engine_builds.ok("FROM busybox:1 AS b\nFROM scratch\nCOPY --from=b /bin /bin\nRUN echo x > /x\n")
+    layers = engine_builds.inspect(built.image)["GraphDriver"]["Data"]["LowerDir"].split(":")
     assert [sorted(os.listdir(layer)) for layer in layers] == [["x"], ["bin"]]
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 from layerfs.errors import BadRequest
 from layerfs.store import Store, settle, stacks
+from layerfs.store.buildcache import CacheEntry
+from layerfs.store.cacheusage import CacheUsage
 from layerfs.store.model import HistoryEntry, Image, now
 from tests.unit.control_support import ask
 from tests.unit.steps_support import THEN, chain, layer_directories, make_step, problems
@@ -112,6 +115,27 @@ def test_an_entry_is_as_fresh_as_what_is_built_on_it(store: Store, monkeypatch: 
     until = int(limit.timestamp() * 1e9)
     assert store.build_cache.prune(wanted=lambda used: used.used < until) == ([], 0)
     assert keys(store) == {"a-0", "a-1"}
+
+
+def test_what_builds_keep_besides_is_counted_too(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.building(), later(monkeypatch, 2):
+        chain(store, "a", (100, 20))
+    gone: list[str] = []
+
+    def remove(name: str) -> bool:
+        gone.append(name)
+        return True
+
+    def beside(name: str, hours: int, size: int) -> tuple[CacheUsage, Callable[[], bool]]:
+        moment = now() + hours * 3600 * 10**9
+        entry = CacheEntry(name, "", "exec.cachemount", "", THEN, THEN, 1)
+        return CacheUsage(entry, (), (), size, False, False, moment), partial(remove, name)
+
+    others = [beside("old", 1, 1000), beside("new", 3, 1000)]
+    assert store.build_cache.prune(keep=1120, beside=others) == (["old"], 1000)
+    assert store.build_cache.prune(keep=1100, beside=others[1:]) == (["a-1"], 20)
+    assert store.build_cache.prune(beside=others[1:]) == (["a-0", "new"], 1100)
+    assert gone == ["old", "new"]
 
 
 def test_prune_by_dockers_request(store: Store) -> None:

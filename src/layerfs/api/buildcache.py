@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,11 @@ def prune(call: Call) -> Response:
     filters = parse_filters(call.query.get("filters"), _FILTERS)
     wanted = _Wanted(filters)
     removed, freed = call.store.build_cache.prune(
-        everything=call.query.flag("all"), keep=_bytes_to_keep(call.query), wanted=wanted
+        everything=call.query.flag("all"),
+        keep=_bytes_to_keep(call.query),
+        wanted=wanted,
+        beside=[(used, partial(cachemounts.remove, mount)) for used, mount in _mounts(call.root)],
     )
-    for used, mount in _mounts(call.root):
-        if wanted(used) and cachemounts.remove(mount):
-            removed.append(used.entry.key)
-            freed += used.size
     return json_response({"CachesDeleted": removed or None, "SpaceReclaimed": freed})
 
 

@@ -91,7 +91,7 @@ class Unpacker:
 
         Raises `BadRequest` for a member that leaves the tree or makes no sense in it, and `OSError`.
         """
-        parts = _parts(member.name, whiteouts=self._whiteouts)
+        parts = parts_of_name(member.name, whiteouts=self._whiteouts)
         self.files += 1
         self.size += member.size
         self._limits.check(self.size, self.files + len(self._directories.made))
@@ -176,7 +176,7 @@ class Unpacker:
             self._set_attributes_at(parent, name, member)
 
     def _link(self, parent: int, name: bytes, member: Member) -> None:
-        target = _parts(member.target, whiteouts=self._whiteouts)
+        target = parts_of_name(member.target, whiteouts=self._whiteouts)
         missing = refused(member.name, f"it is a link to {_shown(member.target)}, which is not there")
         try:
             directory = self._directories.open(target[:-1], create=False)
@@ -199,7 +199,7 @@ class Unpacker:
         name = parts[-1]
         status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         if not stat.S_ISDIR(status.st_mode):
-            if member.kind == "link" and _parts(member.target, whiteouts=self._whiteouts) == parts:
+            if member.kind == "link" and parts_of_name(member.target, whiteouts=self._whiteouts) == parts:
                 raise refused(member.name, "it is a link to itself")
             os.unlink(name, dir_fd=parent)
             if parts in self._deleted:
@@ -342,7 +342,8 @@ def _hash_zeros(digest: xxhash.xxh3_128, count: int) -> None:
         count -= _CHUNK
 
 
-def _parts(name: bytes, *, whiteouts: bool) -> Parts:
+def parts_of_name(name: bytes, *, whiteouts: bool) -> Parts:
+    """Return the names that the path of a member is made of. Raises `BadRequest` for one that leads out."""
     if name.startswith(b"/"):
         raise refused(name, "its path is absolute")
     if len(name) > _LONGEST:

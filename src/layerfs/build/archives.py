@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs.archive.limits import Limits
-from layerfs.archive.streams import Feed, decompressed
+from layerfs.archive.streams import Feed, Read, decompressed
 from layerfs.archive.tar import Reader
 from layerfs.archive.unpack import Unpacker
 from layerfs.build.sources import shown
 from layerfs.build.target import Attributes, Target, TargetDirectory
 from layerfs.errors import BadRequest
+from layerfs.union.reading import read_at
 from layerfs.union.trees import remove_trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from layerfs.build.selecting import Pick
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,12 +33,31 @@ def recognized(pick: Pick) -> Pick:
     """
     if not stat.S_ISREG(pick.st.st_mode) or pick.st.st_size == 0:
         return pick
-    with pick.above() as (directory, item), open(directory.open(item), "rb", buffering=0) as file:
+    with _read(pick) as read:
         try:
-            found = next(iter(Reader(Feed(decompressed(file.read, more=True)))), None)
+            found = next(iter(Reader(Feed(decompressed(read, more=True)))), None)
         except BadRequest:
             return pick
     return pick if found is None else replace(pick, kind="archive")
+
+
+@contextmanager
+def _read(pick: Pick) -> Iterator[Read]:
+    """Yield what reads *pick*, a file, from its beginning to its end. Raises `OSError`."""
+    with pick.above() as (directory, item):
+        fd, at = directory.open(item)
+    end = at + item.st.st_size
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        piece = read_at(fd, min(size, end - at), at)
+        at += len(piece)
+        return piece
+
+    try:
+        yield read
+    finally:
+        os.close(fd)
 
 
 def unpack(
@@ -60,8 +80,8 @@ def unpack(
     tree.mkdir(mode=0o700)
     try:
         with Unpacker(tree, limits, whiteouts=False) as unpacker:
-            with pick.above() as (directory, item), open(directory.open(item), "rb", buffering=0) as file:
-                reader = Reader(Feed(decompressed(file.read, more=True)))
+            with _read(pick) as read:
+                reader = Reader(Feed(decompressed(read, more=True)))
                 for member in reader:
                     check()
                     member.name = member.name.lstrip(b"/") or b"."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.build.base import Images
 from layerfs.build.workplace import Workplace, workplace
-from layerfs.errors import LayerfsError
+from layerfs.errors import Forbidden, LayerfsError
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Building:
 
     def work(self) -> Workplace:
         """Return the place of what the build has outside the store; raises `LayerfsError`."""
+        if os.geteuid() != 0:
+            raise Forbidden("RUN needs root, for its mounts and containers: use sudo")
         with self._lock:
             if self._work is None:
                 self._work = self._ends.enter_context(workplace(self.root))

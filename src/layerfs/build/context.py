@@ -14,11 +14,12 @@ from typing import BinaryIO
 from layerfs.archive.limits import Limits
 from layerfs.archive.streams import Feed, decompressed
 from layerfs.archive.tar import Reader
-from layerfs.archive.unpack import Unpacker
 from layerfs.build import fetching, ignore
 from layerfs.build.filtering import Filtered
 from layerfs.build.ignore import Ignore
-from layerfs.build.sources import Disk, Item, Source, Walk, follow, shown
+from layerfs.build.packed import EMPTY, Packed
+from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
+from layerfs.build.walking import Walk, follow
 from layerfs.errors import BadRequest, NotFound, from_os_error
 from layerfs.union.reading import read_at
 
@@ -37,11 +38,11 @@ class Context:
     source: Source
     """What COPY and ADD copy from: what is ignored is not there."""
     dockerfile: str
-    """The text of the Dockerfile."""
+    """The text of the Dockerfile. Bytes that are not UTF-8 are surrogates (`surrogateescape`)."""
     dockerfile_name: str
     """What people call it."""
     directory: Path | None
-    """The directory on disk, what is ignored included; None for a Dockerfile alone."""
+    """The directory on disk, what is ignored included; None for an archive, or a Dockerfile alone."""
     ignores: bool
     """Whether anything may be ignored: then `directory` has more in it than `source`."""
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -73,9 +74,14 @@ def from_directory(path: Path, dockerfile: Path | str | bytes | None = None) -> 
 
 
 def _opened(
-    disk: Disk, path: Path, dockerfile: Path | str | bytes | None, stack: ExitStack, *, client_ignores: bool
+    source: Source,
+    path: Path | None,
+    dockerfile: Path | str | bytes | None,
+    stack: ExitStack,
+    *,
+    client_ignores: bool,
 ) -> Context:
-    """Return the context of *disk*; what is on *stack* is closed with it."""
+    """Return the context of *source*; what is on *stack* is closed with it."""
     patterns: bytes | None = None
     if isinstance(dockerfile, bytes):
         name, text = "-", dockerfile
@@ -86,22 +92,23 @@ def _opened(
         name, text = str(dockerfile), outside
         patterns = _read_outside(Path(f"{dockerfile}.dockerignore"))
     else:
-        name, text = _find_dockerfile(disk, dockerfile)
-        patterns = _read(disk, os.fsencode(name) + b".dockerignore")
+        name, text = _find_dockerfile(source, dockerfile)
+        patterns = _read(source, os.fsencode(name) + b".dockerignore")
     if patterns is None:
-        patterns = _read(disk, _IGNORE)
+        patterns = _read(source, _IGNORE)
     rules = ignore.read(patterns) if patterns is not None else []
     if rules and client_ignores:
         left_out = [inner for inner in (name, _IGNORE.decode()) if Ignore(rules).matches(os.fsencode(inner))]
         rules = [_quoted(inner) for inner in left_out]
-    source: Source = Filtered(disk, (Ignore(rules),)) if rules else disk
+    if rules:
+        source = Filtered(source, (Ignore(rules),))
     return Context(source, _decoded(text, name), name, path, bool(rules), stack.pop_all())
 
 
-def _find_dockerfile(disk: Disk, wanted: str | None) -> tuple[str, bytes]:
-    """Return the name and the text of the Dockerfile in *disk*. Raises `NotFound`."""
+def _find_dockerfile(source: Source, wanted: str | None) -> tuple[str, bytes]:
+    """Return the name and the text of the Dockerfile in *source*. Raises `NotFound`."""
     for name in (wanted,) if wanted is not None else (DOCKERFILE, DOCKERFILE.lower()):
-        text = _read(disk, os.fsencode(name))
+        text = _read(source, os.fsencode(name))
         if text is not None:
             return name.lstrip("/"), text
     raise NotFound(f"the build context has no {wanted or DOCKERFILE}: name the Dockerfile with -f")
@@ -111,22 +118,22 @@ def _quoted(name: str) -> str:
     return "".join("\\" + letter if letter in "*?[]\\" else letter for letter in name)
 
 
-def _read(disk: Disk, path: bytes) -> bytes | None:
+def _read(source: Source, path: bytes) -> bytes | None:
     """Return what the regular file *path* holds, None where there is none. Raises `BadRequest`, `OSError`."""
     try:
-        place = follow(disk, path)
+        place = follow(source, path)
     except NotADirectoryError:
         return None
     if place.st is None:
         return None
     if not stat.S_ISREG(place.st.st_mode):
         raise BadRequest(f"{shown(path)} in the build context is not a file")
-    with Walk(disk) as walk:
+    with Walk(source) as walk:
         for part in place.parts[:-1]:
             walk.down(part)
-        fd = walk.here.open(Item(place.parts[-1], place.st))
+        fd, start = walk.here.open(Item(place.parts[-1], place.st))
     try:
-        return _content(fd, shown(path))
+        return _content(fd, shown(path), start, place.st.st_size)
     finally:
         os.close(fd)
 
@@ -142,26 +149,21 @@ def _read_outside(path: Path) -> bytes | None:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise BadRequest(f"{path} is not a file")
-        return _content(fd, str(path))
+        return _content(fd, str(path), 0, os.fstat(fd).st_size)
     finally:
         os.close(fd)
 
 
-def _content(fd: int, name: str) -> bytes:
-    if os.fstat(fd).st_size > _MOST:
+def _content(fd: int, name: str, start: int, size: int) -> bytes:
+    if size > _MOST:
         raise BadRequest(f"{name} has more than {_MOST >> 20} MiB")
-    return read_at(fd, _MOST, 0)
+    return read_at(fd, size, start)
 
 
 def _decoded(text: bytes, name: str) -> str:
-    try:
-        decoded = text.removeprefix(b"\xef\xbb\xbf").decode()
-    except UnicodeDecodeError as error:
-        line = text[: error.start].count(b"\n") + 1
-        raise BadRequest(f"{name}: line {line}: it is not UTF-8 text") from None
-    if "\0" in decoded:
+    if b"\0" in text:
         raise BadRequest(f"{name}: it is not text: there is a zero byte in it")
-    return decoded
+    return text.removeprefix(b"\xef\xbb\xbf").decode(errors="surrogateescape")
 
 
 class _Unread:
@@ -193,7 +195,7 @@ def from_tar(
     limits: Limits = Limits(),  # noqa: B008 (it is frozen)
     check: Callable[[], None] = lambda: None,
 ) -> Context:
-    """Unpack what `docker build` sends (tar; gzip, bzip2, xz, zstd) into *scratch*/context.
+    """Take in what `docker build` sends (tar; gzip, bzip2, xz, zstd), data in a nameless file in *scratch*.
 
     A stream that is no archive is taken for a Dockerfile alone, as docker has it. As the client has left out
     what is ignored, only the Dockerfile and .dockerignore themselves are kept out, if .dockerignore says so.
@@ -205,27 +207,13 @@ def from_tar(
         if len(text) > _MOST:
             raise BadRequest(f"the build context is no tar archive, and has more than {_MOST >> 20} MiB")
         return from_dockerfile(text)
-    path = scratch / "context"
     with ExitStack() as stack:
         try:
-            path.mkdir(mode=0o700)
-            with Unpacker(path, limits, whiteouts=False) as unpacker:
-                reader = Reader(Feed(decompressed(unread.read, more=True)), needs_end=False)
-                for member in reader:
-                    check()
-                    member.name = member.name.lstrip(b"/") or b"."
-                    if member.kind == "link":
-                        member.target = member.target.lstrip(b"/")
-                    unpacker.add(member, reader)
-                unpacker.finish()
-            disk = stack.enter_context(closing(Disk(path, "the build context")))
-            device = path.stat().st_dev
-            disk.digests = {
-                (device, inode): bytes.fromhex(digest) for inode, digest in unpacker.digests.items()
-            }
-            return _opened(disk, path, dockerfile, stack, client_ignores=True)
+            packed = stack.enter_context(closing(Packed(scratch)))
+            packed.fill(Reader(Feed(decompressed(unread.read, more=True)), needs_end=False), limits, check)
+            return _opened(packed, None, dockerfile, stack, client_ignores=True)
         except OSError as error:
-            raise from_os_error(error, "unpack the build context") from None
+            raise from_os_error(error, "read the build context") from None
 
 
 def _is_archive(start: bytes) -> bool:
@@ -249,45 +237,9 @@ class Nothing:
     def __init__(self) -> None:
         self.digests: dict[tuple[int, int], bytes] = {}
 
-    def root(self) -> Empty:
+    def root(self) -> SourceDirectory:
         """Return its root."""
-        return Empty()
-
-
-class Empty:
-    """An empty directory."""
-
-    implied = False
-
-    def __init__(self) -> None:
-        self.st = os.stat_result((stat.S_IFDIR | 0o755, 0, 0, 1, 0, 0, 0, 0, 0, 0))
-
-    def items(self) -> list[Item]:
-        """Return nothing."""
-        return []
-
-    def find(self, name: bytes) -> os.stat_result | None:
-        """Return nothing."""
-        return None
-
-    def enter(self, name: bytes) -> Empty:
-        """Raise: there is nothing."""
-        raise FileNotFoundError(name)
-
-    def open(self, item: Item) -> int:
-        """Raise: there is nothing."""
-        raise FileNotFoundError(item.name)
-
-    def readlink(self, name: bytes) -> bytes:
-        """Raise: there is nothing."""
-        raise FileNotFoundError(name)
-
-    def xattrs(self, name: bytes, fd: int) -> dict[bytes, bytes]:
-        """Return nothing."""
-        return {}
-
-    def close(self) -> None:
-        """Do nothing."""
+        return EMPTY
 
 
 def is_url(text: str) -> bool:
@@ -321,4 +273,4 @@ def from_url(
             disk = stack.enter_context(closing(Disk(tree, "the build context")))
             return _opened(disk, tree, dockerfile, stack, client_ignores=False)
         except OSError as error:
-            raise from_os_error(error, f"read the build context {url}") from None
+            raise from_os_error(error, f"read the build context {fetching.without_secrets(url)}") from None

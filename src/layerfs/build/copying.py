@@ -31,7 +31,7 @@ from layerfs.build.sources import (
 from layerfs.build.target import Attributes, Occupied, Target, TargetDirectory
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.union import whiteout
-from layerfs.union.copying import copy_data
+from layerfs.union.copying import copy_data, copy_range
 from layerfs.union.marking import of_this_process
 from layerfs.union.stack import Stack
 
@@ -200,6 +200,8 @@ class _Writer:
     def _copy_contents(self, source: SourceDirectory, into: TargetDirectory, depth: int) -> None:
         self._check()
         self._target.trim()
+        if self._target.is_here(source.st):
+            raise BadRequest("the build context contains the store: move it, or name it in .dockerignore")
         if self._may_change:
             self.note(source.st)
         for item in source.items():
@@ -267,7 +269,7 @@ class _Writer:
         st = item.st
         size = st.st_size
         target = self._target
-        fd = source.open(item)
+        fd, start = source.open(item)
         try:
             attributes = self._attributes(st, source.xattrs(item.name, fd))
             mode = attributes.mode
@@ -275,7 +277,10 @@ class _Writer:
             new = into.create(name, mode if plain else 0o600)
             try:
                 if size <= _SMALL and st.st_blocks << 9 >= size:
-                    _copy_small(fd, new, size, item.name)
+                    _copy_small(fd, start, new, size, item.name)
+                elif start:
+                    self._check()
+                    copy_range(fd, new, start, size)
                 else:
                     self._check()
                     copy_data(fd, new, size)
@@ -306,11 +311,11 @@ class _Writer:
         self._target.give_at(into.fd(), name, attributes, link=stat.S_ISLNK(st.st_mode))
 
 
-def _copy_small(source: int, target: int, size: int, name: bytes) -> None:
-    """Copy *size* bytes; more may have come since."""
-    data = os.read(source, size)
+def _copy_small(source: int, start: int, target: int, size: int, name: bytes) -> None:
+    """Copy *size* bytes from *start* on; more may have come since."""
+    data = os.pread(source, size, start)
     while len(data) < size:
-        more = os.read(source, size - len(data))
+        more = os.pread(source, size - len(data), start + len(data))
         if not more:
             raise changed(name)
         data += more

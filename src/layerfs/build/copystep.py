@@ -62,7 +62,7 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
         key = keys.key(job.word, stage.step, digest=digest.text, job=keys.job(job), epoch=epoch)
         found = stage.cached(key)
         if found is None:
-            step.working()
+            stage.missed(step)
             stage.rest()
             found = _copied(stage, selection, created_by, key, digest)
             cached = False

@@ -168,7 +168,7 @@ class _Contents:
             given = self._given.get((st.st_dev, st.st_ino))
             if given is not None:
                 return _joined(given, directory.xattrs(name, -1)), st
-            fd = directory.open(item)
+            fd, _ = directory.open(item)  # what is only a part of a file has its digest given
             try:
                 data = xxhash.xxh3_128()
                 while piece := os.read(fd, _CHUNK):

@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -29,12 +30,20 @@ _GIT_HTTP = re.compile(r"https?://[^?]*\.git(#.*)?", re.DOTALL)
 _GIT_SSH = re.compile(r"git@[A-Za-z0-9_.-]+:.*", re.DOTALL)
 
 
+_SECRETS = re.compile(r"(://)[^/@\s]*@")
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What was fetched: a file in a directory, or, without a name, the directory."""
 
     directory: Path
     name: bytes | None
+
+
+def without_secrets(text: str) -> str:
+    """Return *text* without the passwords and tokens of addresses in it, for people to read."""
+    return _SECRETS.sub(r"\1", text)
 
 
 def is_git(text: str) -> bool:
@@ -92,23 +101,24 @@ def fetch_file(
     Returns the type that the server says it has. Raises `LayerfsError`, and what *check* raises.
     """
     wanted = _parsed(checksum) if checksum is not None else None
+    called = without_secrets(url)
     digest = hashlib.new(wanted[0]) if wanted is not None else None
     until = time.monotonic() + _LONGEST_SECONDS
     done = 0
     answer, kind, modified = _open(url)
     with answer, open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as out:
-        while piece := _read(answer, url):
+        while piece := _read(answer, called):
             check()
             done += len(piece)
             if done > _MOST_BYTES:
-                raise BadRequest(f"{url}: it has more than {_MOST_BYTES >> 30} GiB")
+                raise BadRequest(f"{called}: it has more than {_MOST_BYTES >> 30} GiB")
             if time.monotonic() > until:
-                raise LayerfsError(f"{url}: it was not complete after {_LONGEST_SECONDS // 60} minutes")
+                raise LayerfsError(f"{called}: it was not complete after {_LONGEST_SECONDS // 60} minutes")
             if digest is not None:
                 digest.update(piece)
             out.write(piece)
     if wanted is not None and digest is not None and digest.hexdigest() != wanted[1]:
-        raise BadRequest(f"{url} has the digest {wanted[0]}:{digest.hexdigest()}, not {checksum}")
+        raise BadRequest(f"{called} has the digest {wanted[0]}:{digest.hexdigest()}, not {checksum}")
     if modified is not None:
         os.utime(file, ns=(modified, modified))
     return kind
@@ -146,23 +156,26 @@ def _open(url: str) -> tuple[HTTPResponse, str, int | None]:
         HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
+    called = without_secrets(url)
     try:
-        request = Request(url, headers={"User-Agent": "layerfs", "Accept-Encoding": "identity"})
+        request = Request(called, headers={"User-Agent": "layerfs", "Accept-Encoding": "identity"})
+        if (user := _user(url)) is not None:  # not for who is redirected to
+            request.add_unredirected_header("Authorization", f"Basic {b64encode(user).decode()}")
         answer = opener.open(request, timeout=_SILENCE_SECONDS)
     except HTTPError as error:
         with error:
-            text = f"cannot fetch {url}: {error.code} {str(error.reason).partition(chr(10))[0]}"
+            text = f"cannot fetch {called}: {error.code} {str(error.reason).partition(chr(10))[0]}"
         if error.code in (401, 403):
             raise Unauthorized(text) from None
         raise (NotFound if error.code in (404, 410) else LayerfsError)(text) from None
     except URLError as error:
         why = error.reason
         said = (why.strerror or str(why)) if isinstance(why, OSError) else str(why)
-        raise LayerfsError(f"cannot fetch {url}: {said}") from None
+        raise LayerfsError(f"cannot fetch {called}: {said}") from None
     except (OSError, HTTPException, ValueError) as error:
-        raise LayerfsError(f"cannot fetch {url}: {str(error) or type(error).__name__}") from None
+        raise LayerfsError(f"cannot fetch {called}: {str(error) or type(error).__name__}") from None
     if answer is None:
-        raise BadRequest(f"cannot fetch {url}: it leads to an address that is not of the web")
+        raise BadRequest(f"cannot fetch {called}: it leads to an address that is not of the web")
     modified = None
     if said := answer.headers.get("Last-Modified"):
         try:
@@ -172,7 +185,13 @@ def _open(url: str) -> tuple[HTTPResponse, str, int | None]:
     return answer, answer.headers.get_content_type(), modified
 
 
-def _read(answer: HTTPResponse, url: str) -> bytes:
+def _user(url: str) -> bytes | None:
+    """Return `USER:PASSWORD` of *url*, None where there is none."""
+    user, at, _ = urlsplit(url).netloc.rpartition("@")
+    return unquote(user, errors="surrogateescape").encode(errors="surrogateescape") if at else None
+
+
+def _read(answer: HTTPResponse, called: str) -> bytes:
     from http.client import HTTPException, IncompleteRead
 
     try:
@@ -180,7 +199,7 @@ def _read(answer: HTTPResponse, url: str) -> bytes:
         if not piece and answer.length:  # http.client takes the end of a connection for that of the file
             raise IncompleteRead(b"")
     except IncompleteRead:
-        raise LayerfsError(f"cannot fetch {url}: the connection ended too early") from None
+        raise LayerfsError(f"cannot fetch {called}: the connection ended too early") from None
     except (OSError, HTTPException) as error:
-        raise LayerfsError(f"cannot fetch {url}: {str(error) or type(error).__name__}") from None
+        raise LayerfsError(f"cannot fetch {called}: {str(error) or type(error).__name__}") from None
     return piece

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from layerfs.build.ignore import Ignore
-from layerfs.build.sources import DEEPEST, Item, Source, SourceDirectory, too_deep
+from layerfs.build.sources import DEEPEST, Content, Item, Source, SourceDirectory, too_deep
 
 Rules = tuple[Ignore, ...]
 """What any of them leaves out is left out."""
@@ -80,7 +80,7 @@ class _FilteredDirectory:
     def enter(self, name: bytes) -> SourceDirectory:
         return self._enter(name)
 
-    def open(self, item: Item) -> int:
+    def open(self, item: Item) -> Content:
         return self._inner.open(item)
 
     def readlink(self, name: bytes) -> bytes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from layerfs.archive.limits import Limits
+from layerfs.build.fetching import without_secrets
 from layerfs.errors import BadRequest, LayerfsError, NotFound
 from layerfs.union.trees import remove_trees
 
@@ -59,7 +60,8 @@ def parsed(text: str) -> Reference:
     if remote.startswith("github.com/"):
         remote = "https://" + remote
     if ref.startswith("-") or any(ord(letter) <= 32 for letter in ref) or not remote.isprintable():
-        raise BadRequest(f"invalid repository {text[:200]!r}: give URL#REF:SUBDIRECTORY")
+        called = without_secrets(text[:200])
+        raise BadRequest(f"invalid repository {called!r}: give URL#REF:SUBDIRECTORY")
     return Reference(remote, ref, subdirectory)
 
 
@@ -92,7 +94,7 @@ def fetch(
     git("checkout", "--quiet", "--force", "FETCH_HEAD")
     commit = git("rev-parse", "HEAD").strip()
     if checksum is not None and not (len(checksum) >= 7 and commit.startswith(checksum)):
-        raise BadRequest(f"{text} is the commit {commit}, not {checksum}")
+        raise BadRequest(f"{without_secrets(text)} is the commit {commit}, not {checksum}")
     if (tree / ".gitmodules").is_file() and not (tree / ".gitmodules").is_symlink():
         git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
     if not keep_git_dir:
@@ -106,7 +108,7 @@ def _inside(tree: Path, subdirectory: str, text: str) -> Path:
     for part in posixpath.normpath("/" + subdirectory).split("/"):
         path = path / part if part else path
         if path.is_symlink() or not path.is_dir():
-            raise NotFound(f"{text}: the repository has no directory {subdirectory}")
+            raise NotFound(f"{without_secrets(text)}: the repository has no directory {subdirectory}")
     return path
 
 
@@ -115,7 +117,7 @@ class _Git:
 
     def __init__(self, tree: Path, home: Path, called: str, check: Callable[[], None]) -> None:
         self._tree = tree
-        self._called = called
+        self._called = without_secrets(called)
         self._check = check
         self._until = time.monotonic() + _LONGEST_SECONDS
         kept = {
@@ -181,6 +183,6 @@ class _Git:
     def _failed(self, errors: str) -> LayerfsError:
         lines = [line.strip() for line in errors.splitlines() if line.strip()] or ["git failed"]
         line = next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1])
-        line = line.removeprefix("fatal: ").removeprefix("error: ")[:300]
+        line = without_secrets(line.removeprefix("fatal: ").removeprefix("error: "))[:300]
         missing = "not found" in line or "couldn't find remote ref" in line
         return (NotFound if missing else LayerfsError)(f"cannot fetch {self._called}: {line}")

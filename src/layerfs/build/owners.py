@@ -7,7 +7,8 @@ import re
 import stat
 from collections.abc import Iterator
 
-from layerfs.build.sources import Item, Source, Walk, follow
+from layerfs.build.sources import Item, Source
+from layerfs.build.walking import Walk, follow
 from layerfs.errors import BadRequest
 from layerfs.union.reading import read_at
 
@@ -78,8 +79,8 @@ def _read(below: Source | None, path: bytes) -> str:
     with Walk(below) as walk:
         for part in place.parts[:-1]:
             walk.down(part)
-        fd = walk.here.open(Item(place.parts[-1], place.st))
+        fd, start = walk.here.open(Item(place.parts[-1], place.st))
     try:
-        return read_at(fd, place.st.st_size, 0).decode("utf-8", "surrogateescape")
+        return read_at(fd, place.st.st_size, start).decode("utf-8", "surrogateescape")
     finally:
         os.close(fd)

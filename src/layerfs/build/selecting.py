@@ -14,17 +14,8 @@ from typing import Literal
 from layerfs.build import archives, digests, wildcards
 from layerfs.build.filtering import Rules, filtered, only
 from layerfs.build.ignore import Ignore
-from layerfs.build.sources import (
-    Disk,
-    Item,
-    Place,
-    Source,
-    SourceDirectory,
-    Walk,
-    follow,
-    parts_of,
-    shown,
-)
+from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
+from layerfs.build.walking import Place, Walk, follow, parts_of
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.union.trees import remove_trees
 
@@ -173,7 +164,7 @@ class _Finder:
             self._check()
             if fetching.is_elsewhere(text):
                 if job.word != "ADD":
-                    raise BadRequest(f"{job.word} cannot fetch {text}: use ADD")
+                    raise BadRequest(f"{job.word} cannot fetch {fetching.without_secrets(text)}: use ADD")
                 yield self._fetched(text)
             elif job.checksum is not None:
                 raise BadRequest("--checksum is for URLs and git repositories: leave it out")
@@ -237,7 +228,7 @@ class _Finder:
         fetched = fetching.fetch(
             text, place, checksum=job.checksum, keep_git_dir=job.keep_git_dir, check=self._check
         )
-        source = self._stack.enter_context(closing(Disk(fetched.directory, text)))
+        source = self._stack.enter_context(closing(Disk(fetched.directory, fetching.without_secrets(text))))
         if fetched.name is None:
             return Pick(source, follow(source, b""), b"", "directory", self._exclude)
         pick = Pick(source, follow(source, fetched.name), fetched.name, "file")

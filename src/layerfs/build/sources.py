@@ -1,7 +1,7 @@
 """Trees that a build copies from: a directory on disk, and the layers of another stage.
 
 Both are read one directory at a time, by descriptors and names, and no symbolic link is followed by the
-kernel: `follow` does that, within the tree. So nothing in a tree, however hostile, leads out of it.
+kernel: `walking` does that, within the tree. So nothing in a tree, however hostile, leads out of it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from layerfs.union.view import Union
 
 DEEPEST = 256
 """Directories in one another that are read: each takes a descriptor or two, and a call in a call."""
-_LINKS = 255
-"""Symbolic links that are followed in one path, as by BuildKit."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DESCRIPTORS = 64
@@ -37,6 +35,13 @@ class Item(NamedTuple):
 
     name: bytes
     st: os.stat_result
+
+
+class Content(NamedTuple):
+    """Where the data of a file is: in the file open as *fd*, from *start* on."""
+
+    fd: int
+    start: int
 
 
 class SourceDirectory(Protocol):
@@ -59,8 +64,8 @@ class SourceDirectory(Protocol):
     def enter(self, name: bytes) -> SourceDirectory:
         """Return the directory *name* in it, which the caller closes. Raises `OSError`."""
 
-    def open(self, item: Item) -> int:
-        """Return a descriptor to read a regular file with, which the caller closes.
+    def open(self, item: Item) -> Content:
+        """Return where a regular file can be read; the caller closes the descriptor.
 
         Raises `BadRequest` where something else has come in its place, and `OSError`.
         """
@@ -149,13 +154,13 @@ class _DiskDirectory:
     def enter(self, name: bytes) -> SourceDirectory:
         return _DiskDirectory(os.open(name, _DIRECTORY, dir_fd=self._fd))
 
-    def open(self, item: Item) -> int:
+    def open(self, item: Item) -> Content:
         fd = -1
         try:
             fd = os.open(item.name, _FILE, dir_fd=self._fd)
             st = os.fstat(fd)
             if st.st_ino == item.st.st_ino and st.st_dev == item.st.st_dev:
-                return fd
+                return Content(fd, 0)
         except OSError as error:
             if error.errno not in (errno.ELOOP, errno.ENXIO, errno.ENOENT):
                 raise
@@ -248,13 +253,13 @@ class _MergedDirectory:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
         return _MergedDirectory(self._union, node)
 
-    def open(self, item: Item) -> int:
+    def open(self, item: Item) -> Content:
         self._union.trim()
         node = self._union.lookup(self._node, item.name)
         if node is None or isinstance(node, Directory):
             raise changed(item.name)
         try:
-            return node.open_contents(os.O_RDONLY)
+            return Content(node.open_contents(os.O_RDONLY), 0)
         finally:
             self._union.release(node)
 
@@ -309,6 +314,30 @@ def _counts(name: bytes) -> bool:
     return not name.startswith(b"system.") or name in (xattr.ACCESS_ACL, xattr.DEFAULT_ACL)
 
 
+def made_stat(
+    mode: int,
+    number: int,
+    *,
+    links: int = 1,
+    size: int = 0,
+    stored: int = 0,
+    mtime_ns: int = 0,
+    rdev: int = 0,
+) -> os.stat_result:
+    """Return the stat of something that is root's, and on no disk."""
+    seconds = mtime_ns // 1_000_000_000
+    return os.stat_result(
+        (mode, number, 0, links, 0, 0, size, seconds, seconds, 0),
+        {
+            "st_atime_ns": mtime_ns,
+            "st_mtime_ns": mtime_ns,
+            "st_ctime_ns": 0,
+            "st_blocks": -(-stored // 512),
+            "st_rdev": rdev,
+        },
+    )
+
+
 def changed(name: bytes) -> Conflict:
     """Return the error that says that *name* has become something else while it was read."""
     return Conflict(f"{shown(name)} changed while it was copied: build again")
@@ -318,93 +347,6 @@ def shown(path: bytes) -> str:
     """Return *path* as people may read it: no control characters, not too long."""
     text = path[:300].decode(errors="replace")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-
-
-class Place(NamedTuple):
-    """Where a path leads in a source: names without links, the last one not a link either."""
-
-    parts: tuple[bytes, ...]
-    st: os.stat_result | None
-    """None where there is nothing: then only the last name is missing, or names after a missing one."""
-
-
-def parts_of(path: bytes) -> list[bytes]:
-    """Return the names that *path* is made of, `.` left out."""
-    return [part for part in path.split(b"/") if part not in (b"", b".")]
-
-
-def follow(source: Source, path: bytes) -> Place:
-    """Find out where *path* leads in *source*, the root of which is `/` and `..` of it.
-
-    Raises `OSError`: ENOTDIR, and ELOOP where too many links were met.
-    """
-    with Walk(source) as walk:
-        pending = parts_of(path)[::-1]
-        links = 0
-        while pending:
-            part = pending.pop()
-            if part == b"..":
-                walk.up()
-                continue
-            st = walk.here.find(part)
-            if st is None:
-                return Place((*walk.parts, part, *reversed(pending)), None)
-            if stat.S_ISLNK(st.st_mode):
-                links += 1
-                if links > _LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-                target = walk.here.readlink(part)
-                if target.startswith(b"/"):
-                    walk.to_root()
-                pending += parts_of(target)[::-1]
-            elif stat.S_ISDIR(st.st_mode):
-                walk.down(part)
-            elif pending:
-                raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            else:
-                return Place((*walk.parts, part), st)
-        return Place(tuple(walk.parts), walk.here.st)
-
-
-class Walk:
-    """Goes about in a source, one directory at a time; a context manager that closes what it has opened."""
-
-    def __init__(self, source: Source) -> None:
-        self._open = [source.root()]
-        self.parts: list[bytes] = []
-
-    def __enter__(self) -> Walk:
-        """Return the walk, at the root."""
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        """Close everything."""
-        for directory in reversed(self._open):
-            directory.close()
-
-    @property
-    def here(self) -> SourceDirectory:
-        """The directory where it is."""
-        return self._open[-1]
-
-    def down(self, name: bytes) -> SourceDirectory:
-        """Go into the directory *name*. Raises `OSError` and `BadRequest`."""
-        if len(self._open) > DEEPEST:
-            raise too_deep(name)
-        self._open.append(self.here.enter(name))
-        self.parts.append(name)
-        return self.here
-
-    def up(self) -> None:
-        """Go to the directory above; from the root, nowhere."""
-        if self.parts:
-            self._open.pop().close()
-            self.parts.pop()
-
-    def to_root(self) -> None:
-        """Go back to the root."""
-        while self.parts:
-            self.up()
 
 
 def too_deep(name: bytes) -> BadRequest:

@@ -51,6 +51,7 @@ class StageBuild:
         self._wrong: list[LayerfsError] = []
         self._total = 0
         self._number = 0
+        self._to_come: Sequence[Instruction] = ()
 
     def run(self, begin: Outcome, instructions: Sequence[Instruction], shown: Sequence[str]) -> Outcome:
         """Do *instructions* on top of *begin*; return what the stage has come to. Raises `LayerfsError`."""
@@ -64,6 +65,7 @@ class StageBuild:
             for index, instruction in enumerate(instructions):
                 self.building.check()
                 self._number += 1
+                self._to_come = instructions[index:]
                 step = self.building.progress.begin(
                     self.place, self.name, self._number, self._total, shown[index]
                 )
@@ -122,6 +124,20 @@ class StageBuild:
         with os.scandir(self.store.layer(layer).path) as entries:
             return next(entries, None) is not None
 
+    def missed(self, step: Step) -> None:
+        """Say that a step has to be done, and begin with what those after it will need for certain."""
+        step.working()
+        runs = (it for it in self._to_come if isinstance(it, Run))
+        if self.step is not None and any(run.network == "default" for run in runs):
+            self._begin_network(self.step)
+
+    def _begin_network(self, step: str) -> None:
+        from layerfs.build.network import Network
+
+        if self._network is None:
+            self._network = Network(self.building.work(), self.building.options.host)
+        self._network.begin(step)
+
     def cached(self, key: str) -> str | None:
         """Return the step that the cache has for *key*, None if there is none, or none is wanted."""
         if self.building.options.no_cache:
@@ -174,7 +190,7 @@ class StageBuild:
         if found is not None:
             self.found(step, found, created_by)
             return
-        step.working()
+        self.missed(step)
         try:
             made = self._execute(order, mounts, created_by, step, rest)
         except StepFailed as error:
@@ -231,7 +247,6 @@ class StageBuild:
     def live(self) -> Live:
         """Return the mount of the present step, to be written to."""
         from layerfs.build.live import Live
-        from layerfs.build.network import Network
 
         if self._live is not None and self._live.step != self.step:
             self.rest()
@@ -239,9 +254,6 @@ class StageBuild:
             work = self.building.work()
             if self.step is None:
                 self.step = self._empty_layer()
-            if self._network is None:
-                self._network = Network(work, self.building.options.host)
-                self._network.begin(self.step)
             self._live = Live(work, self.building.launch, self.store, self.step)
         return self._live
 
@@ -255,6 +267,9 @@ class StageBuild:
     def _connected(self, order: Order) -> Order:
         if order.host["NetworkMode"] in ("host", "none"):
             return order
+        if self._network is None:
+            assert self.step is not None
+            self._begin_network(self.step)
         assert self._network is not None
         made = self._network.ready()
         return replace(order, namespace=made.namespace, network=made.files)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from layerfs.archive.directories import NEW_FILE, is_real_root
-from layerfs.build.sources import DEEPEST, parts_of, shown, too_deep
+from layerfs.build.sources import DEEPEST, shown, too_deep
+from layerfs.build.walking import parts_of
 from layerfs.errors import BadRequest
 from layerfs.union import merge, syscalls, whiteout
 from layerfs.union.layer import Layer, LayerDir
@@ -70,6 +71,7 @@ class Target:
             self, None, b"", [] if link else [layer.root for layer in reversed(below)]
         )
         self.root.open(os.open(tree, _DIRECTORY))
+        self.identity = _identity(self.root.status())
         self._unmask = ~_umask() & 0o777
 
     def __enter__(self) -> Target:
@@ -79,6 +81,10 @@ class Target:
     def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:
         """Give the directories that are still open what they are to have, unless the work has failed."""
         self.root.close(keep=kind is None)
+
+    def is_here(self, st: os.stat_result) -> bool:
+        """Tell whether *st* is of the tree itself: a copy of it into itself would have no end."""
+        return _identity(st) == self.identity
 
     def trim(self) -> None:
         """Close what was opened below and is not needed: between two operations."""
@@ -408,6 +414,10 @@ class TargetDirectory:
             moment = self.attributes.mtime_ns if moment is None else moment
         moment = target.time(moment)
         os.utime(self._fd, ns=(moment, moment))
+
+
+def _identity(st: os.stat_result) -> tuple[int, int]:
+    return st.st_dev, st.st_ino
 
 
 def _without_dots(parts: list[bytes]) -> list[bytes]:

@@ -7,7 +7,7 @@ never handed out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -95,16 +95,20 @@ class BuildCache:
         everything: bool = False,
         keep: int = 0,
         wanted: Callable[[CacheUsage], bool] = lambda entry: True,
+        beside: Sequence[tuple[CacheUsage, Callable[[], bool]]] = (),
     ) -> tuple[list[str], int]:
         """Remove entries, of those *wanted*, that no build or other entry needs, the longest unused first.
 
         Those whose layers an image or a mount has too go only if *everything*: that frees nothing. With
         *keep*, no more go once the cache alone takes no more than that many bytes. Returns the keys of those
         that went, and the bytes it freed.
+
+        *beside* are other things that builds keep, without steps, each with what removes it (and tells
+        whether it is gone): they are counted and chosen like entries.
         """
         from layerfs.store.cacheusage import prune
 
-        return prune(self._db, everything=everything, keep=keep, wanted=wanted)
+        return prune(self._db, everything=everything, keep=keep, wanted=wanted, beside=beside)
 
     def _is_whole(self, step: str) -> bool:
         """Tell whether every layer of a stack is known to be what was sealed, and is there."""

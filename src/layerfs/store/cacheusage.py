@@ -7,7 +7,7 @@ that the build began with. It stays for as long as another entry is built on it:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from layerfs.store import events, layers, stacks
@@ -38,6 +38,8 @@ class CacheUsage:
 
 
 Wanted = Callable[[CacheUsage], bool]
+Removing = Callable[[], bool]
+"""Removes something, and returns whether it is gone."""
 
 
 class _Graph:
@@ -121,7 +123,14 @@ def usage(db: Database, size_of: Callable[[str], int]) -> list[CacheUsage]:
     ]
 
 
-def prune(db: Database, *, everything: bool, keep: int, wanted: Wanted) -> tuple[list[str], int]:
+def prune(
+    db: Database,
+    *,
+    everything: bool,
+    keep: int,
+    wanted: Wanted,
+    beside: Sequence[tuple[CacheUsage, Removing]],
+) -> tuple[list[str], int]:
     """Remove the *wanted* entries that nothing needs; see `BuildCache.prune`."""
     sizes = layers.known_sizes(db)
 
@@ -130,16 +139,22 @@ def prune(db: Database, *, everything: bool, keep: int, wanted: Wanted) -> tuple
         # What nobody has measured yet is only measured where it decides.
         return known if known is not None else layers.size(db, layer_id) if keep else 0
 
-    chosen = _choose(usage(db, size_of), everything=everything, keep=keep, wanted=wanted)
+    found = [*usage(db, size_of), *(used for used, _ in beside)]
+    chosen = _choose(found, everything=everything, keep=keep, wanted=wanted)
     removed: list[str] = []
     freed = 0
-    for start in range(0, len(chosen), _AT_A_TIME):
+    own = [one.entry for one in chosen if one.entry.step]
+    for start in range(0, len(own), _AT_A_TIME):
         doomed: list[str] = []
         with db.transaction():
-            some = chosen[start : start + _AT_A_TIME]
-            removed += [one.entry.key for one in some if _remove(db, one.entry, doomed)]
+            removed += [entry.key for entry in own[start : start + _AT_A_TIME] if _remove(db, entry, doomed)]
         freed += sum(layers.size_of_rowless(db, layer_id, sizes) for layer_id in doomed)
         layers.discard(db, *doomed)
+    others = {used.entry.key: remove for used, remove in beside}
+    for one in chosen:
+        if not one.entry.step and others[one.entry.key]():
+            removed.append(one.entry.key)
+            freed += one.size
     with db.transaction():
         events.record(db, "builder", "prune", "", {"reclaimed": str(freed)})
     return removed, freed
@@ -148,9 +163,9 @@ def prune(db: Database, *, everything: bool, keep: int, wanted: Wanted) -> tuple
 def _choose(found: list[CacheUsage], *, everything: bool, keep: int, wanted: Wanted) -> list[CacheUsage]:
     """Return the entries to remove: first those used longest ago, each after those that are built on it."""
     above = Counter(key for one in found for key in one.parents)
-    same = Counter(one.entry.step for one in found)
+    same = Counter(_what(one) for one in found)
     depth = _depths(found)
-    total = sum({one.entry.step: one.size for one in found if not one.shared}.values())
+    total = sum({_what(one): one.size for one in found if not one.shared}.values())
     chosen = []
     for one in sorted(found, key=lambda one: (one.used, -depth[one.entry.key])):
         if keep and total <= keep:
@@ -159,10 +174,15 @@ def _choose(found: list[CacheUsage], *, everything: bool, keep: int, wanted: Wan
             continue
         chosen.append(one)
         above.subtract(one.parents)
-        same[one.entry.step] -= 1
-        if not one.shared and not same[one.entry.step]:
+        same[_what(one)] -= 1
+        if not one.shared and not same[_what(one)]:
             total -= one.size
     return chosen
+
+
+def _what(one: CacheUsage) -> str:
+    """Return what takes the bytes of an entry; several keys may lead to one step."""
+    return one.entry.step or one.entry.key
 
 
 def _depths(found: list[CacheUsage]) -> dict[str, int]:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
@@ -192,24 +193,30 @@ def main(arguments: list[str]) -> int:
         return 2
     root, layer_ids, *watch = arguments
     os.nice(19)
-    failed = False
     try:
         db = Database(Path(root), create=False)
     except LayerfsError as error:
         print(f"layerfs: {error}", file=sys.stderr)
         return 1
     try:
-        for layer_id in layer_ids.split(","):
-            try:
-                settle(db, layer_id, int(watch[0]) if watch else None)
-            except NotFound:
-                continue  # removed meanwhile: nothing is left to do
-            except LayerfsError as error:
-                print(f"layerfs: {error}", file=sys.stderr)
-                failed = True
+        works: list[Callable[[], object]] = [db.sync]  # a build waits for no disk: now its rows get there
+        given = int(watch[0]) if watch else None
+        works += [partial(settle, db, layer_id, given) for layer_id in layer_ids.split(",")]
+        return max([_status(work) for work in works])
     finally:
         db.close()
-    return int(failed)
+
+
+def _status(work: Callable[[], object]) -> int:
+    """Do *work*; return 1 after a line on standard error if that cannot be done."""
+    try:
+        work()
+    except NotFound:
+        pass  # removed meanwhile: nothing is left to do
+    except LayerfsError as error:
+        print(f"layerfs: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

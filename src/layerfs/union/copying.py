@@ -94,27 +94,31 @@ def copy_data(source: int, target: int, length: int) -> None:
                 if error.errno != errno.ENXIO:
                     raise
                 break  # a hole up to the end
-            _copy_range(source, target, offset, end)
+            copy_range(source, target, offset, end - offset, at=offset)
             offset = end
     if os.fstat(source).st_size < length:
         raise _shorter()
     os.ftruncate(target, length)
 
 
-def _copy_range(source: int, target: int, offset: int, end: int) -> None:
-    while offset < end:
+def copy_range(source: int, target: int, offset: int, length: int, *, at: int = 0) -> None:
+    """Copy *length* bytes of file *source* from *offset* to *at* in file *target*, in the kernel if it can.
+
+    Raises `OSError`; EIO where the source turns out to be shorter.
+    """
+    while length:
         try:
-            copied = os.copy_file_range(source, target, min(end - offset, 1 << 26), offset, offset)
+            copied = os.copy_file_range(source, target, min(length, 1 << 26), offset, at)
         except OSError as error:
             if error.errno not in _CANNOT:
                 raise
             copied = 0
         if not copied:  # some filesystems cannot, and say so with 0
-            data = read_at(source, min(end - offset, 1 << 20), offset)
+            data = read_at(source, min(length, 1 << 20), offset)
             if not data:
                 raise _shorter()
-            copied = os.pwrite(target, data, offset)
-        offset += copied
+            copied = os.pwrite(target, data, at)
+        offset, at, length = offset + copied, at + copied, length - copied
 
 
 def _shorter() -> OSError:
