@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import workloads  # noqa: F401  (registers them)
-from .peers import ALL_PEERS, DEFAULT_PEERS, Stack, patience, remove, wait_for_daemons
+from .peers import ALL_PEERS, DEFAULT_PEERS, Stack, missing, patience, remove, wait_for_daemons
 from .probe import Probe
 from .registry import WORKLOADS, Stage, Workload
 from .report import Report, table
@@ -135,6 +135,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.list:
         print(*(f"{workload.group}: {row.name}" for workload in selected for row in workload.rows), sep="\n")
         return 0
+    for peer in list(options.peers):
+        if (program := missing(peer)) is not None:
+            print(f"scripts/bench: {peer} is left out: {program} is not installed", file=sys.stderr)
+            options.peers.remove(peer)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what follows is cleaned up
     directory = Path(tempfile.mkdtemp(prefix="layerfs-bench.", dir=options.directory))
     os.environ |= {"LAYERFS_ROOT": f"{directory}/store", "LAYERFS_RUN": f"{directory}/run"}

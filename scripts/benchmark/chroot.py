@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,15 @@ def make_debian(top: Path, _: Sizes) -> None:
     """Make a Debian tree that has the packages of Node.js downloaded, not installed."""
     make_root(top)
     inside(top, "apt-get", "install", "-y", "--download-only", "nodejs")
+
+
+def make_tutorial(top: Path, _: Sizes) -> None:
+    """Make a Debian tree that has the packages of Python downloaded, not installed, and a wheel."""
+    make_root(top)
+    words = ("install", "-y", "--no-install-recommends", "--download-only")
+    inside(top, "apt-get", *words, "ca-certificates", "less", "python3", "python3-pip")
+    wheels = top / "srv/wheels"
+    command(sys.executable, "-m", "pip", "download", "--quiet", "--dest", wheels, "click")
 
 
 def make_workshop(top: Path, _: Sizes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -87,8 +88,15 @@ PEERS: dict[str, Callable[[Stack], None]] = {
     "bare": copy_bare,
 }
 FILESYSTEMS = ("layerfs", "overlay", "fuse-overlayfs")
-DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "umoci", "podman")
+DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "buildah-fuse", "umoci", "podman")
 ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah, umoci and podman mount nothing here
+_PROGRAMS = {"overlay": (), "bare": (), "buildah-fuse": ("buildah", "fuse-overlayfs")}
+"""What peers need that are no programs themselves."""
+
+
+def missing(peer: str) -> str | None:
+    """Return a program that *peer* needs and that is not installed, None if there is none."""
+    return next((name for name in _PROGRAMS.get(peer, (peer,)) if shutil.which(name) is None), None)
 
 
 def unmount(directory: Path) -> None:

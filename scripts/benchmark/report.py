@@ -23,6 +23,8 @@ GROUPS = {
     "life": "The life of a mount",
     "commit": "Commits",
     "images": "Images in and out",
+    "builds": "Builds",
+    "engine": "With an engine",
     "fairness": "What others notice of hard work",
 }
 

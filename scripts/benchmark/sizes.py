@@ -32,6 +32,7 @@ class Sizes:
     large: int = 1024
     huge: int = 4096
     image: int = 200
+    step: int = 500
 
     def scaled(self, factor: float) -> Sizes:
         """Return these sizes times *factor*, none below 1."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .chroot import make_debian, make_workshop
+from .chroot import make_debian, make_tutorial, make_workshop
 from .sizes import Sizes
 
 MIB = 1 << 20
@@ -107,6 +107,7 @@ TREES: dict[str, Callable[[Path, Sizes], None]] = {
     "huge": make_huge,
     "debian": make_debian,
     "workshop": make_workshop,
+    "tutorial": make_tutorial,
     **{f"layers{count}": partial(make_layers, count) for count in DEPTHS},
 }
 

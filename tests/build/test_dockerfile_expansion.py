@@ -132,10 +132,6 @@ def test_a_document_keeps_its_quotes() -> None:
     assert expansion.document(text, VALUES.get) == "'/home' \"'x'\" $A \\ x it's\n"
 
 
-def test_what_people_are_shown_keeps_all_but_known_variables() -> None:
-    assert expansion.shown('a "$A" ${A} ${A:-x} $NONE \\$A', VALUES) == 'a "/home" /home ${A:-x} $NONE \\$A'
-
-
 def test_a_value_has_a_limit() -> None:
     assert len(expansion.expand("$A" * 10, VALUES.get, most=50)) == 50
     for text in ("$A" * 11, '"' + "$A" * 11 + '"', "${NONE:-" + "$A" * 11 + "}", "x" * 51):

@@ -202,6 +202,13 @@ def test_copy_and_add_with_every_flag() -> None:
     assert copied("COPY a /b").unpack is None
 
 
+def test_a_no_break_space_belongs_to_a_plain_word_but_separates_others() -> None:
+    assert copied("COPY a\xa0b c /d").sources == ("a\xa0b", "c")
+    found = one("ENV A=b\xa0C=d")
+    assert isinstance(found, Env)
+    assert found.pairs == (("A", "b"), ("C", "d"))
+
+
 def test_here_documents_of_copy_are_sources_by_name() -> None:
     found = copied("COPY <<a.txt b <<-'c' /d/\n$A\na.txt\n\t$C\n\tc")
     assert found.sources == ("b",)
@@ -238,12 +245,13 @@ def test_onbuild_takes_its_here_document_along() -> None:
         ("FROM a\nCOPY a\n", "2:6", "needs a destination"),
         ("FROM a\nCOPY a <<b\nb\n", "2:8", "cannot be the destination"),
         ("FROM a\nCOPY << b /c\nb\n", "2:6", "name right after <<"),
+        ('FROM a\nCOPY <<b c" /d\nb\n', "2:6", "expected the quotes after <<b to be closed"),
         ("FROM a\nRUN <<b\nc\n", "2:5", "expected a line 'b' further down"),
         ("FROM a\nCOPY <<b /c\n1\n${x\nb\n", "2:6", "line 2 of the here-document b: expected one of } "),
         ("FROM a\nENV A\n", "2:6", "has no value"),
         ("FROM a\nENV A=b c\n", "2:9", "use NAME=VALUE"),
         ("FROM a\nENV =b\n", "2:5", "a name is missing"),
-        ("FROM a\nENV A=b \\\n  C='d\n", "3:5", "expected another ' that closes"),
+        ("FROM a\nENV A=b \\\n  C='d\n", "3:5", "a ' is never closed: expected another"),
         ("FROM a\nENV A=${B\n", "2:7", "expected }"),
         ("FROM a\nENV A=x${B:=c}\n", "2:12", "expected one of } :-"),
         ("FROM a\nLABEL a=b \\\n c=${}\n", "3:4", "bad substitution"),
@@ -290,15 +298,15 @@ def test_errors_say_where_and_what_was_expected(text: str, place: str, says: str
 
 def test_bytes_that_are_no_text_are_found_except_in_comments() -> None:
     assert parser.parse(b"# caf\xe9\nFROM a\n").stages[0].begin == From(line=2, text="FROM a", image="a")
-    with pytest.raises(BadRequest, match="^Dockerfile:2:8: expected UTF-8 text, not the byte 0xe9$"):
+    with pytest.raises(BadRequest, match=r"^Dockerfile:2:8: expected UTF-8 text, not the byte 0xe9$"):
         parser.parse(b"FROM a\nRUN caf\xe9\n")
-    with pytest.raises(BadRequest, match="^Dockerfile:3:2: expected UTF-8 text, not the byte 0xff$"):
+    with pytest.raises(BadRequest, match=r"^Dockerfile:3:2: expected UTF-8 text, not the byte 0xff$"):
         parser.parse(b"FROM a\nCOPY <<b /c\n1\xff\nb\n")
 
 
 def test_a_trigger_is_one_instruction() -> None:
     for text in ("", "RUN a\nRUN b", "FROM a", "ONBUILD RUN a", "MAINTAINER x"):
-        with pytest.raises(BadRequest, match="^ONBUILD:1:1: "):
+        with pytest.raises(BadRequest, match=r"^ONBUILD:1:1: "):
             parser.parse_onbuild(text)
 
 

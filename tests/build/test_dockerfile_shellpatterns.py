@@ -8,6 +8,7 @@ import re
 import pytest
 
 from layerfs.dockerfile import shellpatterns
+from layerfs.errors import BadRequest
 
 PATTERNS = ["".join(letters) for length in range(4) for letters in itertools.product("ab*?", repeat=length)]
 VALUES = ["".join(letters) for length in range(6) for letters in itertools.product("ab", repeat=length)]
@@ -33,19 +34,31 @@ def test_prefixes_and_suffixes_are_the_shortest_or_longest_that_match(pattern: s
 def test_replacing_takes_the_first_and_longest(pattern: str) -> None:
     good = expression(pattern)
     for value in VALUES:
-        assert shellpatterns.replace(value, pattern, "<x>", False) == good.sub("<x>", value, count=1)
-        assert shellpatterns.replace(value, pattern, "<x>", True) == good.sub("<x>", value)
+        assert shellpatterns.replace(value, pattern, "<x>", False, 100) == good.sub("<x>", value, count=1)
+        assert shellpatterns.replace(value, pattern, "<x>", True, 100) == good.sub("<x>", value)
 
 
 def test_stars_alone_replace_the_whole() -> None:
     for pattern in ("*", "**"):
-        assert shellpatterns.replace("abc", pattern, "x", True) == "x"
-        assert shellpatterns.replace("", pattern, "x", True) == "x"
-    assert shellpatterns.replace("abc", "", "x", True) == "abc"
+        assert shellpatterns.replace("abc", pattern, "x", True, 9) == "x"
+        assert shellpatterns.replace("", pattern, "x", True, 9) == "x"
+    assert shellpatterns.replace("abc", "", "x", True, 9) == "abc"
 
 
 def test_escapes_stand_for_themselves() -> None:
     assert shellpatterns.trim_prefix("a*b", "a\\*", False) == "b"
     assert shellpatterns.trim_prefix("a.b", "a\\*", False) == "a.b"
     assert shellpatterns.trim_suffix("a\\", "\\", False) == "a"
-    assert shellpatterns.replace("([x])", "[x]", "y", True) == "(y)"
+    assert shellpatterns.replace("([x])", "[x]", "y", True, 9) == "(y)"
+
+
+def test_what_is_replaced_has_a_limit() -> None:
+    assert shellpatterns.replace("a" * 10, "a", "xy", True, 20) == "xy" * 10
+    assert shellpatterns.replace("a" * 10, "*", "x" * 20, True, 20) == "x" * 20
+    for value, pattern, replacement in (
+        ("a" * 10, "a", "xyz"),
+        ("a" * 9 + "b", "b", "x" * 12),
+        ("", "*", "x" * 21),
+    ):
+        with pytest.raises(BadRequest, match="a value is longer than"):
+            shellpatterns.replace(value, pattern, replacement, True, 20)

@@ -12,7 +12,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from scripts.benchmark.registry import Row
-from scripts.benchmark.report import table, target_table
+from scripts.benchmark.report import GROUPS, table, target_table
 from scripts.benchmark.result import Result
 from scripts.benchmark.targets import Target
 from tests.conftest import mounts_below
@@ -97,6 +97,12 @@ def test_names_every_workload() -> None:
     names = bench("--list").stdout.splitlines()
     assert len(names) == len(set(names)) > 60
     assert bench("--list", "--only", names[-1]).stdout.splitlines()[-1] == names[-1]
+
+
+def test_every_group_has_a_heading() -> None:
+    """The report is written at the end of hours: nothing may be missing then."""
+    groups = {line.partition(":")[0] for line in bench("--list").stdout.splitlines()}
+    assert groups == set(GROUPS)
 
 
 def test_judges() -> None:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.mounting.find import mount_of
+from layerfs.mounting.mount import Checkpoint
+from layerfs.store import Store
 from tests.conftest import Layerfs, Stack, wait_until
 
 pytestmark = pytest.mark.root
@@ -59,6 +62,35 @@ class Live:
 def live(layerfs: Layerfs) -> Live:
     """A mounted image in use."""
     return Live(layerfs)
+
+
+def test_a_checkpoint_is_a_step_and_no_image(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAYERFS_RUN", str(live.layerfs.run))
+    images = live.layerfs.ok("images", "-q")
+    with Store(live.layerfs.root) as store, store.building() as build:
+        mount = store.mount(NAME)
+        steps = []
+        for name in ("one", "two"):
+            (live.mnt / name).write_text(name)
+            (live.mnt / "file").write_text(name)
+            wanted = Checkpoint(created_by=f"RUN {name}\n" * 5000, build=build.id)
+            steps.append(mount_of(store, mount).checkpoint(wanted))
+        (live.mnt / "three").touch()
+        assert live.layerfs.ok("images", "-q") == images
+        assert live.diff() == ["A /three"]
+        assert [len(store.steps.layers_of_step(step)) for step in steps] == [2, 3]
+        assert len(store.steps.history_of_step(steps[1])[2].created_by) == 40000
+        top = store.steps.layers_of_step(steps[1])[-1].path
+        assert {path.name: path.read_text() for path in top.iterdir()} == {"two": "two", "file": "two"}
+        image = store.steps.make_image(steps[0], {}, references=["first"])
+        assert store.history(image)[0].id == image.id
+    view = live.view("first")
+    assert sorted(os.listdir(view)) == ["etc", "file", "gone", "one"]
+    assert (view / "file").read_text() == "one"
+    assert sorted(os.listdir(live.mnt)) == ["etc", "file", "gone", "one", "three", "two"]
+    live.layerfs.ok("umount", NAME)
+    live.layerfs.ok("rm", NAME)
+    assert live.layerfs.ok("fsck").endswith(": clean")
 
 
 def test_what_was_written_is_in_the_image(live: Live) -> None:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.store import Store
 from tests.conftest import Layerfs, mounts_below, wait_until
 from tests.system.containers import IMAGE, containers
 from tests.system.test_docker_client import NAME, Cli, Served, cli, served
+from tests.unit.steps_support import chain
 
 __all__ = ["cli", "served"]
 
@@ -197,3 +199,23 @@ class TestDockersClient:
         assert layerfs.ok("images", "-q", "--no-trunc") == served.base
         assert layerfs.ok("ps", "-a", "--format", "json").count("\n") == 0
         assert (served.mnt / "file").read_text() == "content"
+
+    def test_the_build_cache(self, served: Served, cli: Cli) -> None:
+        def prune(*options: str) -> list[str]:
+            done = cli.run("builder", "prune", "-f", *options)
+            assert done.returncode == 0, done.stderr  # which has a line about buildx
+            return done.stdout.splitlines()
+
+        with Store(served.layerfs.root) as store, store.building():
+            steps = chain(store, "a", (100, 20, 3))
+            store.steps.make_image(steps[0], {}, references=["built"])
+            chain(store, "b", (1000,))
+        rows = [json.loads(line) for line in cli.ok("system", "df", "--format", "json").splitlines()]
+        (row,) = (row for row in rows if row["Type"] == "Build Cache")
+        assert (row["TotalCount"], row["Active"], row["Size"]) == ("4", "0", "1.023kB")
+        assert "a-2        regular" in cli.ok("system", "df", "-v")
+        assert prune("--filter", "until=1h") == ["Total reclaimed space: 0B"]
+        assert prune("--keep-storage", "1000")[-1] == "Total reclaimed space: 23B"
+        assert prune()[-1] == "Total reclaimed space: 1kB"
+        assert "a-0" in prune("--all")
+        assert cli.ok("images", "-q", "built") != ""

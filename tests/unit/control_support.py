@@ -19,6 +19,7 @@ from layerfs.client.client import Client, local_place
 from layerfs.errors import Conflict
 from layerfs.host.rundir import RunLock, socket_path
 from layerfs.store import Store
+from layerfs.store.commit import Wording
 from layerfs.store.model import Image, Mount
 from layerfs.union.changes import Change, changes
 from layerfs.unixhttp.message import Answer, Request, Response
@@ -62,6 +63,11 @@ class DirectoryMount:
                 store.abandon_upper(mount, upper)
                 raise
 
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        with Store(self.root) as store:
+            mount = store.mount(self.mount_id)
+            return store.checkpoint(mount, store.prepare_upper(mount), wording, build=build)
+
     async def changes(self) -> list[Change]:
         with Store(self.root) as store:
             return list(changes(store.stack_of(store.mount(self.mount_id), upper=True)))
@@ -72,7 +78,7 @@ class DirectoryMount:
     def status(self) -> dict[str, Any]:
         return {"name": self.name, "pid": os.getpid(), "requests": {"lookup": 7}, "layers": ["one", "two"]}
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         if self.busy and not force:
             raise Conflict(f"{self.name} is busy")
         with Store(self.root) as store:
@@ -80,7 +86,7 @@ class DirectoryMount:
         self.ended.set()
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
-        await self.unmount(force=force)
+        await self.unmount(force=force, discard=True)
         with Store(self.root) as store:
             store.remove_mount(self.mount_id)
 

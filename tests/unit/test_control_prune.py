@@ -15,6 +15,7 @@ from layerfs.errors import BadRequest
 from layerfs.store import Store
 from layerfs.unixhttp.message import Query, Request, Stream
 from tests.unit.control_support import ask, make_tree, whole_answer
+from tests.unit.steps_support import chain
 from tests.unit.test_cli_commands import Run, fails, run
 from tests.unit.test_store_usage import committed
 
@@ -109,11 +110,12 @@ def test_moments() -> None:
 
 
 def test_the_commands(run: Run, root: Path) -> None:
-    header, images, mounts, layers = run("df")[1].splitlines()
+    header, images, mounts, layers, cache = run("df")[1].splitlines()
     assert header.split() == ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]
     assert images.split() == ["Images", "3", "1", "3MB", "6B", "(0%)"]
     assert mounts.split() == ["Mounts", "1", "0", "0B", "0B"]
     assert layers.split() == ["Layers", "4", "0", "3MB", "3MB", "(100%)"]
+    assert cache.split() == ["Build", "Cache", "0", "0", "0B", "0B"]
     out = run("df", "-v")[1]
     assert "REPOSITORY   TAG       IMAGE ID       CREATED" in out
     assert "SHARED SIZE   UNIQUE SIZE   MOUNTS" in out
@@ -134,3 +136,20 @@ def test_the_commands(run: Run, root: Path) -> None:
     assert lines[-1] == "Total reclaimed space: 3MB"
     assert run("images", "-q") == (0, "", "")
     assert "0B" in run("df")[1]
+
+
+def test_the_build_cache_by_the_commands(run: Run, root: Path) -> None:
+    with Store(root) as store, store.building():
+        steps = chain(store, "a", (100, 20))
+        store.steps.make_image(steps[0], {}, references=["built"])
+    assert run("df")[1].splitlines()[-1].split() == ["Build", "Cache", "2", "0", "20B", "20B", "(100%)"]
+    listed = run("df", "-v")[1]
+    assert "CACHE ID   CACHE TYPE   SIZE" in listed
+    assert "RUN a 1" in listed
+    fails(run("builder", "prune"), 2, "give --force")
+    fails(run("builder", "prune", "-f", "--keep-storage", "x"), 2, "invalid size 'x' for --keep-storage")
+    for kept in (("--filter", "until=1h"), ("--filter", "id=x"), ("--keep-storage", "1k")):
+        assert run("builder", "prune", "-f", *kept)[1] == "Total reclaimed space: 0B\n"
+    lines = run("builder", "prune", "-f")[1].splitlines()
+    assert lines == ["Deleted build cache objects:", "a-1", "", "Total reclaimed space: 20B"]
+    assert "a-0" in run("system", "prune", "-f", "--all")[1].splitlines()

@@ -33,6 +33,7 @@ from tests.unit.oci_support import (
     files,
     named,
 )
+from tests.unit.steps_support import chain
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root")
 
@@ -337,3 +338,34 @@ def test_names_of_images(store: Store, tmp_path: Path) -> None:
     oci.save(store, ["localhost:5000/me/x:v1"], tmp_path / "x.tar")
     with Store(tmp_path / "other") as other:
         assert oci.load(other, tmp_path / "x.tar")[0].references == ("localhost:5000/me/x:v1",)
+
+
+@pytest.mark.parametrize("format", ["oci-dir", "oci-archive"])
+def test_processes_side_by_side_write_the_same_bytes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    with store.building():
+        steps = chain(store, "a", (1000, 300_000, 5))
+        store.steps.make_image(steps[-1], {}, references=["x"])
+    oci.save(store, ["x"], tmp_path / "alone", format=format)
+    with store.database.transaction():
+        store.database.execute("UPDATE layers SET diff_id = NULL, chain_id = NULL")
+    monkeypatch.setattr("layerfs.oci.packing._SMALL", 0)
+    oci.save(store, ["x"], tmp_path / "beside", format=format)
+    subprocess.run(["diff", "-r", tmp_path / "alone", tmp_path / "beside"], check=True)
+    assert all(store.layer(layer).diff_id for layer in store.resolve("x").layers)
+
+
+def test_whoever_saves_may_end_it(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the client does who goes while an image is being pushed: nothing is left."""
+    monkeypatch.setattr("layerfs.oci.packing._SMALL", 0)
+    with store.building():
+        steps = chain(store, "a", (64 << 20, 64 << 20))
+        store.steps.make_image(steps[-1], {}, references=["x"])
+
+    def check() -> None:
+        raise Conflict("the client has gone")
+
+    with pytest.raises(Conflict, match="has gone"):
+        oci.save(store, ["x"], tmp_path / "layout", format="oci-dir", check=check)
+    assert list((tmp_path / "layout/blobs/sha256").iterdir()) == []

@@ -45,7 +45,9 @@ def interrupted_at(line: int, root: Path) -> bool:
 
                 store.commit = traced  # type: ignore[method-assign]
                 try:
-                    Resting(store, mount)._commit(mount, _WANTED)
+                    Resting(store, mount)._patiently(
+                        mount, lambda row, upper: store.commit(row, upper, reference=_WANTED.reference)
+                    )
                     status = 0
                 finally:
                     sys.settrace(None)

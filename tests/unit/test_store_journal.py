@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -34,25 +35,44 @@ def test_a_commit_restarts_a_journal_that_was_folded_in(store: Store, base: Imag
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_no_commit_restarts_a_journal_that_is_held(store: Store, base: Image, folded: bool) -> None:
-    if folded:
-        fold_in(store)
     hold = Hold(store.root)
-    before = header(store)
-    for number in range(20):
-        store.tag(base.id, f"x:{number}")
+    for _ in range(2):  # the second time by the same connections
+        if folded:
+            fold_in(store)
+        hold.take()
+        before = header(store)
+        for number in range(20):
+            store.tag(base.id, f"x:{number}")
+            fold_in(store)
+        assert header(store) == before
+        hold.let_go()
         fold_in(store)
-    assert header(store) == before
+        store.tag(base.id, "x:last")
+        assert header(store) != before
     hold.close()
-    fold_in(store)
-    store.tag(base.id, "x:last")
-    assert header(store) != before
+
+
+def test_a_hold_waits_until_it_was_let_go(store: Store, base: Image) -> None:
+    hold = Hold(store.root)
+    hold.take()
+    second = threading.Thread(target=hold.take)
+    second.start()
+    second.join(0.05)
+    assert second.is_alive()
+    hold.let_go()
+    second.join(10)
+    assert not second.is_alive()
+    hold.let_go()
+    hold.close()
 
 
 def test_a_hold_does_not_change_what_others_wrote(store: Store, base: Image) -> None:
     version = store.database.number("PRAGMA user_version")
     with Store(store.root) as other:
         hold = Hold(store.root)
+        hold.take()
         other.tag(base.id, "x")
+        hold.let_go()
         hold.close()
         hold.close()
     assert store.resolve("x").id == base.id
@@ -60,8 +80,11 @@ def test_a_hold_does_not_change_what_others_wrote(store: Store, base: Image) -> 
 
 
 def test_a_hold_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
-    with pytest.raises(LayerfsError):
-        Hold(root)
+    hold = Hold(root)
+    for _ in range(2):
+        with pytest.raises(LayerfsError):
+            hold.take()
+    hold.close()
 
 
 def test_who_must_not_wait_is_told_at_once(store: Store, base: Image) -> None:

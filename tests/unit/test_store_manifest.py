@@ -105,7 +105,7 @@ def test_settling_in_a_process_of_its_own(store: Store, mount: Mount) -> None:
     )
     assert (wrong.returncode, wrong.stderr) == (
         2,
-        "usage: python -m layerfs.store.settle ROOT LAYER [WATCH]\n",
+        "usage: python -m layerfs.store.settle ROOT LAYERS [WATCH]\n",
     )
 
 

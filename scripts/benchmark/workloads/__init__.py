@@ -11,10 +11,12 @@ from . import (  # noqa: I001  (the report's order)
     commit,
     engine,
     images,
+    builds,
     fairness,
 )
 
 __all__ = [
+    "builds",
     "bulk",
     "commit",
     "depth",

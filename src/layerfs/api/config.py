@@ -1,13 +1,15 @@
-"""What a client wants of a commit: the image's reference, texts and configuration."""
+"""What a client wants of a commit or a checkpoint: the image's reference, texts and configuration."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from layerfs.errors import BadRequest
-from layerfs.mounting.mount import Commit
+from layerfs.mounting.mount import Checkpoint, Commit
+from layerfs.store.model import to_datetime
 from layerfs.unixhttp.message import Query, Request
 
 
@@ -25,6 +27,37 @@ def commit_request(request: Request) -> Commit:
         changes=(*_instructions(request.json()), *(line for line in lines if line)),
         pause=request.query.flag("pause") if request.query.get("pause") else None,
     )
+
+
+def checkpoint_request(request: Request) -> Checkpoint:
+    """Return what *request* asks for; raise `BadRequest` when it makes no sense.
+
+    Its JSON members are those of `Checkpoint`; `Created` is in nanoseconds since the epoch.
+    """
+    body = request.json()
+    words = {name: body.get(name) or "" for name in ("CreatedBy", "Comment", "Author", "Build")}
+    if wrong := next((name for name, word in words.items() if not isinstance(word, str)), None):
+        raise BadRequest(f"{wrong} must be a string")
+    created, pause = body.get("Created"), body.get("Pause")
+    if not isinstance(created, int | None) or isinstance(created, bool):
+        raise BadRequest("Created must be a number of nanoseconds since the epoch")
+    if not isinstance(pause, bool | None):
+        raise BadRequest("Pause must be true, false or null")
+    return Checkpoint(
+        created_by=words["CreatedBy"],
+        comment=words["Comment"],
+        author=words["Author"],
+        created=_moment(created) if created is not None else None,
+        build=words["Build"] or None,
+        pause=pause,
+    )
+
+
+def _moment(nanoseconds: int) -> datetime:
+    try:
+        return to_datetime(nanoseconds)
+    except OverflowError:
+        raise BadRequest("Created is a time that no calendar has") from None
 
 
 def joined_reference(query: Query) -> str | None:

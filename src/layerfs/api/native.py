@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from layerfs.api.config import checkpoint_request
 from layerfs.api.containers import NO_CONTENT
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import digest
@@ -20,10 +21,13 @@ def status(call: Call) -> Response:
 
 
 def unmount(call: Call) -> Response:
-    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use."""
+    """Unmount a mount, or take away what its dead daemon left; with `force`, even while it is in use.
+
+    With `discard`, what was written need not be kept: the mount is about to be removed.
+    """
     mount = call.mount(call.query.get("name"))
     check_unused(mount.mount_id, mount.name)
-    if not mount.unmount(force=call.query.flag("force")):
+    if not mount.unmount(force=call.query.flag("force"), discard=call.query.flag("discard")):
         raise not_running(call.store.mount(mount.mount_id))
     return NO_CONTENT
 
@@ -32,6 +36,12 @@ def flush(call: Call) -> Response:
     """Bring what was written to a mount until now from the kernel's cache into its upper."""
     call.mount(call.query.get("name")).flush()
     return NO_CONTENT
+
+
+def checkpoint(call: Call) -> Response:
+    """Seal what was written to a mount as the layer of a new step, without an image; return the step."""
+    wanted = checkpoint_request(call.request)
+    return json_response({"Step": call.mount(call.query.get("name")).checkpoint(wanted)}, 201)
 
 
 def verify(call: Call) -> Response:
@@ -84,6 +94,7 @@ ROUTES = (
     route("GET", "/layerfs/status", status),
     route("POST", "/layerfs/unmount", unmount),
     route("POST", "/layerfs/flush", flush),
+    route("POST", "/layerfs/checkpoint", checkpoint),
     route("GET", "/layerfs/verify", verify),
     route("GET", "/layerfs/fsck", fsck),
     route("POST", "/layerfs/fsck", fsck),

@@ -52,11 +52,6 @@ def _clear_away(call: Call) -> None:
             clear_away(call, mount)
 
 
-def prune_nothing(call: Call) -> Response:
-    """Answer for a build cache, which layerfs has none of: `docker system prune` asks for it too."""
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
 def recover(call: Call) -> Response:
     """Remove what killed processes left behind; return a line for each thing."""
     return json_response(call.store.recover())
@@ -77,6 +72,5 @@ def _matches(filters: Filters, until: datetime | None, created: datetime, given:
 ROUTES = (
     route("POST", "/images/prune", prune_images),
     route("POST", "/containers/prune", prune_containers),
-    route("POST", "/build/prune", prune_nothing),
     route("POST", "/layerfs/recover", recover),
 )

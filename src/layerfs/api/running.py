@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, clear_away, how_to_end
 from layerfs.api.routes import Call, route
 from layerfs.container import ending, lifecycle, tickets
+from layerfs.container.afterwards import follow_up
 from layerfs.container.attachment import resize as resize_terminal
 from layerfs.container.stored import host_config
 from layerfs.container.tickets import Ticket
-from layerfs.errors import BadRequest, Conflict, NotFound
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
 from layerfs.host.record import directory, look
 from layerfs.unixhttp.message import Answer, Response, Stream, one_piece
 
@@ -122,7 +124,27 @@ def size(call: Call) -> tuple[int, int]:
     return rows, columns
 
 
+def exited(call: Call) -> Stream:
+    """Clear away after a container whose process has ended, and start it again if its policy says so.
+
+    For what its supervisor runs (`layerfs.container.exited`). An answer that is whole says that all is done.
+    """
+    return Stream(200, _followed_up(call))
+
+
+def _followed_up(call: Call) -> Generator[bytes, None, None]:
+    yield b""
+    try:
+        for _ in follow_up(call.root, call.names["id"], call.place.launch):
+            yield b""
+    except (LayerfsError, OSError) as error:
+        # Not for the caller to try again: it would fail in the same way.
+        logging.getLogger(__name__).error("cannot clear away after %s: %s", call.names["id"][:12], error)
+    yield b"done"
+
+
 ROUTES = (
+    route("POST", "/layerfs/containers/{id}/exited", exited, waits=True),
     route("POST", "/containers/{name}/start", start, waits=True),
     route("POST", "/containers/{name}/restart", restart, waits=True),
     route("POST", "/containers/{name}/wait", wait, waits=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layerfs.api import volumes
+from layerfs.api import buildcache, volumes
 from layerfs.api.routes import Call, route
 from layerfs.api.shapes import container_summary, digest, image_summary
 from layerfs.api.state import state_of
@@ -40,7 +40,9 @@ def disk_usage(call: Call) -> Response:
     if "volume" in wanted:
         answer["Volumes"] = volumes.usage(call.store)
     if "build-cache" in wanted:
-        answer["BuildCache"] = []
+        answer["BuildCache"] = [
+            buildcache.record(used) for used in (*usage.cache, *buildcache.mounts(call.root))
+        ]
     return json_response(answer)
 
 
@@ -63,6 +65,7 @@ def detailed_usage(call: Call) -> Response:
     images = {image.id: image for image in usage.images}
     stopped = [mount.id for mount in usage.mounts if state_of(mount).pid is None]
     running = [mount for mount in usage.mounts if mount.id not in stopped]
+    caches = buildcache.mounts(call.root)
     answer = {
         "Images": [_image(usage, image) for image in usage.images],
         "Containers": [_container(usage, mount, images.get(mount.image or "")) for mount in usage.mounts],
@@ -78,6 +81,7 @@ def detailed_usage(call: Call) -> Response:
             }
             for layer_id, used in usage.layers.items()
         ],
+        "BuildCache": [buildcache.record(used) for used in (*usage.cache, *caches)],
         "Summary": {
             "Images": {
                 "Active": sum(usage.mounts_of(image) > 0 for image in usage.images),
@@ -93,6 +97,12 @@ def detailed_usage(call: Call) -> Response:
                 "Active": len({layer for mount in running for layer in stack_of(mount)}),
                 "Size": usage.owned_size(usage.layers),
                 "Reclaimable": usage.freed(images=True, mounts=stopped),
+            },
+            "BuildCache": {
+                "Active": sum(used.in_use for used in (*usage.cache, *caches)),
+                "Size": usage.cache_size() + sum(used.size for used in caches),
+                "Reclaimable": usage.cache_size(reclaimable=True)
+                + sum(used.size for used in caches if not used.in_use),
             },
         },
     }

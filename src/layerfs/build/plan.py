@@ -29,6 +29,7 @@ PREDEFINED = frozenset(
     for name in (proxy, proxy.lower())
 )
 """Build arguments that a RUN has without an ARG."""
+_MOST_TRIGGERS = 1000
 _SILENT = PREDEFINED | {"SOURCE_DATE_EPOCH"}
 
 
@@ -223,8 +224,12 @@ class _Planner:
         if base is not None:
             own = self._dockerfile.stages[base].instructions
             texts = [each.instruction for each in own if isinstance(each, Onbuild)]
+        if len(texts) > _MOST_TRIGGERS:
+            raise begin.error(
+                f"{begin.image} has more than {_MOST_TRIGGERS} ONBUILD triggers: expected fewer"
+            )
         for text in texts:
-            yield parser.parse_onbuild(text, f"{begin.file}:{begin.line}: ONBUILD of {begin.image}")
+            yield parser.parse_onbuild(text, f"{begin.file}:{begin.line}: ONBUILD of {begin.image[:80]}")
 
     def _source(self, name: str, index: int, instruction: Instruction) -> int | str:
         """Return what `--from=NAME` in stage *index* means."""

@@ -32,18 +32,6 @@ def match(pattern: bytes, name: bytes) -> bool:
     return bool(compiled(pattern).fullmatch(text(name)))
 
 
-def literal(pattern: bytes) -> bytes:
-    """Return the name that a pattern without wildcards stands for: its escapes taken away."""
-    return re.sub(rb"\\(.)", rb"\1", pattern, flags=re.DOTALL)
-
-
-def fixed(pattern: bytes) -> tuple[bytes, bytes]:
-    """Split *pattern* into the directories before the first wildcard, and the rest: what has to be listed."""
-    parts = pattern.split(b"/")
-    count = next((index for index, part in enumerate(parts) if is_pattern(part)), len(parts) - 1)
-    return b"/".join(map(literal, parts[:count])), b"/".join(parts[count:])
-
-
 def text(name: bytes) -> str:
     """Return a name as patterns are matched against it: one character for each of UTF-8, or stray byte."""
     return name.decode(errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""`layerfs container ...`, `image ...` and `system ...`: the commands, under the names docker also has."""
+"""`layerfs builder ...`, `container ...`, `image ...` and so on: the commands, by docker's longer names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CONTAINER = (
     "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "pause", "port", "ps",
     "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait",
 )  # fmt: skip
-_IMAGE = ("history", "import", "load", "pull", "push", "save", "tag")
+_IMAGE = ("build", "history", "import", "load", "pull", "push", "save", "tag")
 CONTAINER = {
     **{name: name for name in _CONTAINER},
     "inspect": "system.inspect_container_command",
@@ -29,6 +29,7 @@ IMAGE = {
     "remove": "rmi",
     "rm": "rmi",
 }
+BUILDER = {"build": "build", "prune": "prune.prune_builder_command"}
 SYSTEM = {"df": "df", "events": "events", "info": "info", "prune": "prune.prune_system_command"}
 
 
@@ -59,6 +60,10 @@ class _Image(_Group):
     names = IMAGE
 
 
+class _Builder(_Group):
+    names = BUILDER
+
+
 class _System(_Group):
     names = SYSTEM
 
@@ -66,6 +71,11 @@ class _System(_Group):
 @click.group("container", cls=_Container)
 def container_command() -> None:
     """Work with containers: the same commands as without this word."""
+
+
+@click.group("builder", cls=_Builder)
+def builder_command() -> None:
+    """Work with builds, and with what they have kept."""
 
 
 @click.group("image", cls=_Image)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from layerfs.cli import render
+from layerfs.cli import quantities, render
 from layerfs.cli.formats import FORMAT, Listing
 from layerfs.cli.shared import confirm, parsed_filters
 from layerfs.client.client import Client
@@ -23,7 +24,7 @@ LISTING = Listing(
     },
     ("Type", "TotalCount", "Active", "Size", "Reclaimable"),
 )
-_KINDS = {"Images": "Images", "Containers": "Mounts", "Layers": "Layers"}
+_KINDS = {"Images": "Images", "Containers": "Mounts", "Layers": "Layers", "BuildCache": "Build Cache"}
 
 
 @click.command("df")
@@ -34,11 +35,13 @@ def df_command(root: Path, verbose: bool, form: str) -> None:
     """Show what takes room in the store, and what could be freed.
 
     RECLAIMABLE is what would go with the images that no mount uses ('layerfs prune --all'), with the mounts
-    that are not mounted, and, as layers, with both ('layerfs prune --all --mounts').
+    that are not mounted, and, as layers, with both ('layerfs prune --all --mounts'); of the build cache, what
+    no image has too ('layerfs builder prune').
     """
     found = Client.of(root).request("GET", "/layerfs/df")
     if verbose:
         parts = {"Images": _images(found), "Mounts": _mounts(found), "Layers": _layers(found)}
+        parts["Build Cache"] = _cache(found)
         if form == "json":
             render.show(render.as_json(parts))
         else:
@@ -126,6 +129,27 @@ def _layers(found: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def _cache(found: dict[str, Any]) -> list[dict[str, str]]:
+    return [
+        {
+            "CacheId": render.short_id(entry["ID"]),
+            "CacheType": entry["Type"],
+            "Size": render.size(entry["Size"]),
+            "Created": _age(entry["CreatedAt"]),
+            "LastUsed": _age(entry["LastUsedAt"]) if entry["LastUsedAt"] else "",
+            "Usage": str(entry["UsageCount"]),
+            "Shared": str(entry["Shared"]).lower(),
+            "Description": entry["Description"],
+        }
+        for entry in found["BuildCache"]
+    ]
+
+
+def _age(text: str) -> str:
+    """Return how long ago a time of the API was, which is in UTC."""
+    return render.age(int(datetime.fromisoformat(f"{text[:19]}+00:00").timestamp()))
+
+
 _ALL = click.option(
     "-a", "--all", "every", is_flag=True, help="Remove images with a name too, if no mount uses them."
 )
@@ -176,6 +200,32 @@ def prune_images_command(root: Path, every: bool, force: bool, filters: tuple[st
 
 
 @click.command("prune")
+@click.option("-a", "--all", "every", is_flag=True, help="Forget what images and mounts have too.")
+@click.option("--keep-storage", metavar="BYTES", help="Stop once the cache takes no more: 10g, 500m.")
+@_FORCE
+@click.option(
+    "--filter",
+    "filters",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Take only what has not been used for a while (until=24h), or one entry (id=X).",
+)
+@click.pass_obj
+def prune_builder_command(
+    root: Path, every: bool, keep_storage: str | None, force: bool, filters: tuple[str, ...]
+) -> None:
+    """Remove what builds have kept and no image has, the longest unused first."""
+    keep = quantities.size(keep_storage, "--keep-storage")
+    given = json.dumps(parsed_filters(filters))
+    if not force:
+        confirm(f"all {'' if every else 'dangling '}build cache")
+    asked: dict[str, Any] = {"filters": given, "all": "1" if every else "", "keep-storage": str(keep or "")}
+    answer = Client.of(root).request("POST", "/build/prune", **asked)
+    lines = _listed("Deleted build cache objects", answer["CachesDeleted"] or [])
+    render.show("\n".join([*lines, f"Total reclaimed space: {render.size(answer['SpaceReclaimed'])}"]))
+
+
+@click.command("prune")
 @_ALL
 @click.option("--volumes", is_flag=True, help="Remove volumes without a name too.")
 @_FORCE
@@ -184,9 +234,17 @@ def prune_images_command(root: Path, every: bool, force: bool, filters: tuple[st
 def prune_system_command(
     root: Path, every: bool, volumes: bool, force: bool, filters: tuple[str, ...]
 ) -> None:
-    """Remove containers that do not run, mounts that are not mounted, unused networks and images."""
+    """Remove containers that do not run, mounts not mounted, unused networks and images, and build cache."""
     _prune(
-        root, filters, force=force, containers=True, networks=True, volumes=volumes, images=True, every=every
+        root,
+        filters,
+        force=force,
+        containers=True,
+        networks=True,
+        volumes=volumes,
+        images=True,
+        cache=True,
+        every=every,
     )
 
 
@@ -199,6 +257,7 @@ def _prune(
     networks: bool = False,
     volumes: bool = False,
     images: bool = False,
+    cache: bool = False,
     every: bool = False,
     recover: bool = False,
 ) -> None:
@@ -210,15 +269,16 @@ def _prune(
             *(["all networks that no container has"] if networks else []),
             *(["all volumes without a name that no container has"] if volumes else []),
             *([f"all images {'' if every else 'without a name '}that no mount uses"] if images else []),
+            *([f"all {'' if every else 'dangling '}build cache"] if cache else []),
         ]
         confirm(" and ".join(what))
     client = Client.of(root)
     lines = [*client.request("POST", "/layerfs/recover")] if recover else []
     freed = 0
 
-    def ask(path: str, filters: dict[str, list[str]]) -> dict[str, Any]:
+    def ask(path: str, filters: dict[str, list[str]], **query: Any) -> dict[str, Any]:
         nonlocal freed
-        answer: dict[str, Any] = client.request("POST", path, filters=json.dumps(filters))
+        answer: dict[str, Any] = client.request("POST", path, filters=json.dumps(filters), **query)
         freed += answer.get("SpaceReclaimed", 0)
         return answer
 
@@ -235,6 +295,9 @@ def _prune(
             f"{word.lower()}: {it}" for item in answer["ImagesDeleted"] or () for word, it in item.items()
         ]
         lines += _listed("Deleted Images", removed)
+    if cache:
+        answer = ask("/build/prune", given, all="1" if every else "")
+        lines += _listed("Deleted build cache objects", answer["CachesDeleted"] or [])
     render.show("\n".join([*lines, f"Total reclaimed space: {render.size(freed)}"]))
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.host.rundir import engine_socket, running_pid
 from layerfs.unixhttp.message import (
+    Pairs,
     Query,
     Request,
     Response,
@@ -20,6 +20,7 @@ from layerfs.unixhttp.message import (
     Takeover,
     Upload,
     one_piece,
+    quoted_root,
     to_error,
 )
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
     from layerfs.unixhttp.client import UnixClient
 
-Pairs = Sequence[tuple[str, str]]
+    Launch = Callable[[MountRequest], str]
+
 _A = TypeVar("_A")
 Parameter = str | bool | Sequence[str] | None
 Taken = tuple[socket.socket, bytes]
@@ -65,19 +67,20 @@ class Client:
         return self._transport.in_place
 
     @classmethod
-    def of(cls, root: Path) -> Client:
+    def of(cls, root: Path, launch: Callable[[], Launch] | None = None) -> Client:
         """Return a client for the store at *root*: of its engine if one runs here, else `Client.local`.
 
-        `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
+        *launch* is called when this process is about to answer itself, if it does, and returns what mounts
+        then. `$LAYERFS_ENGINE` is the socket of the engine where it is set, and "none" for none.
         """
         given = os.environ.get("LAYERFS_ENGINE")
         if given == "none":
-            return cls.local(root)
+            return cls(_InPlace(root, launch))
         try:
             path = Path(given) if given else engine_socket()
-            return cls(_EngineOrInPlace(path, root)) if path.exists() else cls.local(root)
+            return cls(_EngineOrInPlace(path, root, launch) if path.exists() else _InPlace(root, launch))
         except (errors.LayerfsError, OSError):  # whoever needs the run directory says what is wrong with it
-            return cls.local(root)
+            return cls(_InPlace(root, launch))
 
     @classmethod
     def local(cls, root: Path) -> Client:
@@ -127,13 +130,17 @@ class Client:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         upload: Upload | None = None,
+        source: Path | BinaryIO | None = None,
+        sink: Path | BinaryIO | None = None,
         **parameters: Parameter,
     ) -> Stream:
         """Send a request and return the answer as it comes; some of its pieces are empty.
 
-        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        *source* and *sink* are for an answer in this process: see `Request`. Raises the `LayerfsError` that
+        the answer's status stands for, with its message.
         """
-        request = _request(method, path, body, headers, parameters, upload)
+        request = _request(method, path, body, headers, parameters)
+        request = request._replace(upload=upload, source=source, sink=sink)
         answer = self._transport.stream(request)
         if answer.status >= 400:
             raise to_error(Response(answer.status, b"".join(answer.chunks)))
@@ -156,9 +163,8 @@ def _request(
     body: bytes,
     headers: Mapping[str, str] | None,
     parameters: Mapping[str, Parameter],
-    upload: Upload | None = None,
 ) -> Request:
-    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {}, upload=upload)
+    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {})
 
 
 def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
@@ -179,14 +185,18 @@ class _InPlace:
 
     in_place = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, launch: Callable[[], Launch] | None = None) -> None:
         self._root = root
+        self._launch = launch
+
+    def _place(self) -> Place:
+        return local_place(self._root, self._launch() if self._launch else None)
 
     def send(self, request: Request) -> Response:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Stream):
             return Response(answer.status, b"".join(answer.chunks), answer.headers)
         assert isinstance(answer, Response)
@@ -196,7 +206,7 @@ class _InPlace:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Response):
             return Stream(answer.status, one_piece(answer.body), answer.headers)
         assert isinstance(answer, Stream)
@@ -206,10 +216,12 @@ class _InPlace:
         """See `Transport`."""
         from layerfs.api import app
 
-        answer = app.answer(local_place(self._root), request)
+        answer = app.answer(self._place(), request)
         if isinstance(answer, Response):
             return answer
         assert isinstance(answer, Takeover)
+        import threading
+
         ours, theirs = socket.socketpair()
         threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
         return ours, b""
@@ -226,12 +238,12 @@ class _EngineOrInPlace:
     in_place = False
     """True once it turned out that no engine answers."""
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path, root: Path, launch: Callable[[], Launch] | None) -> None:
         from layerfs.unixhttp.client import UnixClient
 
         namespace = os.readlink("/proc/self/ns/mnt")
-        self._engine = UnixClient(path, {"layerfs-root": str(root), "layerfs-namespace": namespace})
-        self._in_place = _InPlace(root)
+        self._engine = UnixClient(path, {"layerfs-root": quoted_root(root), "layerfs-namespace": namespace})
+        self._in_place = _InPlace(root, launch)
 
     def send(self, request: Request) -> Response:
         """See `Transport`."""
@@ -239,7 +251,8 @@ class _EngineOrInPlace:
 
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
-        return self._asked(lambda one: one.stream(request))
+        answer = self._asked(lambda one: one.stream(request))
+        return answer if self.in_place else answer._replace(chunks=_explained(answer.chunks))
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
@@ -262,6 +275,14 @@ class _EngineOrInPlace:
 
 _NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
 """How connecting fails where no engine listens, or one of another user."""
+
+
+def _explained(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Yield *pieces* that come from the engine; raises `LayerfsError` where it ends."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise _lost(error) from None
 
 
 def _lost(error: OSError) -> errors.LayerfsError:
@@ -294,14 +315,14 @@ class _Daemon:
         return Response(501, b'{"message": "this socket is that of one mount: ask the engine"}')
 
 
-def local_place(root: Path) -> Place:
-    """Return where requests are answered that this process makes and answers itself."""
+def local_place(root: Path, launch: Launch | None = None) -> Place:
+    """Return where requests are answered that this process makes and answers itself; *launch* mounts."""
 
-    def launch(request: MountRequest) -> str:
+    def fork(request: MountRequest) -> str:
         from layerfs.api.server import start_mount
 
         return start_mount(request)
 
     from layerfs.api.routes import Place
 
-    return Place(root, launch, alone=True)
+    return Place(root, launch or fork, alone=True)

@@ -224,7 +224,7 @@ def _create(root: Path, mount: Mount, bundle: Path, network: networks.Prepared) 
         root=root,
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
-        stdin_stays_open=not settings["StdinOnce"],
+        stdin_stays_open=settings["Tty"] or not settings["StdinOnce"],  # a terminal never ends, as dockerd's
         holds=tuple(one.fileno() for one in network.sockets),
     )
     wanted.log.touch(mode=0o600)
@@ -341,7 +341,7 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     networks.take_down(root, mount_id)
     volumes.take_down(root, mount_id)
     if mount is not None:
-        _unmount(root, mount)
+        _unmount(root, mount, discard=host_config(mount.container)["AutoRemove"])
         with Store(root) as store, suppress(NotFound):
             row = store.mount(mount_id)
             store.update_container(
@@ -361,10 +361,10 @@ def _finish(root: Path, mount: Mount | None, lock: Lock, record: Record) -> int:
     return code
 
 
-def _unmount(root: Path, mount: Mount) -> None:
+def _unmount(root: Path, mount: Mount, *, discard: bool = False) -> None:
     """Unmount the tree of a container, whoever may already be doing that. Raises `LayerfsError`."""
     with suppress(Conflict, NotFound), Store(root) as store:
-        mount_of(store, store.mount(mount.id)).unmount(force=True)
+        mount_of(store, store.mount(mount.id)).unmount(force=True, discard=discard)
     deadline = time.monotonic() + _END_PATIENCE
     while (pid := running_pid(mount.name)) is not None:
         if time.monotonic() > deadline:

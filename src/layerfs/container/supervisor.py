@@ -1,7 +1,7 @@
 """The process that stays with a container: conmon(8), as Podman and CRI-O use it.
 
 It holds the terminal or the pipes, writes the log, lets clients attach, notes the exit code, and runs a
-command at the end: the one that clears away (`layerfs.engine.finish`).
+command at the end: the one that has cleared away (`layerfs.container.exited`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from layerfs.container.ociruntime import ContainerError, Runtime, failure, find_
 from layerfs.errors import NotFound
 from layerfs.host import rundir
 from layerfs.host.polling import readable
+from layerfs.unixhttp.message import quoted_root
 
 _PATIENCE = 60.0
 """Seconds that a container may take to be created."""
 _LAST_WORD = 5.0
 """Seconds that the exit code may take to appear after the process has ended."""
+_EXITED = str(Path(__file__).with_name("exited.py"))
+"""Run as a file: to import it as a module would import all that the room imports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,11 @@ def _arguments(oci: Runtime, wanted: Supervised) -> list[str]:
         "--no-sync-log",
         f"--exit-command={sys.executable}",
     ]
-    arguments += [
-        f"--exit-command-arg={word}"
-        for word in ("-m", "layerfs.engine.finish", str(wanted.root), wanted.mount_id)
-    ]
+    exited = (
+        *("-I", "-S", _EXITED, str(wanted.root), wanted.mount_id),
+        *(str(rundir.engine_socket()), quoted_root(wanted.root)),
+    )
+    arguments += [f"--exit-command-arg={word}" for word in exited]
     options = {"-t": wanted.terminal, "-i": wanted.stdin, "--leave-stdin-open": wanted.stdin_stays_open}
     return [*arguments, *(option for option, given in options.items() if given)]
 

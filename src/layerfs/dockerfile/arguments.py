@@ -102,16 +102,11 @@ class Arguments:
 
     def check(self, word: Word) -> str:
         """Return the text of a word that variables will be put into, if it is good for that."""
-        if self.line.text.startswith(word.text, word.offset):
-            try:
-                expansion.check(word.text, self.escape)
-            except Malformed as error:
-                raise Malformed(str(error), word.offset + error.offset) from None
-        else:  # it was in quotes, or in a JSON list
-            try:
-                expansion.check(word.text, self.escape)
-            except Malformed as error:
-                raise Malformed(str(error), word.offset) from None
+        try:
+            expansion.check(word.text, self.escape)
+        except Malformed as error:
+            as_it_stands = self.line.text.startswith(word.text, word.offset)  # no quotes, no JSON around it
+            raise Malformed(str(error), word.offset + error.offset * as_it_stands) from None
         return word.text
 
     def plain(self) -> list[Word]:

@@ -37,8 +37,12 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 _MOST_PORTS = 16384
 """Ports that all EXPOSE may name together."""
+_MOST_TEXT = 4 << 20
+"""Characters that the history of a stage may have, and so the configuration: more than registries take."""
+_MOST_TRIGGERS = 1000
 _PORT = re.compile(
-    r"(?:(?:[0-9a-f.:\[\]]*:)?[0-9-]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?", re.IGNORECASE | re.ASCII
+    r"(?:(?:[0-9a-f.:\[\]]*:)?[0-9-]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp)?)?",
+    re.IGNORECASE | re.ASCII,
 )
 """A port, or several; an address and a port of the host before it are allowed, and mean nothing."""
 
@@ -76,6 +80,7 @@ class Configuration:
             self._places.setdefault(item.partition("=")[0], index)
         self._command_set = False
         self._ports = 0
+        self._said = 0
 
     def child(self) -> Configuration:
         """Return the configuration that a stage FROM this one begins with: its ARGs hold there, too."""
@@ -90,6 +95,7 @@ class Configuration:
         result.author = self.author
         result._variables = dict(self._variables)
         result._args = dict(self._args)
+        result._said = self._said
         return result
 
     def set_default_path(self) -> None:
@@ -103,12 +109,10 @@ class Configuration:
 
     def environment(self) -> dict[str, str]:
         """Return what a RUN has in its environment: ENV, ARG, and proxies among the build arguments."""
-        result = dict(self._variables)
-        for name, value in self._build_args.items():
-            if name.lower() in _PROXIES:
-                result.setdefault(name.lower(), value)
-                result.setdefault(name.upper(), value)
-        return result
+        given = sorted(self._build_args.items())
+        proxies = {name.lower(): value for name, value in given if name.lower() in _PROXIES}
+        both = {spelt: value for name, value in proxies.items() for spelt in (name, name.upper())}
+        return {**both, **self._variables}
 
     def args(self) -> dict[str, str]:
         """Return the ARGs in force, in order, for a RUN's cache key and history; without proxies."""
@@ -159,13 +163,19 @@ class Configuration:
         """Do what a metadata instruction says, WORKDIR's directory aside; return its text for the history.
 
         None stands for ONBUILD, which has no entry there. Raises `BadRequest` with the instruction's line for
-        values that cannot be once variables are put in; the configuration is then as it was.
+        values that cannot be once variables are put in, or all together are too long: the build ends then.
         """
         method = _METHODS[type(instruction)]
         try:
-            return method(self, instruction)
+            said = method(self, instruction)
+            self._said += len(said or "")
+            if self._said > _MOST_TEXT:
+                raise BadRequest(
+                    f"the configuration is longer than {_MOST_TEXT >> 20} MiB: expected less of it"
+                )
         except BadRequest as error:
             raise instruction.error(error) from None
+        return said
 
     def _flag(self, instruction: Instruction, text: str | None) -> str | None:
         return None if text is None else self._expanded(instruction, text)
@@ -291,6 +301,8 @@ class Configuration:
         return history.healthcheck(instruction)
 
     def _onbuild(self, instruction: Onbuild) -> None:
+        if len(self.config.get("OnBuild") or []) >= _MOST_TRIGGERS:
+            raise BadRequest(f"expected at most {_MOST_TRIGGERS} ONBUILD")
         self.config["OnBuild"] = [*(self.config.get("OnBuild") or []), instruction.instruction]
 
 

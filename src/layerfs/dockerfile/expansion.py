@@ -7,7 +7,7 @@ The forms are those of the Dockerfile reference: `-` `+` `?` (with `:` an empty 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 
 from layerfs.dockerfile import shellpatterns
@@ -25,7 +25,6 @@ MOST_DOCUMENT = 16 << 20
 _DEEPEST = 50
 """How deep `${A:-${B:-...}}` may be nested."""
 _NAME = re.compile(r"\d+|[@*#?$!-]|\w+")
-_LONGEST_SHOWN = 60
 
 
 def expand(text: str, lookup: Lookup, escape: str = "\\", most: int = MOST_VALUE) -> str:
@@ -52,11 +51,6 @@ def document(text: str, lookup: Lookup, most: int = MOST_DOCUMENT) -> str:
     return _Expander(text, lookup, "\\", most, quotes=False).whole()
 
 
-def shown(text: str, values: Mapping[str, str]) -> str:
-    """Return *text* for people to read: set variables put in, all else as it stands."""
-    return _SHOWN.sub(lambda found: values.get(found[1] or found[2] or "", found[0]), text)
-
-
 def check(text: str, escape: str = "\\", *, quotes: bool = True) -> None:
     """Raise what `expand` would because of *text* itself, whatever the variables are."""
     if _special(escape).search(text):
@@ -66,9 +60,6 @@ def check(text: str, escape: str = "\\", *, quotes: bool = True) -> None:
 def changes(text: str, escape: str = "\\") -> bool:
     """Return whether `expand` could change *text*, for places where Docker puts no variables in."""
     return bool(_special(escape).search(text))
-
-
-_SHOWN = re.compile(r"\\.|\$(?:(\w+)|\{(\w+)\})", re.DOTALL)
 
 
 @cache
@@ -254,7 +245,7 @@ class _Expander:
         self._at += everywhere
         pattern = self._inner("/", raw=True)
         replacement = self._inner("}", raw=True)
-        return shellpatterns.replace(self._value(name) or "", pattern, replacement, everywhere)
+        return shellpatterns.replace(self._value(name) or "", pattern, replacement, everywhere, self._most)
 
     def _inner(self, stop: str, *, raw: bool) -> str:
         return self._join([part for part, _ in self._until(stop, raw=raw)])

@@ -10,6 +10,15 @@ from dataclasses import dataclass, field
 
 from layerfs.errors import BadRequest
 
+_LONGEST = 300
+"""Characters of a message: it may quote a name that somebody made very long."""
+
+
+def one_line(message: str) -> str:
+    """Return *message* as an error can have it: what it quotes may be long, or have line ends in it."""
+    text = message.replace("\n", " ")
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
 
 @dataclass(frozen=True, slots=True)
 class Heredoc:
@@ -36,7 +45,7 @@ class Instruction:
 
     def error(self, message: object) -> BadRequest:
         """Return the error that *message* makes of this instruction, found only when it is done."""
-        return BadRequest(f"{self.file}:{self.line}: {message}")
+        return BadRequest(f"{self.file}:{self.line}: {one_line(str(message))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +85,7 @@ class RunMount:
     """One `--mount` of a RUN; values have no variables put in yet."""
 
     type: str
-    """`bind`, `cache`, `tmpfs`, `secret` or `ssh`."""
+    """`bind`, `cache`, `tmpfs`, `secret` or `ssh`; a variable until it is put in."""
     options: dict[str, str] = field(default_factory=dict)
     """The others, by docker's names (`target`, `source`, `from`, `id`, `sharing`, `mode`, `uid`, `gid`,
     `size`, `required`, `env`, `readwrite`, `readonly`). One without a value has `true`. `dst` and

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 
 from layerfs.dockerfile import heredocs
-from layerfs.dockerfile.instructions import Heredoc
+from layerfs.dockerfile.instructions import Heredoc, one_line
 from layerfs.dockerfile.words import SPACE
 from layerfs.errors import BadRequest
 
@@ -56,7 +56,7 @@ class Lines:
 
 def failure(file: str, number: int, column: int, message: str) -> BadRequest:
     """Return an error about a place in *file*; lines and columns count from 1."""
-    return BadRequest(f"{file}:{number}:{column}: {message}")
+    return BadRequest(f"{file}:{number}:{column}: {one_line(message)}")
 
 
 def read(data: bytes, file: str) -> Lines:

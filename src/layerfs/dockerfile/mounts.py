@@ -41,6 +41,7 @@ def parse(text: str, escape: str) -> RunMount:
     """Return the mount that *text*, a list with commas as in CSV, describes; `bind` where no type is given.
 
     Raises `BadRequest` for an unknown type, an option that the type does not take, or values that cannot be.
+    Where the type is a variable, `expand` finds that out.
     """
     try:
         fields = next(csv.reader([text], strict=True), [])
@@ -56,16 +57,10 @@ def parse(text: str, escape: str) -> RunMount:
             value = "true"
         expansion.check(value, escape)
         options[key] = value
-    type_ = options.pop("type", "bind").lower()
-    if type_ not in _OPTIONS:
-        raise BadRequest(f"expected a mount of type {', '.join(_OPTIONS)}, not {type_[:40]!r}")
-    for key in options:
-        if key not in _OPTIONS[type_]:
-            known = ", ".join(sorted(_OPTIONS[type_]))
-            raise BadRequest(f"a mount of type {type_} does not take {key[:40]!r}: expected one of {known}")
     if "$" in options.get("from", ""):
         raise BadRequest("from= takes no variables: name the image in a stage of its own, FROM ... AS NAME")
-    mount = RunMount(type_, options)
+    type_ = options.pop("type", "bind")
+    mount = RunMount(type_ if "$" in type_ else type_.lower(), options)
     _check(mount, final=False)
     return mount
 
@@ -77,23 +72,33 @@ def expand(mount: RunMount, lookup: Lookup, escape: str = "\\") -> RunMount:
     `readwrite` is turned into it. Raises `BadRequest` for a value that cannot be.
     """
     options = {key: expansion.expand(value, lookup, escape) for key, value in mount.options.items()}
-    result = RunMount(mount.type, options)
-    _check(result, final=True)
+    type_ = expansion.expand(mount.type, lookup, escape).lower()
+    _check(RunMount(type_, options), final=True)
     if "readwrite" in options:
-        options.setdefault("readonly", "false" if options["readwrite"] in _TRUE else "true")
-        del options["readwrite"]
-    options.setdefault("readonly", "false" if mount.type in ("cache", "tmpfs") else "true")
+        writable = options.pop("readwrite") in _TRUE
+        options.setdefault("readonly", "false" if writable else "true")
+    options.setdefault("readonly", "false" if type_ in ("cache", "tmpfs") else "true")
     for key in ("readonly", "required"):
         if key in options:
             options[key] = "true" if options[key] in _TRUE else "false"
     if "sharing" in options:
         options["sharing"] = options["sharing"].lower()
-    return result
+    return RunMount(type_, options)
 
 
 def _check(mount: RunMount, *, final: bool) -> None:
     """Raise `BadRequest` for values that cannot be; unless *final*, those with variables can be anything."""
     options = mount.options
+    if not final and "$" in mount.type:
+        return
+    if mount.type not in _OPTIONS:
+        raise BadRequest(f"expected a mount of type {', '.join(_OPTIONS)}, not {mount.type[:40]!r}")
+    for key in options:
+        if key not in _OPTIONS[mount.type]:
+            known = ", ".join(sorted(_OPTIONS[mount.type]))
+            raise BadRequest(
+                f"a mount of type {mount.type} does not take {key[:40]!r}: expected one of {known}"
+            )
     for key, (good, wanted) in _VALUES.items():
         value = options.get(key)
         if value is None or (not final and "$" in value):

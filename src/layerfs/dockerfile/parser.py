@@ -33,7 +33,7 @@ _PARSERS: dict[str, Callable[[Arguments], Instruction]] = {
     "VOLUME": statements.volume,
     "WORKDIR": statements.single,
 }
-_NO_TRIGGERS = ("FROM", "MAINTAINER", "ONBUILD")
+_MOST_STAGES = 1000
 _OFFICIAL = ("docker/dockerfile", "docker.io/docker/dockerfile")
 
 
@@ -49,8 +49,10 @@ def parse(data: bytes, file: str = "Dockerfile") -> Dockerfile:
     args: list[Arg] = []
     stages: list[tuple[From, list[Instruction]]] = []
     for line in source.lines:
-        instruction = _statement(line, source.escape)
+        instruction = _instruction(line, source.escape)
         if isinstance(instruction, From):
+            if len(stages) == _MOST_STAGES:
+                raise line.error(0, f"expected at most {_MOST_STAGES} stages")
             stages.append((instruction, []))
         elif stages:
             stages[-1][1].append(instruction)
@@ -74,8 +76,12 @@ def parse_onbuild(text: str, file: str = "ONBUILD") -> Instruction:
 
     Raises `BadRequest` as `parse` does, and where it is none, several, or one that cannot be a trigger.
     """
-    (instruction,) = _triggers(text.encode(errors="surrogatepass"), file, 1)
-    return instruction
+    source = lines.read(text.encode(errors="surrogatepass"), file)
+    if len(source.lines) != 1:
+        raise BadRequest(f"{file}:1:1: expected one instruction, not {len(source.lines)}")
+    (line,) = source.lines
+    _check_trigger(line, 0)
+    return _instruction(line, source.escape)
 
 
 def parse_changes(changes: Sequence[str], words: Sequence[str], file: str = "change") -> list[Instruction]:
@@ -87,29 +93,22 @@ def parse_changes(changes: Sequence[str], words: Sequence[str], file: str = "cha
     for line in source.lines:
         if _word(line) not in words:
             what = f"{_word(line)[:40]} is not an instruction that a change can be"
-            raise line.error(0, f"{what}: expected one of {', '.join(words)}")
-    return [_statement(line, source.escape) for line in source.lines]
-
-
-def _triggers(data: bytes, file: str, count: int) -> list[Instruction]:
-    source = lines.read(data, file)
-    if len(source.lines) != count:
-        raise BadRequest(f"{file}:1:1: expected one instruction, not {len(source.lines)}")
-    for line in source.lines:
-        if _word(line) in _NO_TRIGGERS:
-            raise line.error(0, f"ONBUILD cannot be followed by {_word(line)}")
-    return [_statement(line, source.escape) for line in source.lines]
+            raise BadRequest(f"{what}: use {', '.join(words)}")  # the word says which of them it is
+    return [_instruction(line, source.escape) for line in source.lines]
 
 
 def _word(line: Line) -> str:
     return first(line.text)[0].upper()
 
 
-def _statement(line: Line, escape: str) -> Instruction:
-    return _instruction(line, escape, 0)
+def _check_trigger(line: Line, start: int) -> None:
+    """Raise `BadRequest` where the instruction at *start* cannot follow ONBUILD."""
+    word = first(line.text[start:])[0].upper()
+    if word in ("FROM", "MAINTAINER", "ONBUILD"):
+        raise line.error(start, f"ONBUILD cannot be followed by {word}")
 
 
-def _instruction(line: Line, escape: str, start: int) -> Instruction:
+def _instruction(line: Line, escape: str, start: int = 0) -> Instruction:
     """Parse what is at *start* of *line*."""
     word, length = first(line.text[start:])
     parser = _PARSERS.get(word.upper())
@@ -117,12 +116,9 @@ def _instruction(line: Line, escape: str, start: int) -> Instruction:
         close = difflib.get_close_matches(word.upper()[:40], _PARSERS, 1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(_PARSERS)}"
         raise line.error(start, f"{word[:40]} is not an instruction: {hint}")
-    if parser is statements.onbuild:
-        trigger = first(line.text[start + length :])[0].upper()
-        if trigger in _NO_TRIGGERS:
-            raise line.error(start + length, f"ONBUILD cannot be followed by {trigger}")
-        if trigger:
-            _instruction(line, escape, start + length)
+    if parser is statements.onbuild and start + length < len(line.text):
+        _check_trigger(line, start + length)
+        _instruction(line, escape, start + length)
     try:
         return parser(Arguments.of(line, word.upper(), start, start + length, escape))
     except Malformed as error:

@@ -28,15 +28,18 @@ def trim_suffix(value: str, pattern: str, longest: bool) -> str:
     return value[: len(value) - ends[-1]] if ends else value
 
 
-def replace(value: str, pattern: str, replacement: str, everywhere: bool) -> str:
-    """Return *value* with the first match of *pattern*, or each, replaced; the longest one of several."""
+def replace(value: str, pattern: str, replacement: str, everywhere: bool, most: int) -> str:
+    """Return *value* with the first match of *pattern*, or each, replaced; the longest one of several.
+
+    Raises `BadRequest` where the result has more than *most* characters.
+    """
     tokens = _tokens(pattern)
     if not tokens:
         return value
     matcher = _Matcher(tokens)
     starts = _Matcher(tokens[::-1]).possible_ends(value[::-1])
-    result = []
-    done = 0
+    result: list[str] = []
+    length = done = 0
     for start in sorted(len(value) - end for end in starts):
         if start < done:
             continue
@@ -44,9 +47,12 @@ def replace(value: str, pattern: str, replacement: str, everywhere: bool) -> str
         if end == start and start:
             continue  # a `*` matches nothing more behind what it has matched
         result += [value[done:start], replacement]
+        length += start - done + len(replacement)
         done = end
-        if not everywhere:
+        if not everywhere or length > most:
             break
+    if length + len(value) - done > most:
+        raise BadRequest(f"a value is longer than {most >> 10} KiB once a pattern is replaced in it")
     return "".join([*result, value[done:]])
 
 

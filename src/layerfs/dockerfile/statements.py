@@ -160,6 +160,8 @@ def _copied(given: Arguments) -> dict[str, Any]:
                 raise Malformed("expected the here-document's name right after <<", word.offset)
             sources.append(given.check(word))
         else:
+            if head.name not in documents:  # quotes elsewhere in the line keep it from being one
+                raise Malformed(f"expected the quotes after <<{head.name[:40]} to be closed", word.offset)
             document = documents[head.name]
             if document.expand:
                 _check_document(given, document, word.offset)

@@ -13,9 +13,11 @@ SPACE = (
     " \t\v\f\r\n\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
     "\u2028\u2029\u202f\u205f\u3000"
 )
-"""What separates words, as Go's `unicode.IsSpace` has it; Python's `isspace` has four characters more."""
+"""What separates words that may be quoted, and is left out around lines: Go's `unicode.IsSpace`."""
 
-_PLAIN = re.compile(rf"[^{SPACE}]+")
+_BLANK = " \t\v\f\r\n"
+"""What separates plain words: a no-break space may be in a file's name."""
+_PLAIN = re.compile(rf"[^{_BLANK}]+")
 _SKIP = re.compile(rf"[{SPACE}]*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -72,7 +74,7 @@ def split(text: str, start: int, escape: str) -> list[Word]:
         found = pattern.match(text, at)
         end = found.end() if found else at
         if end < len(text) and text[end] in "'\"":
-            raise Malformed(f"expected another {text[end]} that closes this one", end)
+            raise Malformed(f"a {text[end]} is never closed: expected another one", end)
         word = text[at:end]
         if end == len(text) and word.endswith(escape) and not _escapes_end(word, escape):
             word = word[:-1]  # nothing follows that it could escape
@@ -93,7 +95,7 @@ def flags(text: str, start: int, escape: str) -> tuple[list[Flag], int]:
         found = _quoted_word(escape).match(text, at)
         end = found.end() if found else at
         if end < len(text) and text[end] in "'\"":
-            raise Malformed(f"expected another {text[end]} that closes this one", end)
+            raise Malformed(f"a {text[end]} is never closed: expected another one", end)
         word = _unquoted(text[at:end], escape)
         offset, at = at, skip(text, end)
         if word == "--":
@@ -132,7 +134,8 @@ def _quoted_word(escape: str) -> re.Pattern[str]:
     token = re.escape(escape)
     # An atomic group, not a possessive quantifier: that of a group goes wrong before Python 3.11.5.
     return re.compile(
-        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)", re.DOTALL
+        rf"(?>(?:[^{SPACE}'\"{token}]++|'[^']*'|\"(?:[^\"{token}]++|{token}.)*\"|{token}(?:.|\Z))*)",
+        re.DOTALL,
     )
 
 

@@ -17,6 +17,7 @@ import trio
 
 from layerfs.api.routes import Place
 from layerfs.api.server import App
+from layerfs.build import workplace
 from layerfs.engine.health import Checks
 from layerfs.engine.restarts import take_up
 from layerfs.engine.zygote import Zygote
@@ -41,6 +42,8 @@ def run(root: Path, path: Path | None, group: str | None) -> None:
     in: they can do all that root can. Raises `LayerfsError`.
     """
     notifier = Notifier.from_environment()  # before the zygote: mounts must not speak for the engine
+    for line in workplace.recover():
+        _log.warning("%s", line)
     with Store(root) as store:
         for line in store.recover():
             _log.warning("%s", line)

@@ -15,12 +15,15 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
+from layerfs.host.polling import readable
 from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
 
@@ -28,6 +31,8 @@ _MODULE = "layerfs.engine.zygote"
 _PATIENCE = 150.0
 """Seconds that a mount may take: more than `launch.start` waits for anything."""
 _LARGEST = 1 << 20
+_PAUSE = 0.4
+"""Seconds after which a forked one gets ready without having been asked: most commands have ended by then."""
 
 
 class Zygote:
@@ -75,6 +80,55 @@ class Zygote:
         """End it; mounts go on."""
         self._ask.close()
         self._process.wait(10)
+
+
+class Forked(Zygote):
+    """One for a command that has no engine, and is about to start threads: forked from the command itself.
+
+    It imports what a mount needs once something is asked of it, or once the command has gone on for so long
+    that something will be.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Start it; the calling process has no threads yet."""
+        self._lock = threading.Lock()
+        self._is_used = False
+        self._ask, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._ask.close()
+            self._serve(theirs.detach(), root)
+        theirs.close()
+
+    @staticmethod
+    def _serve(number: int, root: Path) -> NoReturn:
+        status = 1
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the command ends in its own way
+            for signal_number in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signal_number, signal.SIG_DFL)
+            readable([number], _PAUSE)
+            main(number, root)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    def close(self) -> None:
+        """End it; mounts go on."""
+        self._ask.close()
+        if not self._is_used:
+            os.kill(self._pid, signal.SIGKILL)  # it may just be getting ready, for nothing
+        with suppress(ChildProcessError):
+            os.waitpid(self._pid, 0)
+
+    def launch(self, request: MountRequest) -> str:
+        """See `Zygote`."""
+        self._is_used = True
+        return super().launch(request)
 
 
 def main(number: int, root: Path) -> None:

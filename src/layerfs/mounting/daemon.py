@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -38,8 +38,9 @@ from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit
 from layerfs.mounting.next_upper import NextUpper
 from layerfs.mounting.unmounting import Unmounting
+from layerfs.mounting.warmup import warm_up
 from layerfs.store import Store, marks, settle
-from layerfs.store.journal import Journal
+from layerfs.store.journal import Hold, Journal
 from layerfs.union.changes import Change, changes
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
@@ -51,7 +52,11 @@ from layerfs.union.view import Union
 
 if TYPE_CHECKING:
     from layerfs.mounting.served import Serve
-    from layerfs.store.model import Image
+    from layerfs.store.commit import Wording
+    from layerfs.store.model import Image, Mount
+    from layerfs.store.model import Layer as LayerRow
+
+_Made = TypeVar("_Made")
 
 _log = logging.getLogger(__name__)
 
@@ -88,10 +93,13 @@ class Daemon:
         """Held by whoever commits, unmounts or removes: one at a time."""
         self.removed = False
         """Whether the mount is in the store no more; to be read once `run` has returned."""
+        self._discarded = False
+        """Whether the upper is to be removed with the mount: nothing of it has to reach the disk."""
         self._to_settle = trio.Event()
         self._settling: dict[str, Layer] = {}
         """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
         self._journal = Journal(self._store.root)
+        self._hold = Hold(self._store.root)
         self._next_upper = NextUpper(self._store.root)
         self._is_made_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
         """Whether the mount can be committed, and its uppers are the store's own."""
@@ -105,7 +113,7 @@ class Daemon:
     def run(self, serve: Serve, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
 
-        *serve* answers on the socket of the mount.
+        *serve* answers on the socket of the mount, which stays: the mount may have another name by then.
         *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
         ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
@@ -145,6 +153,7 @@ class Daemon:
             place.close()
             self._collector.close()
             self._journal.close()
+            self._hold.close()
             os.close(self._watch)
             self._shelf.close()
             self._store.close()
@@ -199,23 +208,21 @@ class Daemon:
         gc.freeze()  # what has been imported stays, and need not be looked at again
         gc.set_threshold(_NODES_A_COLLECTION, 50, 50)
         socket = rundir.socket_path(self.name)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
-                # Should serving fail, this waits for an answer that never comes: then let it wait alone.
-                await self._inside.is_answered()
-                bdi.tune(self._inside.device)
-                await nursery.start(serve, self, self.root, socket)
-                await nursery.start(self._obey_signals)
-                nursery.start_soon(self._settle)
-                await trio.to_thread.run_sync(self._set_mounted)
-                self._store_sync.changed()  # the mount itself, which may be new
-                ready()
-                self._begin_next_upper()
-                self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
-                _log.info("%s is mounted on %s", self.name, self.mountpoint)
-        finally:
-            socket.unlink(missing_ok=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
+            # Should serving fail, this waits for an answer that never comes: then let it wait alone.
+            await self._inside.is_answered()
+            bdi.tune(self._inside.device)
+            await nursery.start(serve, self, self.root, socket)
+            await nursery.start(self._obey_signals)
+            nursery.start_soon(self._settle)
+            await trio.to_thread.run_sync(self._set_mounted)
+            self._store_sync.changed()  # the mount itself, which may be new
+            ready()
+            self._begin_next_upper()
+            nursery.start_soon(warm_up, socket)
+            self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
+            _log.info("%s is mounted on %s", self.name, self.mountpoint)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))
@@ -235,7 +242,7 @@ class Daemon:
                     continue  # there is no configuration to read again
                 self._notifier.stopping(f"unmounting {self.mountpoint}")
                 try:
-                    await self.unmount(force=True)
+                    await self.unmount(force=True, discard=False)
                 except LayerfsError as error:
                     _log.error("%s", error)
                     if not self._ended.is_set():
@@ -259,6 +266,8 @@ class Daemon:
             if self._mount.ephemeral:
                 store.remove_mount(self.mount_id)
                 self.removed = True
+        if self._discarded and not (self._new_roots or self._exchanged):  # else a commit is still on its way
+            return
         try:
             self._bring_store_to_disk()
         except (LayerfsError, OSError) as error:
@@ -279,6 +288,30 @@ class Daemon:
             await trio.to_thread.run_sync(self._store.check_commit, reference, changes)
         else:
             self._store.check_commit(reference, changes)
+
+        def write(mount: Mount, upper: LayerRow, tree: int | None) -> Image:
+            return self._store.commit(
+                mount,
+                upper,
+                reference=reference,
+                comment=comment,
+                author=author,
+                changes=changes,
+                tree=tree,
+            )
+
+        return await self._seal(write, pause)
+
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        """Seal the upper as the layer of a new step, and return that: see `commit`."""
+
+        def write(mount: Mount, upper: LayerRow, tree: int | None) -> str:
+            return self._store.checkpoint(mount, upper, wording, build=build, tree=tree)
+
+        return await self._seal(write, pause)
+
+    async def _seal(self, write: Callable[[Mount, LayerRow, int | None], _Made], pause: bool | None) -> _Made:
+        """Seal the upper by *write*, and go on with an empty one; return what *write* returns."""
         async with self._changing:
             self._check_serving()
             sealed = self._mount.upper
@@ -288,14 +321,14 @@ class Daemon:
                 raise Conflict(
                     f"cannot commit {self.name}: it is mounted read-only; mount it without ro to commit"
                 )
-            wording = live_commit.Wording(reference, comment, author, changes)
             path = self._union.layers[0].path
-            image, upper = await live_commit.commit(
+            made, upper = await live_commit.commit(
                 self._store,
                 self._mount,
                 self._union,
                 self._next_upper,
-                wording,
+                self._hold,
+                write,
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 unchanging=self._filesystem.contents.unchanging,
             )
@@ -307,8 +340,9 @@ class Daemon:
             self._store_sync.changed()
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
             trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
-        self._to_settle.set()
-        return image
+        if self._mount.build is None:  # a build has all its layers settled at its end
+            self._to_settle.set()
+        return made
 
     @property
     def outside_upper(self) -> Path | None:
@@ -350,25 +384,27 @@ class Daemon:
             "LayersToSettle": len(self._settling),
         }
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         """Unmount and wait until the filesystem has ended; the daemon ends after that.
 
         A mount in use is a `Conflict`, unless by *force*: then it is detached, who still uses it gets
-        `GRACE` seconds, and what was written is kept.
+        `GRACE` seconds, and what was written is kept, unless *discard* says that it is about to be removed.
         """
         async with self._changing:
-            await self._unmount(force)
+            await self._unmount(force, discard=discard)
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
         """Unmount as `unmount` does and remove the mount with its upper; see `Mount.remove`."""
         async with self._changing:
-            await self._unmount(force)
+            await self._unmount(force, discard=True)
             self.removed = True
             await trio.to_thread.run_sync(self._remove_from_store, volumes)
 
-    async def _unmount(self, force: bool) -> None:
+    async def _unmount(self, force: bool, *, discard: bool) -> None:
         self._check_serving()
-        ending = Unmounting(self.name, self._inside, self.flush, self._ended, self._notifier)
+        self._discarded = discard and self.outside_upper is None  # which its owner keeps
+        flush = None if self._discarded else self.flush
+        ending = Unmounting(self.name, self._inside, flush, self._ended, self._notifier)
         await ending.run(force=force)
 
     def _remove_from_store(self, volumes: bool) -> None:
@@ -404,6 +440,11 @@ class Daemon:
         """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
         if self._is_made_ahead:
             self._next_upper.begin(self._mount)
+            trio.lowlevel.spawn_system_task(self._open_hold)
+
+    async def _open_hold(self) -> None:
+        with suppress(LayerfsError):  # the commit, which needs it, says what is wrong
+            await trio.to_thread.run_sync(self._hold.open)
 
     async def _settle(self) -> None:
         """Measure sealed layers, write their manifests and sync them, one after the other.
@@ -413,7 +454,7 @@ class Daemon:
         while True:
             while self._settling:
                 layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id, self._watch)
+                process = settle.start(self.root, layer_id, watch=self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
                 layer.on_disk = status == 0 and not lost.has_lost()
                 del self._settling[layer_id]

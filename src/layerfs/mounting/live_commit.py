@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.host.freezer import Freezer, find
 from layerfs.host.record import look
+from layerfs.mounting import places
 from layerfs.mounting.next_upper import NextUpper
 from layerfs.store import Store
 from layerfs.store.journal import Hold
@@ -27,7 +27,7 @@ from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
 if TYPE_CHECKING:
-    from layerfs.store.model import Image, Mount
+    from layerfs.store.model import Layer, Mount
 
 _PAUSE = 0.002
 _PATIENCE = 10.0
@@ -38,13 +38,7 @@ _FREEZE_PATIENCE = 2.0
 """Seconds that the processes of a container may take to stand still."""
 
 
-class Wording(NamedTuple):
-    """What goes into the image besides the layer."""
-
-    reference: str | None
-    comment: str
-    author: str
-    changes: Sequence[str]
+_Made = TypeVar("_Made")
 
 
 @asynccontextmanager
@@ -116,9 +110,8 @@ class _Held:
     A thread sees to it while what was written is being collected.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._hold: Hold | None = None
+    def __init__(self, hold: Hold) -> None:
+        self._hold = hold
         self._error: Exception | None = None
         self._done = trio.Event()
         trio.lowlevel.spawn_system_task(self._run)
@@ -126,7 +119,7 @@ class _Held:
     async def _run(self) -> None:
         try:
             with trio.CancelScope(shield=True):
-                self._hold = await trio.to_thread.run_sync(Hold, self._root)
+                await trio.to_thread.run_sync(self._hold.take)
         except Exception as error:  # raised where it is waited for
             self._error = error
         finally:
@@ -142,8 +135,8 @@ class _Held:
         """Let the journal go: the commit has come, or will not."""
         with trio.CancelScope(shield=True):
             await self._done.wait()
-            if self._hold is not None:
-                await trio.to_thread.run_sync(self._hold.close)
+            if self._error is None:
+                await trio.to_thread.run_sync(self._hold.let_go)
 
 
 async def _sync_root(upper: Upper) -> None:
@@ -159,19 +152,21 @@ async def commit(
     mount: Mount,
     union: Union,
     next_upper: NextUpper,
-    wording: Wording,
+    hold: Hold,
+    write: Callable[[Mount, Layer, int | None], _Made],
     *,
     still: AbstractAsyncContextManager[None],
     unchanging: Callable[[], AbstractAsyncContextManager[None]],
-) -> tuple[Image, str]:
-    """Seal the upper of *union* as a layer of a new image; return that, and the id of the next upper.
+) -> tuple[_Made, str]:
+    """Seal the upper of *union* by *write*; return what that returns, and the id of the next upper.
 
+    *write* is given the mount, its next upper and a descriptor on its tree: it is a commit or a checkpoint.
     All that was written is in the upper once *still* has been entered, and while *unchanging* is, nothing but
     the calling thread writes to it. *store* belongs to that thread, and never waits. Atomic; not durable yet.
     Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     next_upper.begin(mount)
-    held = _Held(store.root)
+    held = _Held(hold)
     upper = old = None
     try:
         async with still:
@@ -188,7 +183,7 @@ async def commit(
                         union.match_root(upper)
                         try:
                             tree = union.upper.root.fd() if union.upper is not None else None
-                            image = store.commit(mount, prepared, **wording._asdict(), tree=tree)
+                            made = write(mount, prepared, tree)
                         except StoreBusy:
                             if trio.current_time() > busy_until:
                                 raise StoreBusy("other processes keep the store busy: try again") from None
@@ -197,6 +192,9 @@ async def commit(
                             old = union.upper
                             union.switch_upper(upper)
                             next_upper.used()
+                            if old is not None and mount.container:
+                                with suppress(OSError):
+                                    places.keep_out_of(old, union)
                             break
                     await trio.sleep(_PAUSE)
     except BaseException as error:
@@ -220,4 +218,4 @@ async def commit(
         here, there = old.path, upper.path  # the trees of an upper outside the store change places
         old.moved(there)
         upper.moved(here)
-    return image, prepared.id
+    return made, prepared.id

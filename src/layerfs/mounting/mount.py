@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from layerfs.union.changes import Change
 
@@ -23,6 +24,22 @@ class Commit:
     """Dockerfile instructions for the configuration of the image."""
     pause: bool | None = None
     """Whether the processes of a container stand still meanwhile; None: if they can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a checkpoint is to make of what was written: a commit without an image."""
+
+    created_by: str = ""
+    """Empty for the words of a commit."""
+    comment: str = ""
+    author: str = ""
+    created: datetime | None = None
+    """Aware; None for now."""
+    build: str | None = None
+    """The build that the step is held for, beside the mount."""
+    pause: bool | None = None
+    """As in `Commit`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,12 @@ class Mount(Protocol):
         returned before the call is in the layer.
         """
 
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """Seal what was written as the layer of a new step, and return that: a commit without an image.
+
+        The mount owns the step for as long as that is on its stack.
+        """
+
     def changes(self) -> Sequence[Change]:
         """Return what was written since the last commit, sorted by path."""
 
@@ -65,10 +88,11 @@ class Mount(Protocol):
     def status(self) -> dict[str, Any]:
         """Return figures about the daemon, as JSON has them. Raises `Conflict` where none runs."""
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """Unmount, and return once the mount has ended; return False if it was not mounted.
 
-        What was written stays. Raises `Conflict` if the mount is in use, unless by *force*.
+        What was written stays. With *discard* what is not in the upper yet may be lost, which is quicker: for
+        a mount that is about to be removed. Raises `Conflict` if the mount is in use, unless by *force*.
         """
 
     def remove(self, *, force: bool, volumes: bool = False) -> None:

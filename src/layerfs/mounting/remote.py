@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
-from layerfs.mounting.exchange import NotListeningError, Pairs, exchange
-from layerfs.mounting.mount import Commit, Committed
-from layerfs.unixhttp.message import Response, to_error
+from layerfs.mounting.exchange import NotListeningError, exchange
+from layerfs.mounting.mount import Checkpoint, Commit, Committed
+from layerfs.store.model import to_nanoseconds
+from layerfs.unixhttp.message import Pairs, Response, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.mount import Mount
@@ -55,6 +56,22 @@ class Remote:
         made = json.loads(answer.body)
         return Committed(made["Id"].removeprefix("sha256:"), tuple(made.get("Warnings") or ()))
 
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`."""
+        body: dict[str, Any] = {
+            "CreatedBy": wanted.created_by,
+            "Comment": wanted.comment,
+            "Author": wanted.author,
+            "Created": to_nanoseconds(wanted.created) if wanted.created is not None else None,
+            "Build": wanted.build,
+            "Pause": wanted.pause,
+        }
+        query = [("name", self.mount_id)]
+        answer = self._ask("POST", "/layerfs/checkpoint", query, json.dumps(body).encode())
+        if answer is None:
+            return self._otherwise().checkpoint(wanted)
+        return str(json.loads(answer.body)["Step"])
+
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
         from layerfs.union.changes import Change
@@ -79,11 +96,12 @@ class Remote:
         status: dict[str, Any] = json.loads(answer.body)
         return status
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """See `Mount`. Returns once the daemon has ended too: the name is free for the next one."""
-        pairs = [("name", self.mount_id), ("force", "1" if force else "")]
+        flags = {"force": force, "discard": discard}
+        pairs = [("name", self.mount_id), *((name, "1") for name, given in flags.items() if given)]
         if self._ask("POST", "/layerfs/unmount", pairs) is None:
-            return self._otherwise().unmount(force=force)
+            return self._otherwise().unmount(force=force, discard=discard)
         self._wait_for_end()
         return True
 
@@ -96,7 +114,7 @@ class Remote:
         else:
             self._wait_for_end()
 
-    def _ask(self, method: str, path: str, pairs: Pairs) -> Response | None:
+    def _ask(self, method: str, path: str, pairs: Pairs, body: bytes = b"") -> Response | None:
         """Return the answer of the daemon, None when none runs. One that starts or ends is waited for.
 
         Raises the error that the answer tells of.
@@ -104,7 +122,7 @@ class Remote:
         deadline = time.monotonic() + PATIENCE
         while running_pid(self.name) is not None:
             try:
-                answer = exchange(self.name, method, path, pairs)
+                answer = exchange(self.name, method, path, pairs, body)
             except NotListeningError:
                 if time.monotonic() > deadline:
                     raise

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from layerfs.errors import Conflict, StoreBusy
 from layerfs.host.mounttable import detach
 from layerfs.host.record import look
 from layerfs.host.rundir import RunLock
-from layerfs.mounting.mount import Commit, Committed, outside_warning
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, outside_warning
 
 if TYPE_CHECKING:
     from layerfs.store import Store
-    from layerfs.store.model import Image
+    from layerfs.store.model import Layer
     from layerfs.store.model import Mount as Row
     from layerfs.union.changes import Change
+
+_Made = TypeVar("_Made")
 
 STORE_PATIENCE = 10.0
 """Seconds to wait for another process that writes to the store."""
@@ -42,33 +45,53 @@ class Resting:
 
     def commit(self, wanted: Commit) -> Committed:
         """See `Mount`. Raises `Conflict` where a daemon died: what is in the upper may be incomplete."""
+        self._store.check_commit(wanted.reference, wanted.changes)
+        image = self._seal(
+            lambda row, upper: self._store.commit(
+                row,
+                upper,
+                reference=wanted.reference,
+                comment=wanted.comment,
+                author=wanted.author,
+                changes=wanted.changes,
+            )
+        )
+        outside = self._store.outside_upper(self._store.mount(self.mount_id))
+        return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`. Raises as `commit`."""
+        from layerfs.store.commit import Wording
+
+        wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
+        return self._seal(lambda row, upper: self._store.checkpoint(row, upper, wording, build=wanted.build))
+
+    def _seal(self, write: Callable[[Row, Layer], _Made]) -> _Made:
+        """Prepare the next upper, have *write* commit, and settle what it has sealed, in the background."""
+        from layerfs.mounting import places
         from layerfs.store import settle
 
-        self._store.check_commit(wanted.reference, wanted.changes)
         with RunLock(self.name):
             row = self._store.mount(self.mount_id)
             if row.started is not None:
                 raise not_running(row)
-            image = self._commit(row, wanted)
-        settle.start(self._store.root, image.layers[-1])
-        outside = self._store.outside_upper(self._store.mount(self.mount_id))
-        return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+            if row.container and row.upper is not None:
+                with suppress(OSError):  # as they do no harm
+                    lowers = [layer.path for layer in self._store.layers_of(row)]
+                    places.remove_at_rest(self._store.layer(row.upper).path, lowers)
+            made = self._patiently(row, write)
+        assert row.upper is not None
+        settle.start(self._store.root, row.upper)
+        return made
 
-    def _commit(self, row: Row, wanted: Commit) -> Image:
-        """Commit; another process that writes to the store is waited for."""
+    def _patiently(self, row: Row, write: Callable[[Row, Layer], _Made]) -> _Made:
+        """Have *write* commit; another process that writes to the store is waited for."""
         upper = self._store.prepare_upper(row)
         deadline = time.monotonic() + STORE_PATIENCE
         try:
             while True:
                 try:
-                    return self._store.commit(
-                        row,
-                        upper,
-                        reference=wanted.reference,
-                        comment=wanted.comment,
-                        author=wanted.author,
-                        changes=wanted.changes,
-                    )
+                    return write(row, upper)
                 except StoreBusy:
                     if time.monotonic() > deadline:
                         raise
@@ -92,7 +115,7 @@ class Resting:
         """Raise `Conflict`: there is no daemon."""
         raise not_running(self._row)
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """Take away what a dead daemon left; return False where there is nothing."""
         with RunLock(self.name) as lock:
             row = self._store.mount(self.mount_id)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trio import from_thread
 
 from layerfs.errors import Conflict
-from layerfs.mounting.mount import Commit, Committed, outside_warning
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, outside_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import trio
 
+    from layerfs.store.commit import Wording
     from layerfs.store.model import Image
     from layerfs.union.changes import Change
 
@@ -46,6 +47,9 @@ class LiveMount(Protocol):
     ) -> Image:
         """See `Mount.commit`."""
 
+    async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
+        """See `Mount.checkpoint`."""
+
     async def changes(self) -> list[Change]:
         """See `Mount.changes`."""
 
@@ -55,7 +59,7 @@ class LiveMount(Protocol):
     def status(self) -> dict[str, Any]:
         """See `Mount.status`."""
 
-    async def unmount(self, *, force: bool) -> None:
+    async def unmount(self, *, force: bool, discard: bool) -> None:
         """See `Mount.unmount`. The process ends by itself after the answer has been sent."""
 
     async def remove(self, *, force: bool, volumes: bool) -> None:
@@ -96,6 +100,17 @@ class Served:
         outside = from_thread.run_sync(lambda: self._live.outside_upper)
         return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
 
+    def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`."""
+        from layerfs.store.commit import Wording
+
+        wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
+
+        async def checkpoint() -> str:
+            return await self._live.checkpoint(wording, build=wanted.build, pause=wanted.pause)
+
+        return from_thread.run(checkpoint)
+
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
         return from_thread.run(self._live.changes)
@@ -108,11 +123,11 @@ class Served:
         """See `Mount`."""
         return from_thread.run_sync(self._live.status)
 
-    def unmount(self, *, force: bool) -> bool:
+    def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """See `Mount`. This process ends after it."""
 
         async def unmount() -> None:
-            await self._live.unmount(force=force)
+            await self._live.unmount(force=force, discard=discard)
 
         from_thread.run(unmount)
         return True

@@ -33,13 +33,16 @@ _PATIENCE = 10.0
 
 
 class Unmounting:
-    """The end of the mount *name*; *flush* collects what was written, *ended* is set when it is over."""
+    """The end of the mount *name*; *flush* collects what was written, *ended* is set when it is over.
+
+    Without *flush* nobody needs what was written any more.
+    """
 
     def __init__(
         self,
         name: str,
         inside: Inside,
-        flush: Callable[[], Awaitable[None]],
+        flush: Callable[[], Awaitable[None]] | None,
         ended: trio.Event,
         notifier: Notifier,
     ) -> None:
@@ -114,7 +117,7 @@ class Unmounting:
     async def _flush_what_there_is(self) -> None:
         """Bring what was written until now, in whichever namespace, into the upper."""
         try:
-            if not self._ended.is_set():
+            if self._flush is not None and not self._ended.is_set():
                 await self._flush()
         except GoneError:
             pass  # at its end the kernel sends all that it has

@@ -1,6 +1,6 @@
 """Images of elsewhere: OCI layouts and archives, and those of `docker save`, come in and go out.
 
-The two functions are imported when they are used: the processes that unpack layers need neither.
+The two functions are imported when they are used: the processes that work on layers need neither.
 """
 
 from __future__ import annotations

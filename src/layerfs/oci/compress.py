@@ -36,10 +36,12 @@ class Written:
     diff_id: str
     digest: str
     size: int
+    read: int
+    """Bytes of the archive before it was compressed."""
 
 
 class _Counted:
-    """Hashes and counts what passes to the sink; as much of a file as compressors need."""
+    """Counts what passes to the sink, and hashes it; as much of a file as compressors need."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -59,33 +61,52 @@ class _Counted:
         """Do nothing."""
 
 
-def write(pieces: Iterable[bytes], compression: str, sink: Sink, diff_id: str | None = None) -> Written:
+def write(
+    pieces: Iterable[bytes],
+    compression: str,
+    sink: Sink | None,
+    diff_id: str | None = None,
+    *,
+    threads: int | None = None,
+) -> Written:
     """Write a layer's archive to *sink*, compressed; a *diff_id* says which algorithm its digest is of.
 
     The bytes depend on *pieces* together and on the compression alone, not on how they are cut or on the
-    number of cores. Raises what *pieces* and *sink* raise.
+    number of *threads*, by default one a core. Without a *sink*, only the diff ID is found out. Raises what
+    *pieces* and *sink* raise.
     """
     algorithm = (diff_id or "sha256").partition(":")[0]
     plain = hashlib.new(algorithm)
-    counted = _Counted(sink)
+    size = 0
+    counted = None
     with Ahead(hashed(_even(pieces), plain)) as ready:
-        if compression == "none":
+        if sink is None or (compression == "none" and algorithm == "sha256"):  # one digest is the other
             for piece in ready:
-                counted.write(piece)
+                size += len(piece)
+                if sink is not None:
+                    sink.write(piece)
         else:
-            with _compressor(compression, counted) as out:
+            counted = _Counted(sink)
+            if compression == "none":
                 for piece in ready:
-                    out.write(piece)
-    return Written(f"{algorithm}:{plain.hexdigest()}", f"sha256:{counted.digest.hexdigest()}", counted.size)
+                    size += counted.write(piece)
+            else:
+                with _compressor(compression, counted, threads or len(os.sched_getaffinity(0))) as out:
+                    for piece in ready:
+                        size += len(piece)
+                        out.write(piece)
+    found = f"{algorithm}:{plain.hexdigest()}"
+    if counted is None:
+        return Written(found, found, size, size)
+    return Written(found, f"sha256:{counted.digest.hexdigest()}", counted.size, size)
 
 
-def _compressor(compression: str, sink: _Counted) -> BinaryIO:
-    cores = len(os.sched_getaffinity(0))
+def _compressor(compression: str, sink: _Counted, threads: int) -> BinaryIO:
     if compression == "zstd":
-        compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, threads=cores)
+        compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, threads=threads)
         return cast(BinaryIO, compressor.stream_writer(cast(BinaryIO, sink), closefd=False))
     made: BinaryIO = igzip_threaded.open(  # type: ignore[no-untyped-call]
-        sink, "wb", compresslevel=_GZIP_LEVEL, threads=cores, block_size=PIECE
+        sink, "wb", compresslevel=_GZIP_LEVEL, threads=threads, block_size=PIECE
     )
     return made
 

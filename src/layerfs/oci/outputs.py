@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from layerfs.archive import tarformat
 from layerfs.archive.tar import Member
@@ -22,8 +23,15 @@ Name = Callable[[str], None]
 class Output(Protocol):
     """A layout that is being written."""
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one, not an archive."""
+
     def blob(self) -> AbstractContextManager[tuple[Sink, Name]]:
         """Begin a blob: it is written to the sink, then named by its digest."""
+
+    def aside(self) -> AbstractContextManager[tuple[BinaryIO, Name]]:
+        """Begin a blob as `blob` does, beside others: a process may write it, to the file's descriptor."""
 
     def file(self, name: str, data: bytes) -> None:
         """Write one of the files at the layout's top."""
@@ -47,6 +55,8 @@ def write_blob(output: Output, data: bytes, digest: str) -> None:
 class DirectoryOutput:
     """A layout in a directory, new or with images in it already. Each file appears whole or not at all."""
 
+    is_directory = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._blobs = path / "blobs" / "sha256"
@@ -57,6 +67,12 @@ class DirectoryOutput:
     @contextmanager
     def blob(self) -> Iterator[tuple[Sink, Name]]:
         """Begin a blob; see `Output`."""
+        with self._new(self._blobs) as (file, place):
+            yield file, lambda digest: place(self._path / blob_name(digest))
+
+    @contextmanager
+    def aside(self) -> Iterator[tuple[BinaryIO, Name]]:
+        """Begin a blob beside others; see `Output`."""
         with self._new(self._blobs) as (file, place):
             yield file, lambda digest: place(self._path / blob_name(digest))
 
@@ -91,10 +107,16 @@ class DirectoryOutput:
 
 
 class ArchiveOutput:
-    """A layout in a tar archive that can be written to anywhere: each blob's header comes after it."""
+    """A layout in a tar archive that can be written to anywhere: each blob's header comes after it.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Blobs beside others are kept in nameless files in the directory *spool* until they have a name.
+    """
+
+    is_directory = False
+
+    def __init__(self, file: BinaryIO, spool: Path) -> None:
         self._file = file
+        self._spool = spool
         self._written: set[str] = set()
         for name in (b"blobs", b"blobs/sha256"):
             file.write(tarformat.header(Member(name, "directory", 0o755, 0, 0, 0)))
@@ -105,6 +127,19 @@ class ArchiveOutput:
         start = self._file.tell()
         self._file.write(_header("", 0))
         yield self._file, lambda digest: self._finish(start, blob_name(digest))
+
+    @contextmanager
+    def aside(self) -> Iterator[tuple[BinaryIO, Name]]:
+        """Begin a blob beside others; see `Output`."""
+        with tempfile.TemporaryFile(dir=self._spool) as file:
+
+            def name(digest: str) -> None:
+                file.seek(0)
+                with self.blob() as (sink, finish):
+                    shutil.copyfileobj(file, cast(BinaryIO, sink), 1 << 20)
+                    finish(digest)
+
+            yield file, name
 
     def _finish(self, start: int, name: str) -> None:
         end = self._file.tell()
@@ -140,7 +175,8 @@ def _header(name: str, size: int) -> bytes:
 def opened(output: Path | BinaryIO, spool: Path, *, directory: bool) -> Iterator[Output]:
     """Open an output: a directory, a file that appears when it is whole, or a stream.
 
-    What goes to a stream is kept in a nameless file in the directory *spool* until it is whole.
+    What goes to a stream is kept in a nameless file in the directory *spool* until it is whole, unless the
+    stream is such a file itself: one that can be read, too.
     """
     if directory:
         if not isinstance(output, Path):
@@ -148,12 +184,16 @@ def opened(output: Path | BinaryIO, spool: Path, *, directory: bool) -> Iterator
         yield DirectoryOutput(output)
     elif isinstance(output, Path) and (output.is_file() or not output.exists()):
         with new_file(output) as file:
-            archive = ArchiveOutput(file)
+            archive = ArchiveOutput(file, spool)
             yield archive
             archive.end()
+    elif isinstance(output, io.BufferedRandom):
+        archive = ArchiveOutput(output, spool)
+        yield archive
+        archive.end()
     else:
         with tempfile.TemporaryFile(dir=spool) as file:
-            archive = ArchiveOutput(file)
+            archive = ArchiveOutput(file, spool)
             yield archive
             archive.end()
             file.seek(0)

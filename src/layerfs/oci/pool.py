@@ -1,55 +1,78 @@
-"""Several layers unpacked at once, in processes of their own."""
+"""Several layers unpacked or packed at once, in processes of their own."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
-from layerfs.oci.unpacking import Job, Progress, do
-
-_SMALL = 1 << 19
-"""Bytes of layers that are not worth a process."""
 
 
-class Pool:
-    """Does *jobs* in as many processes as there are cores, the largest first; or here, if all are small.
+class _Job(Protocol):
+    def encoded(self) -> str:
+        """Return the job as a line of text."""
 
-    The processes inherit *descriptors*: what jobs read from, and the locks of the layers that they write.
+
+_AnyJob = TypeVar("_AnyJob", bound=_Job)
+_State = TypeVar("_State")
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[_AnyJob, _State]):
+    """What is done with jobs of one kind."""
+
+    name: str
+    decoded: Callable[[str], _AnyJob]
+    do: Callable[[_AnyJob, Callable[[_State], None]], _State]
+    state: Callable[..., _State]
+    """Makes, of the names and values in a report, how far a job is; of none, that it has not begun."""
+    size: Callable[[_AnyJob], int]
+
+
+class Pool(Generic[_AnyJob, _State]):
+    """Does *jobs* in so many processes, the largest first; with 0, it does them here.
+
+    The processes inherit *descriptors*: what jobs read from and write to, and the locks of layers.
     *report* is called from several threads, one at a time, with the progress of all jobs so far.
     What it raises ends everything, as does a job that fails.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], descriptors: Sequence[int], report: Callable[[Sequence[Progress]], None]
+        self,
+        work: Work[_AnyJob, _State],
+        jobs: Sequence[_AnyJob],
+        processes: int,
+        descriptors: Sequence[int],
+        report: Callable[[Sequence[_State]], None],
     ) -> None:
+        self._work_kind = work
         self._jobs = jobs
+        self._count = processes
         self._descriptors = descriptors
         self._report = report
-        self._progress = [Progress() for _ in jobs]
-        self._pending = sorted(range(len(jobs)), key=lambda at: jobs[at].region.size)
+        self._progress = [work.state() for _ in jobs]
+        self._pending = sorted(range(len(jobs)), key=lambda at: work.size(jobs[at]))
         self._lock = threading.Lock()
         self._processes: list[subprocess.Popen[str]] = []
         self._stopped = False
 
-    def run(self) -> list[Progress]:
+    def run(self) -> list[_State]:
         """Do the jobs; return what came of each, in their order. Raises what the first one to fail raised."""
-        if sum(job.region.size for job in self._jobs) <= _SMALL:
+        if not self._count:
             for at, job in enumerate(self._jobs):
-                self._note(at, do(job, partial(self._note, at)))
+                self._note(at, self._work_kind.do(job, partial(self._note, at)))
             return self._progress
-        count = min(len(self._jobs), len(os.sched_getaffinity(0)))
-        with ThreadPoolExecutor(count) as executor:
+        with ThreadPoolExecutor(self._count) as executor:
             try:
-                for future in [executor.submit(self._work) for _ in range(count)]:
+                for future in [executor.submit(self._work) for _ in range(self._count)]:
                     future.result()
             except BaseException:
                 self._stop()
@@ -70,7 +93,7 @@ class Pool:
     def _start(self) -> subprocess.Popen[str]:
         with self._lock:
             process = subprocess.Popen(
-                [sys.executable, "-m", "layerfs.oci.worker"],
+                [sys.executable, "-m", "layerfs.oci.worker", self._work_kind.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -95,15 +118,16 @@ class Pool:
             answer = json.loads(line)
             if "error" in answer:
                 raise _failure(answer)
-            self._note(at, Progress(**answer.get("progress") or answer["done"]))
+            self._note(at, self._work_kind.state(**answer.get("progress") or answer["done"]))
             if "done" in answer:
                 return
         if not self._stopped:
+            what = self._work_kind.name
             raise LayerfsError(
-                "the process that unpacks layers ended without a word: is there enough memory?"
+                f"the process that {what}s layers ended without a word: is there enough memory?"
             )
 
-    def _note(self, at: int, progress: Progress) -> None:
+    def _note(self, at: int, progress: _State) -> None:
         with self._lock:
             self._progress[at] = progress
             self._report(self._progress)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from layerfs.archive.layertar import LayerTar
-from layerfs.errors import BadRequest, LayerfsError, from_os_error
-from layerfs.oci import compress, config, media, recipe
+from layerfs.errors import BadRequest, from_os_error
+from layerfs.oci import compress, config, media, packing
+from layerfs.oci.inherited import inherited
 from layerfs.oci.outputs import Output, blob_name, opened, write_blob
-from layerfs.store import Store, elsewhere, external, images, layers, marks
+from layerfs.oci.pool import Pool
+from layerfs.store import Store, elsewhere, external, images, layers
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer
 from layerfs.store.references import normalize
 from layerfs.store.stacks import canonical_json
 
 FORMATS = ("docker-archive", "oci-archive", "oci-dir")
-_PLATFORM = ("variant", "os.version", "os.features")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ def save(
     try:
         with opened(output, store.root, directory=format == "oci-dir") as out:
             saver = _Saver(store.database, out, compression, knows, check)
+            saver.layers(wanted.values())
             saved = [(saver.image(image), names[image.id]) for image in wanted.values()]
             _write_index(out, saved)
             if format == "docker-archive":
@@ -108,13 +111,64 @@ class _Saver:
         self._check = check
         self._done: dict[tuple[str, ...], _Layer] = {}
 
+    def layers(self, wanted: Iterable[Image]) -> None:
+        """Write the layers of these images that the reader does not know, side by side."""
+        jobs: dict[tuple[str, ...], packing.Job] = {}
+        for image in wanted:
+            stack = layers.get_all(self._db, image.layers)
+            external.complete(self._db, stack)
+            for depth, layer in enumerate(stack, 1):
+                key = image.layers[:depth]
+                if key in self._done or key in jobs:
+                    continue
+                blob = self._knows(layer) if layer.diff_id else None
+                if layer.diff_id and blob is not None:
+                    self._done[key] = _Layer(
+                        layer.diff_id, _describe(blob.media_type, blob.digest, blob.size)
+                    )
+                    continue
+                size = layer.size if layer.size is not None else layers.size(self._db, layer.id)
+                jobs[key] = packing.Job(self._db.root, key, self._compression, size)
+        for key, packed in self._packed(jobs).items():
+            about = _describe(compress.media_type(self._compression), packed.digest, packed.size)
+            self._done[key] = _Layer(packed.diff_id, about)
+            if packed.alone is not None and layers.get(self._db, key[-1]).state == "sealed":
+                diff_ids = [self._done[key[:depth]].diff_id for depth in range(1, len(key) + 1)]
+                chain_id = elsewhere.chain_ids(diff_ids)[-1]
+                with self._db.transaction():
+                    elsewhere.note_diff_id(self._db, key[-1], packed.diff_id, chain_id, alone=packed.alone)
+
+    def _packed(self, jobs: Mapping[tuple[str, ...], packing.Job]) -> dict[tuple[str, ...], packing.Packed]:
+        """Do *jobs*, lower layers first in what is returned."""
+        count = packing.processes([*jobs.values()])
+
+        def report(_: object) -> None:
+            self._check()
+
+        # Plain layers go straight into an archive: copying them there once more would take what this saves.
+        if not count or (self._compression == "none" and not self._output.is_directory):
+            done = {}
+            for key, job in jobs.items():
+                with self._output.blob() as (sink, name):
+                    done[key] = packing.pack(self._db, job, sink, report)
+                    name(done[key].digest)
+            return done
+        with ExitStack() as files:
+            begun = [files.enter_context(self._output.aside()) for _ in jobs]
+            threads = max(1, len(os.sched_getaffinity(0)) // count)
+            given = [
+                replace(job, descriptor=file.fileno(), threads=threads)
+                for job, (file, _) in zip(jobs.values(), begun, strict=True)
+            ]
+            descriptors = [file.fileno() for file, _ in begun]
+            made = Pool(packing.WORK, given, count, descriptors, report).run()
+            for packed, (_, name) in zip(made, begun, strict=True):
+                name(packed.digest)
+        return dict(zip(jobs, made, strict=True))
+
     def image(self, image: Image) -> _Saved:
-        """Write an image's layers, configuration and manifest."""
-        stack = layers.get_all(self._db, image.layers)
-        external.complete(self._db, stack)
-        written: list[_Layer] = []
-        for depth in range(1, len(stack) + 1):
-            written.append(self._layer(stack[:depth], [layer.diff_id for layer in written]))
+        """Write an image's configuration and manifest; its layers are written already."""
+        written = [self._done[image.layers[:depth]] for depth in range(1, len(image.layers) + 1)]
         document = self._document(image, [layer.diff_id for layer in written])
         about_config = _describe(media.OCI_CONFIG, media.digest_of(document), len(document))
         write_blob(self._output, document, about_config["digest"])
@@ -133,70 +187,28 @@ class _Saver:
         blobs = tuple(layer.about["digest"] for layer in written)
         return _Saved(about_manifest, platform, about_config["digest"], blobs)
 
-    def _layer(self, stack: Sequence[Layer], below: Sequence[str]) -> _Layer:
-        """Write the topmost layer of *stack*; *below* are the diff IDs of the others."""
-        key = tuple(layer.id for layer in stack)
-        if key in self._done:
-            return self._done[key]
-        layer = stack[-1]
-        notes = layers.directory(self._db, layer.id) / recipe.NAME
-        known = layer.diff_id
-        if known and (blob := self._knows(layer)) is not None:
-            return _Layer(known, _describe(blob.media_type, blob.digest, blob.size))
-        tree = None
-        if known and notes.exists():
-            pieces: Iterator[bytes] = recipe.replay(notes, layer.path)
-        else:
-            known = None
-            tree = LayerTar(marks.stack(self._db, stack))
-            pieces = tree.pieces()
-        with self._output.blob() as (sink, name):
-            written = compress.write(self._checked(pieces), self._compression, sink, known)
-            if known and written.diff_id != known:
-                raise LayerfsError(f"layer {layer.id[:12]} is not what it was: see 'layerfs verify'")
-            name(written.digest)
-        if tree is not None and layer.state == "sealed":
-            chain_id = elsewhere.chain_ids([*below, written.diff_id])[-1]
-            with self._db.transaction():
-                elsewhere.note_diff_id(self._db, layer.id, written.diff_id, chain_id, alone=tree.alone)
-        kind = compress.media_type(self._compression)
-        done = _Layer(written.diff_id, _describe(kind, written.digest, written.size))
-        self._done[key] = done
-        return done
-
-    def _checked(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
-        for piece in pieces:
-            self._check()
-            yield piece
-
     def _document(self, image: Image, diff_ids: Sequence[str]) -> bytes:
         """Return an image's configuration: as it came or went out before, or a new one."""
         before = elsewhere.document(self._db, image)
         if before is not None and json.loads(before)["rootfs"]["diff_ids"] == list(diff_ids):
             return before
-        document = config.build(image, diff_ids, self._inherited(image))
+        step = images.row(self._db, image.id).step
+        document = config.build(image, diff_ids, inherited(self._db, image, step))
         with self._db.transaction():
             elsewhere.note_document(self._db, image, document)
         return document
 
-    def _inherited(self, image: Image) -> dict[str, Any]:
-        """Return what the image that came in, on which *image* was made, says of its platform."""
-        parent = image.parent
-        while parent is not None:
-            origin = images.get(self._db, parent)
-            if (document := elsewhere.document(self._db, origin)) is not None:
-                fields = json.loads(document)
-                return {key: fields[key] for key in _PLATFORM if key in fields}
-            parent = origin.parent
-        return {}
-
 
 def _write_index(out: Output, saved: Sequence[tuple[_Saved, list[str]]]) -> None:
-    """Write index.json, keeping what a layout has under other names."""
     entries: list[dict[str, Any]] = []
     for image, tags in saved:
         about = {**image.manifest, "platform": image.platform}
         entries += [{**about, "annotations": _annotations(tag)} for tag in tags] or [about]
+    write_index(out, entries)
+
+
+def write_index(out: Output, entries: Sequence[dict[str, Any]]) -> None:
+    """Write index.json with *entries*, and those that a layout has under other names."""
     before = out.read("index.json")
     if before is not None:
         entries = [*_kept(before, entries), *entries]

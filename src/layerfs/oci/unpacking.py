@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from layerfs.archive.tar import Reader
 from layerfs.archive.unpack import Unpacker
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.oci import media, recipe
+from layerfs.oci.pool import Work
 from layerfs.oci.source import Region
 from layerfs.store import manifest
 from layerfs.store.layers import measure
@@ -55,6 +57,8 @@ class Progress:
     """Whether there are directories that are as the layers below have them; see `INHERITING`."""
 
 
+_SMALL = 1 << 19
+"""Bytes of layers that are not worth a process."""
 INHERITING = "inheriting"
 """The file in a layer's directory that names those, each path followed by a zero byte."""
 
@@ -72,6 +76,12 @@ def do(job: Job, report: Report) -> Progress:
         raise
     except OSError as error:
         raise from_os_error(error, "unpack a layer") from None
+
+
+def processes(jobs: Sequence[Job]) -> int:
+    """Return in how many processes *jobs* are best done; 0 for here, where they are small."""
+    small = sum(job.region.size for job in jobs) <= _SMALL
+    return 0 if small else min(len(jobs), len(os.sched_getaffinity(0)))
 
 
 def _unpack(job: Job, report: Report) -> Progress:
@@ -131,3 +141,6 @@ def _watched(read: Read, blob: Hash | None, report: Callable[[int], None]) -> Re
 
 def _has(digest: Hash, expected: str | None) -> bool:
     return expected is not None and expected.partition(":")[2] == digest.hexdigest()
+
+
+WORK = Work("unpack", Job.decoded, do, Progress, lambda job: job.region.size)

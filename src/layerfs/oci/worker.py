@@ -1,6 +1,6 @@
-"""A process that unpacks layers, `python -m layerfs.oci.worker`: jobs come in, progress goes out.
+"""A process that works on layers, `python -m layerfs.oci.worker unpack|pack`: jobs in, progress out.
 
-Layers are unpacked side by side, and never in the process of a mount, whose interpreter has other
+Layers are done side by side, and never in the process of a mount, whose interpreter has other
 things to do. It works on descriptors that it was started with, and ends when nobody listens any more.
 """
 
@@ -14,25 +14,30 @@ from typing import Any
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
-from layerfs.oci.unpacking import Job, Progress, do
+from layerfs.oci.pool import Work
 
 _INTERVAL = 0.1
 
 
-def main() -> int:
+def main(kind: str) -> int:
     """Do the jobs on standard input, one after the other."""
+    work: Work[Any, Any]
+    if kind == "pack":  # each loads what it needs alone: processes are waited for
+        from layerfs.oci.packing import WORK as work
+    else:
+        from layerfs.oci.unpacking import WORK as work
     for line in sys.stdin:
-        job = Job.decoded(line)
+        job = work.decoded(line)
         last = time.monotonic()
 
-        def report(progress: Progress) -> None:
+        def report(progress: Any) -> None:
             nonlocal last
             if time.monotonic() - last > _INTERVAL:
                 last = time.monotonic()
                 _answer({"progress": asdict(progress)})
 
         try:
-            _answer({"done": asdict(do(job, report))})
+            _answer({"done": asdict(work.do(job, report))})
         except BrokenPipeError:
             return 1
         except LayerfsError as error:
@@ -47,4 +52,4 @@ def _answer(value: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -1,5 +1,7 @@
 """Commit: an upper becomes an immutable layer and the top of a new image, in one short transaction.
 
+Without the image it is a *checkpoint*: a step that the mount has on its stack, and nobody else yet.
+
 What touches the file system happens before, in `prepare`: the next upper is made, and belongs to
 nobody until the transaction names it. The transaction itself only writes a few rows, however much
 the upper holds, so the caller can switch its mount right after it with nothing in between.
@@ -10,16 +12,31 @@ What the rows name is on the disk before they are written. They themselves get t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
+from typing import NamedTuple, TypeVar
 
 from layerfs.errors import Conflict, NotFound, from_os_error
-from layerfs.store import dockerfile, events, external, images, layers, marks, stacks
+from layerfs.store import dockerfile, events, external, holds, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime
 from layerfs.store.references import normalize
 from layerfs.union.trees import copy_attributes
+
+_Made = TypeVar("_Made")
+
+
+class Wording(NamedTuple):
+    """What a step says about itself."""
+
+    created_by: str = ""
+    """Empty for what the mount's configuration has been running, or the command that commits."""
+    comment: str = ""
+    author: str = ""
+    created: datetime | None = None
+    """None for now."""
 
 
 def check(reference: str | None, changes: Sequence[str]) -> None:
@@ -70,6 +87,22 @@ def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
             layers.keep(upper.id)
 
 
+def checkpoint(
+    db: Database, mount: Mount, new_upper: Layer, wording: Wording, *, build: str | None, tree: int | None
+) -> str:
+    """Seal the upper of *mount* as the layer of a new step, and make *new_upper* its upper; return the step.
+
+    The step is held for *build*, if any. *tree* and what is raised are as with `commit`.
+    """
+
+    def write(entry: HistoryEntry, step: str, upper: Layer) -> str:
+        holds.add(db, build, step)
+        events.record(db, "container", "checkpoint", mount.id, _attributes(db, mount, upper, entry.comment))
+        return step
+
+    return _seal(db, mount, new_upper, wording, tree, write)
+
+
 def commit(
     db: Database,
     mount: Mount,
@@ -90,27 +123,62 @@ def commit(
     """
     name = normalize(reference) if reference else None
     config = dockerfile.apply(mount.config, changes)
+
+    def write(entry: HistoryEntry, step: str, upper: Layer) -> Image:
+        query = "SELECT parent FROM mounts WHERE id = ?"
+        image = images.insert(
+            db,
+            step=step,
+            history=stacks.history(db, step),
+            config=config,
+            author=author,
+            comment=comment,
+            parent=db.execute(query, (mount.id,)).fetchone()[0],
+        )
+        db.execute("UPDATE mounts SET parent = ? WHERE id = ?", (image.id, mount.id))
+        attributes = _attributes(db, mount, upper, comment) | {"imageID": f"sha256:{image.id}"}
+        if name:
+            attributes["imageRef"] = name
+        events.record(db, "container", "commit", mount.id, attributes)
+        return replace(image, tags=(images.tag(db, image.id, name),)) if name else image
+
+    return _seal(db, mount, new_upper, Wording(created_by, comment, author), tree, write)
+
+
+def _seal(
+    db: Database,
+    mount: Mount,
+    new_upper: Layer,
+    wording: Wording,
+    tree: int | None,
+    write: Callable[[HistoryEntry, str, Layer], _Made],
+) -> _Made:
+    """Seal the upper of *mount* as the layer of a new step, and make *new_upper* its upper.
+
+    *write* is called in the transaction with the step, its id and the upper; what it returns is returned.
+    """
     if layers.held(new_upper.id) is None:
         raise Conflict(f"cannot commit {mount.name}: its next upper was not prepared here")
     swapped = None
     try:
         with db.transaction(wait=False):
             upper = _upper(db, mount)
-            image = _write_image(db, mount, config, author, comment, created_by)
+            query = "SELECT step, options FROM mounts WHERE id = ?"
+            below, options = db.execute(query, (mount.id,)).fetchone()
+            container = json.loads(options).get("container")
+            ran = " ".join(mount.config.get("Cmd") or ()) if container else ""  # as docker's history says it
+            made_by = wording.created_by or ran or f"layerfs commit {mount.name}"
+            created = wording.created or to_datetime(now())
+            entry = HistoryEntry(created, made_by, wording.author, wording.comment, False, upper.id)
+            step = stacks.add(db, below, entry)
             if external.is_outside(db, upper):
                 external.seal(db, upper, new_upper.id)
             else:
                 layers.seal(db, upper.id)
                 layers.insert(db, new_upper.id, "active", upper.prefix)
-            db.execute("UPDATE mounts SET upper = ? WHERE id = ?", (new_upper.id, mount.id))
-            attributes = {"name": mount.name, "imageID": f"sha256:{image.id}", "comment": comment}
-            if name:
-                attributes["imageRef"] = name
-            if external.is_outside(db, upper):
-                attributes[external.COMMITTED] = str(upper.path)
-            events.record(db, "container", "commit", mount.id, attributes)
-            if name:
-                image = replace(image, tags=(images.tag(db, image.id, name),))
+            update = "UPDATE mounts SET upper = ?, step = ? WHERE id = ?"
+            db.execute(update, (new_upper.id, step, mount.id))
+            made = write(entry, step, upper)
             if external.is_outside(db, upper):
                 external.swap(db, upper, tree)
                 swapped = upper
@@ -121,31 +189,15 @@ def commit(
     layers.keep(new_upper.id)
     if swapped:
         layers.keep(swapped.id)
-    return image
+    return made
 
 
-def _write_image(
-    db: Database, mount: Mount, config: dict[str, object], author: str, comment: str, created_by: str
-) -> Image:
-    """Put the upper on the mount's stack and make an image of that."""
-    query = "SELECT step, parent, options FROM mounts WHERE id = ?"
-    below, parent, options = db.execute(query, (mount.id,)).fetchone()
-    container = json.loads(options).get("container")
-    ran = " ".join(mount.config.get("Cmd") or ()) if container else ""  # as docker's history says it
-    made_by = created_by or ran or f"layerfs commit {mount.name}"
-    entry = HistoryEntry(to_datetime(now()), made_by, author, comment, False, mount.upper)
-    step = stacks.add(db, below, entry)
-    image = images.insert(
-        db,
-        step=step,
-        history=(*stacks.history(db, below), entry),
-        config=config,
-        author=author,
-        comment=comment,
-        parent=parent,
-    )
-    db.execute("UPDATE mounts SET step = ?, parent = ? WHERE id = ?", (step, image.id, mount.id))
-    return image
+def _attributes(db: Database, mount: Mount, upper: Layer, comment: str) -> dict[str, str]:
+    """Return what an event says of a commit."""
+    attributes = {"name": mount.name, "comment": comment}
+    if external.is_outside(db, upper):
+        attributes[external.COMMITTED] = str(upper.path)
+    return attributes
 
 
 def _upper(db: Database, mount: Mount) -> Layer:

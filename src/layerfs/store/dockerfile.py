@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-from layerfs.dockerfile import parser
-from layerfs.dockerfile.configure import Configuration
 from layerfs.errors import BadRequest
 from layerfs.store import imageconfig
 
@@ -26,6 +25,12 @@ def apply(config: Config, changes: Sequence[str]) -> Config:
     sense, or would not with them; *config* stays as it was. The work is bounded, whatever they are.
     """
     imageconfig.check(config)
+    if not changes:
+        return copy.deepcopy(config)
+    # Imported here: it takes 30 ms, which a commit without changes need not wait for.
+    from layerfs.dockerfile import parser
+    from layerfs.dockerfile.configure import Configuration
+
     if sum(map(len, changes)) > _MOST_TEXT:
         raise BadRequest(f"the changes are longer than {_MOST_TEXT >> 10} KiB: give fewer of them")
     instructions = parser.parse_changes(changes, _WORDS)
@@ -34,6 +39,5 @@ def apply(config: Config, changes: Sequence[str]) -> Config:
     result = Configuration(config, most=_MOST_TEXT)
     for instruction in instructions:
         result.apply(instruction)
-    if changes:
-        imageconfig.check(result.config, "the configuration with the changes")
+    imageconfig.check(result.config, "the configuration with the changes")
     return result.config

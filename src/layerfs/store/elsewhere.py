@@ -8,13 +8,13 @@ its archive says whatever lies below, by all images that have the archive.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from layerfs.store import events, images, layers, marks, stacks
+from layerfs.store import digests, events, images, layers, marks, stacks
 from layerfs.store.database import Database
-from layerfs.store.model import HistoryEntry, Image
+from layerfs.store.model import HistoryEntry, Image, to_nanoseconds
 from layerfs.store.stacks import canonical_json
 from layerfs.union.marking import of_this_process
 
@@ -43,6 +43,8 @@ class NewImage:
     architecture: str
     os: str
     tags: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    """Names by digest: see `layerfs.store.digests`."""
 
 
 class Vanished(Exception):
@@ -87,7 +89,7 @@ def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image
     been first. Raises `Vanished`.
     """
     if (image := find_image(db, new.document)) is not None:
-        _tag(db, image, new.tags)
+        _name(db, image, new)
         return images.get(db, image.id), []
     chain = chain_ids(new.diff_ids)
     present = shared_layers(db, new.diff_ids)
@@ -102,31 +104,72 @@ def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image
     history = [
         entry if entry.empty_layer else replace(entry, layer=present[next(stack)]) for entry in new.history
     ]
-    digest = hashlib.sha256(new.document).hexdigest()
-    db.execute(
-        "INSERT INTO images (id, step, parent, created, author, comment, architecture, os, config, digest,"
-        " document) VALUES (?, ?, NULL, ?, ?, '', ?, ?, ?, ?, ?)",
-        (
-            digest,
-            stacks.add_all(db, history),
-            new.created,
-            new.author,
-            new.architecture,
-            new.os,
-            canonical_json(new.config),
-            digest,
-            new.document,
-        ),
-    )
-    image = images.get(db, digest)
-    events.record(db, "image", "load", image.id, {"name": new.tags[0] if new.tags else f"sha256:{digest}"})
-    _tag(db, image, new.tags)
+    platform = (new.architecture, new.os)
+    step = stacks.add_all(db, history)
+    digest = _insert(db, new.document, step, new.created, new.author, platform, new.config)
+    events.record(db, "image", "load", digest, {"name": new.tags[0] if new.tags else f"sha256:{digest}"})
+    _name(db, images.get(db, digest), new)
     return images.get(db, digest), [layer.id for layer in used]
 
 
-def _tag(db: Database, image: Image, tags: Iterable[str]) -> None:
-    for tag in tags:
+class Built(NamedTuple):
+    """An image that was built here, and is known by its document from the beginning."""
+
+    image: Image
+    """All about it but its id."""
+    step: str
+    document: bytes
+
+
+def insert_built(db: Database, new: Built, references: Sequence[str]) -> Image:
+    """Write the row of an image that was built, unless it is there, give it names, and return it.
+
+    Raises `NotFound` where its step has gone, and `BadRequest`.
+    """
+    image = new.image
+    with db.transaction():
+        stacks.check(db, new.step)
+        if (there := find_image(db, new.document)) is not None:
+            image_id = there.id
+        else:
+            created = to_nanoseconds(image.created)
+            platform = (image.architecture, image.os)
+            image_id = _insert(
+                db, new.document, new.step, created, image.author, platform, image.config, image.comment
+            )
+        name = references[0] if references else f"sha256:{image_id}"
+        events.record(db, "image", "build", image_id, {"name": name})
+        for reference in references:
+            images.tag(db, image_id, reference)
+        return images.get(db, image_id)
+
+
+def _insert(
+    db: Database,
+    document: bytes,
+    step: str,
+    created: int,
+    author: str,
+    platform: tuple[str, str],
+    config: dict[str, Any],
+    comment: str = "",
+) -> str:
+    """Write the row of an image that has the digest of its document for its id; return that."""
+    digest = hashlib.sha256(document).hexdigest()
+    values = (digest, step, created, author, comment, *platform, canonical_json(config), digest, document)
+    db.execute(
+        "INSERT INTO images (id, step, created, author, comment, architecture, os, config, digest, document)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        values,
+    )
+    return digest
+
+
+def _name(db: Database, image: Image, new: NewImage) -> None:
+    for tag in new.tags:
         images.tag(db, image.id, tag)
+    for name in new.digests:
+        digests.note(db, image.id, name)
 
 
 def note_diff_id(db: Database, layer_id: str, diff_id: str, chain_id: str, *, alone: bool) -> None:

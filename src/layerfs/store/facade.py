@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
-from datetime import datetime
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.errors import Conflict, NotFound
-from layerfs.store import commit, events, external, images, layers, marks, mounts, removal
+from layerfs.store import events, external, images, layers, marks, removal
 from layerfs.store.database import Database
+from layerfs.store.facade_mounts import MountsOfStore
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
 from layerfs.store.references import normalize
 
 if TYPE_CHECKING:
+    from layerfs.store.buildcache import BuildCache
+    from layerfs.store.builds import Build
     from layerfs.store.fsck import Problem
     from layerfs.store.images import ImageRow
     from layerfs.store.networks import Networks
     from layerfs.store.scratch import Scratch
+    from layerfs.store.steps import Steps
     from layerfs.store.usage import Usage
     from layerfs.store.volumes import Volumes
     from layerfs.union.stack import Stack
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
 
 
-class Store:
+class Store(MountsOfStore):
     """The store at *root*: layers, images, mounts and what happened to them.
 
     A `Store` is cheap to open and belongs to the thread that opened it. It is a context manager. Any
@@ -37,9 +39,15 @@ class Store:
     that a newer layerfs wrote is a `Conflict`.
     """
 
-    def __init__(self, root: Path, *, create: bool = True, wait: bool = True) -> None:
-        """Open the store; without *wait* what finds it busy raises `StoreBusy` at once, from then on."""
+    def __init__(
+        self, root: Path, *, create: bool = True, wait: bool = True, build: str | None = None
+    ) -> None:
+        """Open the store; without *wait* what finds it busy raises `StoreBusy` at once, from then on.
+
+        What is made or found for a *build* is held for that: see `building`.
+        """
         self._db = Database(root, create=create, wait=wait)
+        self._build = build
         self.root = self._db.root
 
     @property
@@ -74,6 +82,38 @@ class Store:
         from layerfs.store.volumes import Volumes
 
         return Volumes(self._db)
+
+    # Builds
+
+    @contextmanager
+    def building(self) -> Iterator[Build]:
+        """Begin a build; when the block ends, however it ends, what was held for it is let go.
+
+        The store is one of that build meanwhile. Those of its other threads are opened with its id. Should
+        this process be killed, `recover` lets go.
+        """
+        from layerfs.store.builds import building
+
+        with building(self._db) as build:
+            self._build = build.id
+            try:
+                yield build
+            finally:
+                self._build = None
+
+    @property
+    def steps(self) -> Steps:
+        """The steps: layers filled at rest, and images of them."""
+        from layerfs.store.steps import Steps
+
+        return Steps(self._db, self._build)
+
+    @property
+    def build_cache(self) -> BuildCache:
+        """The steps that builds have made, by what decided about them."""
+        from layerfs.store.buildcache import BuildCache
+
+        return BuildCache(self._db, self._build)
 
     # Layers
 
@@ -142,6 +182,13 @@ class Store:
         with self._db.transaction():
             return images.tag(self._db, image_id, reference)
 
+    def note_digest(self, image_id: str, name: str) -> None:
+        """Note that an image is called *name* (`repository@digest`) in a registry; raises `NotFound`."""
+        from layerfs.store import digests
+
+        with self._db.transaction():
+            digests.note(self._db, image_id, name)
+
     def untag(self, reference: str) -> None:
         """Take a name away from its image, which stays; raises `NotFound`, `BadRequest`."""
         with self._db.transaction():
@@ -164,17 +211,21 @@ class Store:
         message: str = "",
         changes: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
+        called: str | None = None,
     ) -> Image:
         """Make an image of one layer from a directory, a tar archive or a stream of one.
 
         Archives may be compressed (gzip, zstd, bzip2, xz). *changes* are Dockerfile instructions,
-        *progress* is called with the bytes done. Durable on return; on failure the store is as it was. Raises
+        *progress* is called with the bytes done; the history says that it came from what is *called* so.
+        Durable on return; on failure the store is as it was. Raises
         `NotFound`,
         `Forbidden`, `BadRequest` (also for hostile or damaged archives), `NoSpace`.
         """
         from layerfs.store.importer import import_image
 
-        return import_image(self._db, source, reference, message=message, changes=changes, progress=progress)
+        return import_image(
+            self._db, source, reference, message=message, changes=changes, progress=progress, called=called
+        )
 
     # Room
 
@@ -215,147 +266,7 @@ class Store:
 
         return scratch(self._db)
 
-    # Mounts
-
-    def mount(self, reference: str) -> Mount:
-        """Return the mount with this name, id or beginning of an id; raises `NotFound`, `BadRequest`."""
-        return mounts.find(self._db, reference)
-
-    def mounts(self) -> list[Mount]:
-        """Return all mounts, newest first."""
-        return mounts.every(self._db)
-
-    def create_mount(
-        self,
-        name: str,
-        *,
-        image: Image | None,
-        layers: Sequence[str] = (),
-        writable: bool = True,
-        external_upper: tuple[Path, Path | None] | None = None,
-        options: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        ephemeral: bool = False,
-    ) -> Mount:
-        """Make a mount of *image*, or of *layers* (ids, bottom first), and, if *writable*, its upper.
-
-        Its configuration is the image's, or *config*, and is what a commit starts from.
-        The upper's root gets owner, mode, attributes and times of the root of the topmost layer.
-        *external_upper* are directories that serve as the upper and for its work instead; if the mount is not
-        *writable*, nothing is written to the upper, and no work directory is needed. Raises `Conflict` for a
-        name or upper in use, `BadRequest` for a bad name or directory, `NotFound`.
-        """
-        return mounts.create(
-            self._db,
-            name,
-            image=image,
-            layer_ids=layers,
-            writable=writable,
-            external_upper=external_upper,
-            options=dict(options or {}),
-            config=config,
-            ephemeral=ephemeral,
-        )
-
-    def outside_upper(self, mount: Mount) -> Path | None:
-        """Return the directory that was given as the upper of *mount*, None where the store has its own."""
-        return external.outside(self._db, mount)
-
-    def committed_from(self, path: Path) -> str | None:
-        """Return the id of the newest image that was committed from an upper at *path*, if it is there."""
-        return external.committed_from(self._db, external.place_of(path))
-
-    def rename_mount(self, mount_id: str, name: str) -> None:
-        """Give a mount another name; atomic. Raises `NotFound`, `BadRequest`, `Conflict` for a taken name."""
-        mounts.rename(self._db, mount_id, name)
-
-    def update_container(self, mount_id: str, action: str | None, **values: Any) -> None:
-        """Note *values* about a container, with an event called *action* if any; raises `NotFound`."""
-        mounts.update_container(self._db, mount_id, action, values)
-
-    def set_options(self, mount_id: str, options: Mapping[str, Any], work: Path | None) -> None:
-        """Have a mount use *options* instead of those it had, from the next time it is mounted.
-
-        With "ro" among them it takes no writes. Without, *work* becomes the work directory of an upper
-        outside the store; None leaves that as it is. Atomic; may be repeated; not durable: a power cut may
-        undo it.
-        Raises `NotFound`, and `Conflict` or `BadRequest` where the layers of the mount do not go with the
-        options.
-        """
-        mounts.set_options(self._db, mount_id, options, work)
-
-    def set_mounted(self, mount_id: str, mountpoint: str, started: datetime) -> None:
-        """Note where a mount is mounted, and since when (aware); raises `NotFound`."""
-        mounts.set_mounted(self._db, mount_id, mountpoint, started)
-
-    def set_unmounted(self, mount_id: str) -> None:
-        """Note that a mount is not mounted any more; raises `NotFound`."""
-        mounts.set_unmounted(self._db, mount_id)
-
-    def set_mountpoint(self, mount_id: str, mountpoint: str | None) -> None:
-        """Note where a mount was last, after it has been somewhere else for a moment; raises `NotFound`."""
-        mounts.set_mountpoint(self._db, mount_id, mountpoint)
-
-    def remove_mount(self, mount_id: str, *, volumes: bool = False) -> None:
-        """Remove a mount and its upper; images and trees outside the store stay. Raises `NotFound`.
-
-        With *volumes*, those that nobody named and nobody else has go too.
-        """
-        doomed = self.volumes.anonymous_of(mount_id) if volumes else []
-        mounts.remove(self._db, mount_id)
-        for name in doomed:
-            with suppress(Conflict, NotFound):  # somebody else has it by now, or has removed it
-                self.volumes.remove(name)
-
-    # Commit
-
-    def check_commit(self, reference: str | None, changes: Sequence[str]) -> None:
-        """Raise `BadRequest` for a reference or changes that `commit` would refuse."""
-        commit.check(reference, changes)
-
-    def prepare_upper(self, mount: Mount) -> Layer:
-        """Make the next upper of a mount, for `commit` or `abandon_upper`; slow work goes here.
-
-        Its directories are on disk on return. It is held by this process, in any thread. Raises `Conflict`
-        when the mount cannot be committed.
-        """
-        return commit.prepare(self._db, mount)
-
-    def abandon_upper(self, mount: Mount, new_upper: Layer) -> None:
-        """Remove a prepared upper whose commit will not come."""
-        commit.abandon(self._db, mount, new_upper)
-
-    def commit(
-        self,
-        mount: Mount,
-        new_upper: Layer,
-        *,
-        reference: str | None,
-        comment: str = "",
-        author: str = "",
-        changes: Sequence[str] = (),
-        created_by: str = "",
-        tree: int | None = None,
-    ) -> Image:
-        """Seal the upper of *mount* as the top layer of a new image; *new_upper* takes its place.
-
-        *tree* is a descriptor on the upper's tree, if it is mounted: no other one is sealed in its place.
-        One short transaction, independent of what the upper holds. Atomic; not durable: a power cut may undo
-        it until `sync` has returned, and what is in the layer is on disk once it is settled. Raises
-        `StoreBusy` at once when another process is writing (call again), `BadRequest`, `Conflict` or
-        `NotFound`; then nothing changed.
-        """
-        return commit.commit(
-            self._db,
-            mount,
-            new_upper,
-            reference=reference,
-            comment=comment,
-            author=author,
-            changes=changes,
-            created_by=created_by,
-            tree=tree,
-        )
+    # Durability
 
     def sync(self) -> None:
         """Bring all that was committed so far to the disk: durable on return.

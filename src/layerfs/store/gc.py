@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from layerfs.errors import from_os_error
-from layerfs.store import external, layers, scratch, volumes
+from layerfs.store import buildcache, external, holds, layers, scratch, volumes
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
@@ -28,7 +28,8 @@ _IDLE = 600 * 10**9
 
 def recover(db: Database) -> list[str]:
     """Put right what crashes left; return a line for each thing done. Raises `LayerfsError`."""
-    done = forget_mounts(db)
+    done = holds.recover(db)
+    done += forget_mounts(db)
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
             owned = {layer.id for layer in layers.every(db)}
@@ -78,7 +79,11 @@ def forgotten(db: Database) -> list[Path]:
 
 def _check_rows(db: Database) -> list[str]:
     done: list[str] = []
-    for layer in layers.every(db):
+    rows = layers.every(db)
+    spoilt = [row.id for row in rows if row.unverified or (row.state == "sealed" and not row.path.is_dir())]
+    if spoilt and (count := buildcache.forget(db, spoilt)):
+        done.append(f"forgot {count} entries of the build cache: their layers may not be whole")
+    for layer in rows:
         own = layers.directory(db, layer.id)
         if (own / "exchange").exists() or (layer.state == "active" and external.is_outside(db, layer)):
             with suppress(FileNotFoundError), layers.lock(own, wait=False) as locked:
@@ -139,7 +144,7 @@ def is_kept(path: Path) -> bool:
 
 def is_rubbish(db: Database, path: Path) -> bool:
     """Tell whether a directory below `layers/` that has no row may be removed: that loses nothing."""
-    if path.name.endswith(layers.GONE):
+    if path.name.endswith(layers.GONE) or (path / layers.FILLING).exists():
         return True
     return db.scalar("SELECT 1 FROM removable WHERE layer = ?", (path.name,)) is not None or _is_unused(path)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections import defaultdict
 from datetime import datetime
+from platform import machine as machine_name
 from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, NotFound
-from layerfs.store import events, layers
+from layerfs.store import digests, events, layers
 from layerfs.store.database import Database, Value
 from layerfs.store.model import HistoryEntry, HistoryRow, Image, now, to_datetime
 from layerfs.store.references import id_prefix, normalize
@@ -30,6 +30,7 @@ class ImageRow(NamedTuple):
     created: datetime
     config: dict[str, Any]
     tags: tuple[str, ...]
+    digests: tuple[str, ...]
 
 
 def row(db: Database, image_id: str) -> ImageRow:
@@ -38,7 +39,7 @@ def row(db: Database, image_id: str) -> ImageRow:
     found = db.execute(query, (image_id,)).fetchone()
     if found is None:
         raise NotFound(f"no such image: {image_id}")
-    return _as_row(found, _tags(db, image_id))
+    return _as_row(found, _tags(db, image_id), digests.of(db, image_id))
 
 
 def rows(db: Database) -> list[ImageRow]:
@@ -47,13 +48,18 @@ def rows(db: Database) -> list[ImageRow]:
         tags: defaultdict[str, list[str]] = defaultdict(list)
         for name, image_id in db.execute("SELECT name, image FROM tags ORDER BY name"):
             tags[image_id].append(name)
+        by_digest: defaultdict[str, list[str]] = defaultdict(list)
+        for name, image_id in db.execute("SELECT name, image FROM digests ORDER BY name"):
+            by_digest[image_id].append(name)
         query = "SELECT id, step, parent, created, config FROM images ORDER BY created DESC, id"
-        return [_as_row(found, tuple(tags[found[0]])) for found in db.execute(query)]
+        return [
+            _as_row(found, tuple(tags[found[0]]), tuple(by_digest[found[0]])) for found in db.execute(query)
+        ]
 
 
-def _as_row(found: tuple[Any, ...], tags: tuple[str, ...]) -> ImageRow:
+def _as_row(found: tuple[Any, ...], tags: tuple[str, ...], by_digest: tuple[str, ...]) -> ImageRow:
     image_id, step, parent, created, config = found
-    return ImageRow(image_id, step, parent, to_datetime(created), json.loads(config), tags)
+    return ImageRow(image_id, step, parent, to_datetime(created), json.loads(config), tags, by_digest)
 
 
 def insert(
@@ -65,18 +71,17 @@ def insert(
     author: str,
     comment: str,
     parent: str | None = None,
+    created: int | None = None,
+    platform: tuple[str, str] | None = None,
 ) -> Image:
     """Write the row of a new image and return it; part of a transaction.
 
-    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of. What it was
-    made from says for which platform it is; without a parent it is for this machine's.
+    *history* is that of *step*. The image's id is the SHA-256 of everything it consists of, so with the
+    same time *created* (now by default) the same image is found, not made again. *platform* is architecture
+    and system; by default what it was made from says them, and without a parent it is for this machine's.
     """
-    created = now()
-    machine = platform.machine()
-    architecture, system = _GO_MACHINES.get(machine, machine), "linux"
-    if parent is not None:
-        query = "SELECT architecture, os FROM images WHERE id = ?"
-        architecture, system = db.execute(query, (parent,)).fetchone()
+    created = now() if created is None else created
+    architecture, system = platform or _platform(db, parent)
     columns: dict[str, Value] = {
         "architecture": architecture,
         "author": author,
@@ -88,6 +93,8 @@ def insert(
         "step": step,
     }
     image_id = digest({**columns, "config": config})
+    if db.scalar("SELECT 1 FROM images WHERE id = ?", (image_id,)) is not None:
+        return get(db, image_id)
     names = ", ".join(columns)
     db.execute(
         f"INSERT INTO images (id, {names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (image_id, *columns.values())
@@ -105,6 +112,16 @@ def insert(
         os=system,
         tags=(),
     )
+
+
+def _platform(db: Database, parent: str | None) -> tuple[str, str]:
+    """Return architecture and system of the image *parent*, or of this machine."""
+    if parent is not None:
+        query = "SELECT architecture, os FROM images WHERE id = ?"
+        architecture, system = db.execute(query, (parent,)).fetchone()
+        return architecture, system
+    machine = machine_name()
+    return _GO_MACHINES.get(machine, machine), "linux"
 
 
 def get(db: Database, image_id: str) -> Image:
@@ -125,14 +142,16 @@ def every(db: Database) -> list[Image]:
 
 
 def resolve(db: Database, reference: str) -> Image:
-    """Return the image that *reference* means: a name, an id, or the beginning of one.
+    """Return the image that *reference* means: a name, by tag or by digest, an id, or the beginning of one.
 
     Raises `NotFound`, or `BadRequest` for what can be no reference and for an ambiguous beginning.
     """
     with db.snapshot():
         prefix = id_prefix(reference)
-        if prefix and len(prefix) == 64:
-            found: object = db.scalar("SELECT id FROM images WHERE id = ?", (prefix,))
+        if digests.is_one(reference):
+            found: object = digests.find(db, digests.parse(reference))
+        elif prefix and len(prefix) == 64:
+            found = db.scalar("SELECT id FROM images WHERE id = ?", (prefix,))
         elif reference.startswith("sha256:") and prefix:
             found = _by_prefix(db, prefix)
         else:
@@ -186,6 +205,21 @@ def _ancestors(db: Database, image: Image) -> dict[str, tuple[str, tuple[str, ..
         found[step] = (str(parent), _tags(db, str(parent)))
         parent = above
     return found
+
+
+def nearest(db: Database, step: str, *, of: str = "") -> str | None:
+    """Return the newest image, but *of*, that ends with *step*, or with the next step below that has one."""
+    query = """
+        WITH RECURSIVE chain (id, parent, depth) AS (
+            SELECT id, parent, 0 FROM steps WHERE id = ?
+            UNION ALL
+            SELECT steps.id, steps.parent, depth + 1 FROM chain JOIN steps ON steps.id = chain.parent
+        )
+        SELECT images.id FROM chain JOIN images ON images.step = chain.id WHERE images.id != ?
+        ORDER BY depth, images.created DESC LIMIT 1
+    """
+    found = db.scalar(query, (step, of))
+    return str(found) if found is not None else None
 
 
 def size(db: Database, image: Image) -> int:
@@ -242,4 +276,5 @@ def _from_row(db: Database, row: tuple[Any, ...], past: tuple[HistoryEntry, ...]
         architecture=architecture,
         os=system,
         tags=_tags(db, image_id),
+        digests=digests.of(db, image_id),
     )

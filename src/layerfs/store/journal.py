@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from contextlib import suppress
 from pathlib import Path
 
+from layerfs.errors import LayerfsError
 from layerfs.store.database import Database
 
 
@@ -60,33 +62,73 @@ class Journal:
 
 
 class Hold:
-    """Keeps the journal of the store at *root* from restarting until `close`: no COMMIT syncs meanwhile.
+    """Keeps the journal of the store at *root* from restarting while `held`: no COMMIT syncs meanwhile.
 
-    Made in a thread that may wait, since it restarts a journal whose turn that is; closed in any. A reader of
-    a state that is in the journal alone keeps the journal as it is. But where all is folded in, a reader
-    takes the newest state from the database file, and only keeps others from folding in more. So there are
-    two: one holds the state as it is found, the other what is written on top of that.
+    A reader of a state that is in the journal alone keeps the journal as it is. But where all is folded in,
+    a reader takes the newest state from the database file, and only keeps others from folding in more. So
+    there are two: one holds the state as it is found, the other what is written on top of that. Their
+    connections stay open from one time to the next: SQLite reads the definitions of all tables for each.
     """
 
     def __init__(self, root: Path) -> None:
-        """Raises `LayerfsError`; `StoreBusy` where others write all the time."""
+        """Nothing is opened or held yet."""
+        self._root = root
         self._readers: list[Database] = []
+        self._turn = threading.Lock()
+        """Held from `take` to `let_go`, which different threads may call."""
+
+    def open(self) -> None:
+        """Open the connections, so that `take` need not. Idempotent. Raises `LayerfsError`."""
+        with self._turn:
+            self._open()
+
+    def take(self) -> None:
+        """Hold the journal until `let_go`; waits until others have let go.
+
+        For a thread that may wait: it restarts a journal whose turn that is. Raises `LayerfsError`, and
+        `StoreBusy` where others write all the time; then nothing is held.
+        """
+        self._turn.acquire()
         try:
-            for is_first in (True, False):
-                reader = Database(root, create=False, shared=True)
-                self._readers.append(reader)
-                if not is_first:
+            self._open()
+            for reader in self._readers:
+                if reader is not self._readers[0]:
                     with reader.transaction():  # a page is written, the same as before
                         version = reader.number("PRAGMA user_version")
                         reader.execute(f"PRAGMA user_version = {version}")
                 reader.execute("BEGIN")
                 reader.number("SELECT count(*) FROM tags WHERE name = ''")
         except BaseException:
-            self.close()
+            self.let_go()
             raise
 
+    def let_go(self) -> None:
+        """Let the journal go, after `take`."""
+        try:
+            for reader in self._readers:
+                if reader.connection.in_transaction:
+                    reader.execute("ROLLBACK")
+        except LayerfsError:
+            self._close()  # which ends what it reads, too
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
-        """Let the journal go."""
+        """Close the connections; nothing may be held. The next `take` opens new ones."""
+        with self._turn:
+            self._close()
+
+    def _open(self) -> None:
+        try:
+            while len(self._readers) < 2:
+                reader = Database(self._root, create=False, shared=True)
+                self._readers.append(reader)
+                reader.number("SELECT count(*) FROM tags WHERE name = ''")
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
         while self._readers:
             with suppress(sqlite3.Error):
                 self._readers.pop().close()

@@ -12,7 +12,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,8 @@ GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
 LOST = ".lost"
 """Suffix of a directory that the database does not know though it has files in it: set aside for a person."""
+FILLING = "filling"
+"""A file in the directory of a layer that a build fills, until that is settled: without a row, it may go."""
 _MOMENT = 60.0
 """Seconds to wait for what takes others a moment."""
 _RECOVERY = 10.0
@@ -328,6 +330,18 @@ def measure_once(db: Database, layer: Layer) -> int:
     with db.transaction():
         db.execute("UPDATE layers SET size = ? WHERE id = ?", (total, layer.id))
     return total
+
+
+def size_of_rowless(db: Database, layer_id: str, sizes: Mapping[str, int | None]) -> int:
+    """Return the bytes of a layer whose row has just gone and whose tree is still there.
+
+    *sizes* has the layers in the store; a directory outside counts in no sum.
+    """
+    size = sizes.get(layer_id, 0)
+    try:
+        return measure(directory(db, layer_id) / "fs") if size is None else size
+    except OSError:
+        return 0  # another process was quicker to remove it
 
 
 def _from_row(db: Database, row: sqlite3.Row) -> Layer:

@@ -90,6 +90,8 @@ class Image:
     architecture: str
     os: str
     tags: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    """Names by the digest that its manifest has in a registry: `debian@sha256:...`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,10 @@ class Mount:
     """Since when it is mounted; None when it was unmounted in an orderly way."""
     ephemeral: bool
     """Nobody named it: it goes when it is unmounted."""
+    step: str = ""
+    """The step at the top of its stack."""
+    build: str | None = None
+    """The build that it is for; that may have ended."""
 
     @property
     def container(self) -> dict[str, Any]:

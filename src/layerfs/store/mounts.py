@@ -7,17 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.host.rundir import check_name
-from layerfs.store import events, external, layers, marks, stacks
-from layerfs.store.database import Database
+from layerfs.store import events, external, images, layers, marks, stacks
+from layerfs.store.database import Database, Value
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
 from layerfs.union.marking import Trust, trust_in_others
 from layerfs.union.trees import copy_attributes, remove_trees
 
-_COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral"
+_COLUMNS = "id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral, build"
 
 
 def create(
@@ -26,6 +26,8 @@ def create(
     *,
     image: Image | None,
     layer_ids: Sequence[str],
+    step: str | None,
+    build: str | None,
     writable: bool,
     external_upper: tuple[Path, Path | None] | None,
     options: dict[str, Any],
@@ -35,6 +37,9 @@ def create(
     """Write a mount's row and make its upper; see `Store.create_mount`."""
     check_name(name)
     stack = tuple(layer_ids) or (image.layers if image else ())
+    if step is not None:
+        stacks.check(db, step)
+        stack = stacks.layers_in(stacks.history(db, step))
     if not stack:
         raise BadRequest("a mount needs an image or at least one layer below")
     _check_free(db, name)
@@ -60,7 +65,8 @@ def create(
                 external.insert_upper(db, upper, *external_upper, prefix)
             elif upper:
                 layers.insert(db, upper, "active", prefix)
-            mount_id = _insert(db, name, image, stack, upper, options, config, ephemeral)
+            made_from = _From(image, stack, step, build)
+            mount_id = _insert(db, name, made_from, upper, options, config, ephemeral)
     except BaseException as error:
         if upper:
             layers.discard(db, upper)
@@ -72,21 +78,34 @@ def create(
     return get(db, mount_id)
 
 
+class _From(NamedTuple):
+    """What a mount is made from, and for which build."""
+
+    image: Image | None
+    stack: Sequence[str]
+    step: str | None
+    build: str | None
+
+
 def _insert(
     db: Database,
     name: str,
-    image: Image | None,
-    stack: Sequence[str],
+    made_from: _From,
     upper: str | None,
     options: dict[str, Any],
     config: Mapping[str, Any] | None,
     ephemeral: bool,
 ) -> str:
     mount_id = os.urandom(32).hex()
+    image, stack, given, build = made_from
     if config is None:
         config = image.config if image else {}
-    parent = step = None
-    if image and tuple(stack) == image.layers:
+    parent: str | None = None
+    step: Value = given
+    if given is not None:
+        stacks.check(db, given)
+        parent = images.nearest(db, given)
+    elif image and tuple(stack) == image.layers:
         parent, step = image.id, db.scalar("SELECT step FROM images WHERE id = ?", (image.id,))
         if step is None:
             raise NotFound(f"no such image: {image.id}")
@@ -101,9 +120,12 @@ def _insert(
         "options": stacks.canonical_json(options),
         "created": now(),
         "ephemeral": ephemeral,
+        "build": build,
     }
     names = ", ".join(columns)
-    db.execute(f"INSERT INTO mounts ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", list(columns.values()))
+    db.execute(
+        f"INSERT INTO mounts ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", list(columns.values())
+    )
     events.record(db, "container", "create", mount_id, {"name": name, "image": image.id if image else ""})
     return mount_id
 
@@ -269,7 +291,7 @@ def _end_commit(db: Database, mount_id: str) -> None:
 
 
 def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
-    mount_id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral = row
+    mount_id, name, step, image, config, upper, mountpoint, options, created, started, ephemeral, build = row
     return Mount(
         id=mount_id,
         name=name,
@@ -282,4 +304,6 @@ def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
         created=to_datetime(created),
         started=to_datetime(started) if started is not None else None,
         ephemeral=bool(ephemeral),
+        step=step,
+        build=build,
     )

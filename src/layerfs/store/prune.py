@@ -7,7 +7,7 @@ nothing that is in use can go, whatever others do meanwhile; killed between two,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from layerfs.errors import Conflict, NotFound
@@ -38,7 +38,7 @@ def prune_images(
     for start in range(0, len(chosen), _AT_A_TIME):
         with db.transaction():
             went, doomed = removal.remove_unneeded(db, chosen[start : start + _AT_A_TIME], tagged=tagged)
-        freed += sum(_size_of_rowless(db, layer_id, sizes) for layer_id in doomed)
+        freed += sum(layers.size_of_rowless(db, layer_id, sizes) for layer_id in doomed)
         layers.discard(db, *doomed)
         removals += went
     _record(db, "image", freed)
@@ -55,7 +55,7 @@ def _choose(db: Database, tagged: bool, wanted: Callable[[ImageRow], bool]) -> l
     chosen = []
     while free:
         image = free.pop()
-        if image.id in used or (image.tags and not tagged) or not wanted(image):
+        if image.id in used or ((image.tags or image.digests) and not tagged) or not wanted(image):
             continue
         chosen.append(image.id)
         if image.parent is not None:
@@ -63,18 +63,6 @@ def _choose(db: Database, tagged: bool, wanted: Callable[[ImageRow], bool]) -> l
             if not children[image.parent]:
                 free.append(known[image.parent])
     return chosen
-
-
-def _size_of_rowless(db: Database, layer_id: str, sizes: Mapping[str, int | None]) -> int:
-    """Return the bytes of a layer whose row has just gone and whose tree is still there.
-
-    *sizes* has the layers in the store; a directory outside counts in no sum.
-    """
-    size = sizes.get(layer_id, 0)
-    try:
-        return layers.measure(layers.directory(db, layer_id) / "fs") if size is None else size
-    except OSError:
-        return 0  # another process was quicker to remove it
 
 
 def prune_mounts(db: Database, *, wanted: Callable[[Mount], bool]) -> tuple[list[Mount], int]:
@@ -96,18 +84,26 @@ def prune_mounts(db: Database, *, wanted: Callable[[Mount], bool]) -> tuple[list
 
 
 def forget_mounts(db: Database) -> list[str]:
-    """Remove the mounts without a name whose daemon was killed; return a line for each.
+    """Remove the mounts without a name whose daemon was killed, and those of builds; return a line for each.
 
-    Their daemons would have done so themselves. Raises `LayerfsError`.
+    Their daemons, or the builds, would have done so themselves. Raises `LayerfsError`.
     """
     done = []
-    for (mount_id,) in db.execute("SELECT id FROM mounts WHERE ephemeral").fetchall():
+    query = (
+        "SELECT id FROM mounts WHERE ephemeral OR (build NOT NULL AND build NOT IN (SELECT id FROM builds))"
+    )
+    for (mount_id,) in db.execute(query).fetchall():
         with at_rest(db, mount_id) as mount:
             if mount is None:
                 continue
             try:
                 _remove(db, mount)
-                done.append(f"removed {mount.name}: a mount without a name whose daemon was killed")
+                what = (
+                    "a mount without a name whose daemon"
+                    if mount.build is None
+                    else "a mount of a build that"
+                )
+                done.append(f"removed {mount.name}: {what} was killed")
             except Conflict as error:
                 done.append(f"cannot remove {mount.name}, whose daemon was killed: {error}")
     return done

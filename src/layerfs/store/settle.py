@@ -1,8 +1,9 @@
 """Settling: what a sealed layer still lacks, done in the background after the commit.
 
-`python -m layerfs.store.settle ROOT LAYER [WATCH]` does it in a process of its own, as nice as can be. It may
-be killed at any moment; whoever needs what is missing then settles the layer again. WATCH is a descriptor on
-the store's filesystem that has been open since before the layer was written to.
+`python -m layerfs.store.settle ROOT LAYERS [WATCH]` does it in a process of its own, as nice as can be, for
+ids with commas between them. It may be killed at any moment; whoever needs what is missing then settles the
+layer again. WATCH is a descriptor on the store's filesystem that has been open since before the layers were
+written to.
 
 A manifest says what a layer was sealed with only if it was made in the boot of the commit, from what is in
 the page cache or on disk. If the machine stopped before that, a part of the layer may never have reached the
@@ -16,8 +17,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
@@ -71,6 +73,7 @@ def settle(db: Database, layer_id: str, watch: int | None = None) -> Layer:
             with db.transaction():
                 db.execute("UPDATE layers SET manifest_done = 1 WHERE id = ?", (layer_id,))
             db.sync()
+            (own / layers.FILLING).unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             layers.get(db, layer_id)  # removed meanwhile: `NotFound`
@@ -167,14 +170,15 @@ def _remove_work(directory: Path) -> None:
             path.rmdir()
 
 
-def start(root: Path, layer_id: str, watch: int | None = None) -> subprocess.Popen[bytes]:
-    """Settle a layer in a process of its own; the caller may wait for it or leave it alone.
+def start(root: Path, *layer_ids: str, watch: int | None = None) -> subprocess.Popen[bytes]:
+    """Settle layers in a process of its own; the caller may wait for it or leave it alone.
 
     *watch* is as in `settle`.
     """
     watches = [] if watch is None else [watch]
+    words = [os.fspath(root), ",".join(layer_ids), *map(str, watches)]
     return subprocess.Popen(
-        [sys.executable, "-m", "layerfs.store.settle", os.fspath(root), layer_id, *map(str, watches)],
+        [sys.executable, "-m", "layerfs.store.settle", *words],
         pass_fds=watches,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -183,20 +187,32 @@ def start(root: Path, layer_id: str, watch: int | None = None) -> subprocess.Pop
 
 
 def main(arguments: list[str]) -> int:
-    """Settle the layer that the command line names; return the exit code."""
+    """Settle the layers that the command line names; return the exit code: of several, the worst."""
     if len(arguments) not in (2, 3):
-        print("usage: python -m layerfs.store.settle ROOT LAYER [WATCH]", file=sys.stderr)
+        print("usage: python -m layerfs.store.settle ROOT LAYERS [WATCH]", file=sys.stderr)
         return 2
-    root, layer_id, *watch = arguments
+    root, layer_ids, *watch = arguments
     os.nice(19)
     try:
         db = Database(Path(root), create=False)
-        try:
-            settle(db, layer_id, int(watch[0]) if watch else None)
-        finally:
-            db.close()
+    except LayerfsError as error:
+        print(f"layerfs: {error}", file=sys.stderr)
+        return 1
+    try:
+        works: list[Callable[[], object]] = [db.sync]  # a build waits for no disk: now its rows get there
+        given = int(watch[0]) if watch else None
+        works += [partial(settle, db, layer_id, given) for layer_id in layer_ids.split(",")]
+        return max([_status(work) for work in works])
+    finally:
+        db.close()
+
+
+def _status(work: Callable[[], object]) -> int:
+    """Do *work*; return 1 after a line on standard error if that cannot be done."""
+    try:
+        work()
     except NotFound:
-        return 0  # removed meanwhile: nothing is left to do
+        pass  # removed meanwhile: nothing is left to do
     except LayerfsError as error:
         print(f"layerfs: {error}", file=sys.stderr)
         return 1

@@ -2,7 +2,8 @@
 
 Each step of a history names the step before it, so a step stands for a whole stack, and a commit adds
 one row however high the stack is. A step's id is the SHA-256 of its content, the id of the step before
-included. Steps that no image, mount or other step refers to are deleted, and with them their layers.
+included. Steps that no image, mount, build, entry of the build cache or other step refers to are deleted, and
+with them their layers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, NotFound
 from layerfs.store import layers
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, to_datetime, to_nanoseconds
@@ -73,6 +74,33 @@ def with_ids(db: Database, step: str) -> list[tuple[str, HistoryEntry]]:
     return [(row[0], _entry(row[1:])) for row in rows]
 
 
+def entry(db: Database, step: str) -> HistoryEntry:
+    """Return what *step* alone is; raises `NotFound`."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM steps WHERE id = ?", (step,)).fetchone()
+    if row is None:
+        raise NotFound(f"no such step: {step[:12]}: what it was part of has been removed")
+    return _entry(row)
+
+
+def check(db: Database, step: str) -> None:
+    """Raise `NotFound` for a step that is not there (any more)."""
+    if db.scalar("SELECT 1 FROM steps WHERE id = ?", (step,)) is None:
+        raise NotFound(f"no such step: {step[:12]}: what it was part of has been removed")
+
+
+def layer_ids(db: Database, step: str) -> list[str]:
+    """Return the layers of the stack that *step* stands for, topmost first."""
+    query = """
+        WITH RECURSIVE chain (parent, layer) AS (
+            SELECT parent, layer FROM steps WHERE id = ?
+            UNION ALL
+            SELECT steps.parent, steps.layer FROM chain JOIN steps ON steps.id = chain.parent
+        )
+        SELECT layer FROM chain WHERE layer IS NOT NULL
+    """
+    return [str(layer) for (layer,) in db.execute(query, (step,))]
+
+
 def all_histories(db: Database) -> dict[str, tuple[HistoryEntry, ...]]:
     """Return every step's history; for many images at once, whose stacks share most of their steps."""
     rows = db.execute(f"SELECT id, parent, {_COLUMNS} FROM steps").fetchall()
@@ -104,6 +132,8 @@ def release(db: Database, step: str | None) -> list[str]:
         "SELECT EXISTS (SELECT 1 FROM images WHERE step = ?1)"
         " OR EXISTS (SELECT 1 FROM mounts WHERE step = ?1)"
         " OR EXISTS (SELECT 1 FROM steps WHERE parent = ?1)"
+        " OR EXISTS (SELECT 1 FROM build_cache WHERE step = ?1)"
+        " OR EXISTS (SELECT 1 FROM build_steps WHERE step = ?1)"
     )
     doomed: list[str] = []
     while step is not None and not db.number(used, (step,)):
@@ -111,6 +141,12 @@ def release(db: Database, step: str | None) -> list[str]:
         if layer is not None:
             doomed += layers.delete_unused(db, layer)
     return doomed
+
+
+def release_if_there(db: Database, step: str) -> list[str]:
+    """Do what `release` does, for a step that may have gone with another one; part of a transaction."""
+    there = db.scalar("SELECT 1 FROM steps WHERE id = ?", (step,)) is not None
+    return release(db, step) if there else []
 
 
 def _entry(row: tuple[str | None, int, str, str, str]) -> HistoryEntry:

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from layerfs.errors import LayerfsError
-from layerfs.store import external, images, layers, mounts
+from layerfs.store import cacheusage, external, images, layers, mounts
+from layerfs.store.cacheusage import CacheUsage
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer, Mount
 
@@ -37,6 +38,10 @@ class Usage:
     mounts: tuple[Mount, ...]
     layers: Mapping[str, LayerUsage]
     """By id, the oldest first."""
+    cache: tuple[CacheUsage, ...] = ()
+    """The build cache: those entries first that were used last."""
+    cached: Collection[str] = ()
+    """The layers that the build cache keeps, and builds that go on."""
 
     def size(self, layer_ids: Iterable[str]) -> int:
         """Return the bytes of these layers together."""
@@ -62,8 +67,13 @@ class Usage:
         stay = [mount for mount in self.mounts if mount.id not in mounts]
         needed = self._needed_by(stay) if images else self.images
         kept = {layer for owner in needed for layer in owner.layers}
-        kept |= {layer for mount in stay for layer in stack_of(mount)}
+        kept |= {layer for mount in stay for layer in stack_of(mount)} | set(self.cached)
         return self.owned_size(self.layers.keys() - kept)
+
+    def cache_size(self, *, reclaimable: bool = False) -> int:
+        """Return the bytes that the build cache alone has, or those of them that pruning it would free."""
+        alone = [used for used in self.cache if not used.shared and not (reclaimable and used.in_use)]
+        return self.owned_size(layer for used in alone for layer in used.layers)
 
     def _needed_by(self, stay: Iterable[Mount]) -> list[Image]:
         """Return the images that these mounts were made from, and those that the images were made from."""
@@ -98,7 +108,9 @@ def usage(db: Database) -> Usage:
         )
         for row in rows
     }
-    return Usage(tuple(all_images), tuple(all_mounts), used)
+    sizes = {layer_id: layer.size for layer_id, layer in used.items()}
+    cache = cacheusage.usage(db, lambda layer_id: sizes.get(layer_id, 0))
+    return Usage(tuple(all_images), tuple(all_mounts), used, tuple(cache), cacheusage.kept_layers(db))
 
 
 def _size(db: Database, layer: Layer) -> int:

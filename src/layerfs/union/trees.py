@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from layerfs.errors import LayerfsError
@@ -123,8 +124,15 @@ def walk(root_fd: int) -> Iterator[tuple[bytes, os.stat_result]]:
         pending += [prefix + name for name in sorted(names, reverse=True)]
 
 
+_FEW = 64
+"""Entries that a tree may have to be removed by this process: starting another costs as much as so many."""
+
+
 def remove_trees(*paths: Path) -> None:
     """Remove *paths* and what is below them, as far down as it goes; raises `LayerfsError`."""
+    paths = tuple(path for path in paths if not _remove_small(path))
+    if not paths:
+        return
     for attempt in range(2):
         done = subprocess.run(
             ["rm", "-rf", "--one-file-system", "--", *paths],
@@ -139,3 +147,47 @@ def remove_trees(*paths: Path) -> None:
             subprocess.run(["chmod", "-R", "u+rwX", "--", *paths], capture_output=True, check=False)
     line = done.stderr.decode(errors="replace").partition("\n")[0].removeprefix("rm: ")
     raise LayerfsError(f"cannot remove {paths[0].parent}: {line}")
+
+
+def _remove_small(path: Path) -> bool:
+    """Remove *path* if it is a tree of few entries on one filesystem; return whether it is gone.
+
+    Else some of it may be gone. Everything is one name in a directory that is held open, so nothing that
+    others do meanwhile leads outside the tree.
+    """
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            return False
+        _empty(path, None, status.st_dev, _FEW)
+        os.rmdir(path)
+    except FileNotFoundError:
+        return not os.path.lexists(path)
+    except OSError:
+        return False
+    return True
+
+
+def _empty(name: Path | str, above: int | None, device: int, allowed: int) -> int:
+    """Empty the directory *name* in *above*; return how many more entries are *allowed* to be removed.
+
+    Raises `OSError` where that is not possible: too many entries, another filesystem, no permission.
+    """
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        if os.fstat(fd).st_dev != device:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(name))
+        with os.scandir(fd) as entries:
+            names = [entry.name for entry in islice(entries, allowed + 1)]
+        for entry in names:
+            allowed -= 1
+            if allowed < 0:
+                raise OSError(errno.E2BIG, os.strerror(errno.E2BIG), str(name))
+            if stat.S_ISDIR(os.stat(entry, dir_fd=fd, follow_symlinks=False).st_mode):
+                allowed = _empty(entry, fd, device, allowed)
+                os.rmdir(entry, dir_fd=fd)
+            else:
+                os.unlink(entry, dir_fd=fd)
+    finally:
+        os.close(fd)
+    return allowed

@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator
 
 from layerfs.host.rundir import NAME
-from layerfs.store import layers, stacks
+from layerfs.store import holds, layers, stacks
 from layerfs.store.database import Database, Value
 from layerfs.store.fsck.problem import Problem
 
 _BACKUP = "restore layerfs.db from a backup; the trees below layers/ are whole and can be mounted by --lower"
+_RECOVERED = "the next mount lets go of them, or 'layerfs fsck --repair'"
 _FREE = "'layerfs fsck --repair' removes it"
 _RELEASE_PATIENTLY = 500
 """Steps that are deleted in one transaction, so that a commit never waits long for its turn."""
@@ -19,6 +20,7 @@ _RELEASE_PATIENTLY = 500
 _UNUSED_STEPS = """
     WITH RECURSIVE used (id) AS (
         SELECT step FROM images UNION SELECT step FROM mounts
+        UNION SELECT step FROM build_cache UNION SELECT step FROM build_steps
         UNION SELECT steps.parent FROM used JOIN steps ON steps.id = used.id WHERE steps.parent IS NOT NULL
     )
     SELECT id FROM steps WHERE id NOT IN (SELECT id FROM used)
@@ -47,8 +49,10 @@ def check(db: Database, *, repair: bool) -> Iterator[Problem]:
         unused = [str(row[0]) for row in db.execute(_UNUSED_STEPS)]
         loose = [str(row[0]) for row in db.execute(_UNUSED_LAYERS)]
     yield from found
+    for build in holds.dead(db):
+        yield Problem(f"build {build}", "its process was killed, and it still holds steps", _RECOVERED)
     for step in unused:
-        yield Problem(f"step {step[:12]}", "no image and no mount has it in its history", *_end(repair))
+        yield Problem(f"step {step[:12]}", "no image, mount or build has it in its history", *_end(repair))
     for layer in loose:
         yield Problem(f"layer {layer[:12]}", "no history and no mount uses it", *_end(repair))
     if repair:

@@ -15,7 +15,7 @@ from layerfs.store.fsck.problem import Problem
 from layerfs.store.model import Layer
 from layerfs.union.trees import remove_trees, walk
 
-_IN_LAYER = {"fs", "work", "manifest", "recipe", "origin", "exchange", "inheriting"}
+_IN_LAYER = {"fs", "work", "manifest", "recipe", "origin", "exchange", "inheriting", layers.FILLING}
 """What may be in a layer's directory: see docs/on-disk-format.md, "The store's root"."""
 _FREE = "the next mount removes it, or 'layerfs fsck --repair'"
 _ASIDE = "the next mount sets it aside for you to look at, or 'layerfs fsck --repair'"

@@ -1,0 +1,90 @@
+"""What follows the end of a container's process: an engine does it, and without one a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Layerfs, wait_until
+from tests.system.apirequests import engine
+from tests.system.containers import IMAGE, containers
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def layerfs(tmp_path: Path) -> Iterator[Layerfs]:
+    """The command line with an engine, and the image that containers are made of."""
+    with containers(tmp_path) as there:
+        engine(there.layerfs)
+        yield there.layerfs
+
+
+def inspect(layerfs: Layerfs, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(layerfs.ok("inspect", name))[0]
+    return found
+
+
+def programs(layerfs: Layerfs, word: str) -> list[int]:
+    """Return the processes with *word* and the store of *layerfs* in their command lines."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if word.encode() in line and os.fsencode(layerfs.root) in line:
+                found.append(int(entry.name))
+    return found
+
+
+def kill_engine(layerfs: Layerfs) -> None:
+    os.kill(int((layerfs.run / "engine.lock").read_text().split()[0]), signal.SIGKILL)
+
+
+def restarts(layerfs: Layerfs) -> int:
+    return int(inspect(layerfs, "box")["RestartCount"])
+
+
+def test_an_engine_clears_away_after_a_container_that_nobody_waits_for(layerfs: Layerfs) -> None:
+    layerfs.ok("run", "-d", "--rm", "--network=none", "--name", "box", IMAGE, "true")
+    wait_until(lambda: layerfs.ok("ps", "-aq") == "")
+    wait_until(lambda: not list((layerfs.run / "containers").iterdir()))
+
+
+def test_an_engine_starts_again_what_its_policy_says(layerfs: Layerfs) -> None:
+    layerfs.ok(
+        "run", "-d", "--network=none", "--name", "box", "--restart", "always", IMAGE, "sh", "-c", "exit 1"
+    )
+    wait_until(lambda: restarts(layerfs) >= 4)  # the pauses are longer than a second from here on
+    wait_until(lambda: bool(programs(layerfs, "exited.py")))
+    assert programs(layerfs, "layerfs.engine.finish") == []
+    layerfs.ok("rm", "-f", "box")
+    wait_until(lambda: not programs(layerfs, "exited.py"))
+
+
+def test_restarts_go_on_when_the_engine_is_killed_between_two(layerfs: Layerfs) -> None:
+    layerfs.ok(
+        "run", "-d", "--network=none", "--name", "box", "--restart", "always", IMAGE, "sh", "-c", "exit 1"
+    )
+    wait_until(lambda: restarts(layerfs) >= 3)
+    kill_engine(layerfs)
+    before = restarts(layerfs)
+    wait_until(lambda: restarts(layerfs) >= before + 2)
+    layerfs.ok("rm", "-f", "box")
+    wait_until(lambda: not programs(layerfs, "layerfs.engine.finish"))
+
+
+def test_a_container_that_outlives_the_engine_is_cleared_away(layerfs: Layerfs) -> None:
+    layerfs.ok("run", "-d", "--rm", "--network=none", "--name", "box", IMAGE, "sleep", "600")
+    kill_engine(layerfs)
+    os.kill(inspect(layerfs, "box")["State"]["Pid"], signal.SIGKILL)
+    wait_until(lambda: layerfs.ok("ps", "-aq") == "")
+    wait_until(lambda: not list((layerfs.run / "containers").iterdir()))
