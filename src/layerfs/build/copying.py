@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfs.build import archives
 from layerfs.build.digests import Digest
 from layerfs.build.modes import Mode
 from layerfs.build.owners import find_owner
@@ -87,6 +86,8 @@ def write(
         single = len(selection.picks) == 1
         for pick in selection.picks:
             if pick.kind == "archive":
+                from layerfs.build import archives
+
                 files, size = archives.unpack(
                     pick, target, destination, parents, owner, scratch=scratch, check=check
                 )
