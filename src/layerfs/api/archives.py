@@ -64,9 +64,9 @@ def _saved(
 def load(call: Call) -> Answer:
     """Load the images of the archive that comes with *call*; answer as dockerd does, a JSON object a line.
 
-    `tag` is a name for the image instead of those it brings along. Without `quiet` it is told how far the
-    layers are. What goes wrong is the last line: docker-py raises `ImageLoadError` for that, and not for a
-    status.
+    `tag` is a name for the image instead of those it brings along, `untagged` gives it none. Without `quiet`
+    it is told how far the layers are. What goes wrong is the last line: docker-py raises `ImageLoadError` for
+    that, and not for a status.
     """
     source: Path | BinaryIO | None = call.request.source or cast("BinaryIO | None", call.request.upload)
     if source is None:
@@ -77,7 +77,7 @@ def load(call: Call) -> Answer:
     wanted = _platform(platform) if platform else None
     most = _limits(call.query)
     early = call.request.source is not None
-    tags = call.query.all("tag") or None
+    tags = call.query.all("tag") or ([] if call.query.flag("untagged") else None)
     quiet = call.query.flag("quiet")
 
     def work(lines: Lines) -> None:
