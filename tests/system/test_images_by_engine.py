@@ -263,9 +263,16 @@ def test_registries_are_reached_as_the_command_says(api: Api, layerfs: Layerfs, 
     layerfs.environment["REGISTRY_AUTH_FILE"] = str(at / "auth.json")
     assert layerfs.ok("pull", plain, f"{guarded.host}/by/command@{digest}") == image
     assert layerfs.ok("pull", plain, f"docker://{name}", "other:2") == image
+    layerfs.ok("rmi", "-f", image)
+    assert (
+        len(layerfs.ok("create", "--pull=always", "--name=c", f"{guarded.host}/by/command@{digest}", "true"))
+        == 64
+    )
+    layerfs.ok("rm", "c")
+    layerfs.ok("tag", f"{guarded.host}/by/command@{digest}", name)
     assert "/nowhere" in layerfs.refused("pull", plain, "--policy", "/nowhere", name)
     (at / "policy.json").write_text('{"default": [{"type": "reject"}]}')
-    layerfs.ok("rmi", "-f", image)
+    layerfs.ok("rmi", "-f", name)
     assert "policy" in layerfs.refused("pull", plain, "--policy", at / "policy.json", name)
     assert "no-such-option" in layerfs.refused("pull", plain, "--skopeo=--no-such-option", name)
     nothing_is_left(layerfs, 0)

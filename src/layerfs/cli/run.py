@@ -195,6 +195,9 @@ def _pull(client: Client, reference: str, given: dict[str, Any]) -> None:
     from layerfs.cli.access import access_body
     from layerfs.cli.distribution import pull_named
     from layerfs.cli.progress import Progress
+    from layerfs.distribution.named import Named
 
+    # As for docker, a registry on the loopback need not have TLS: there is no option to say so.
+    access = access_body(tls_verify=False if Named.parse(reference).is_local else None)
     with Progress(f"pulling {reference}", wanted=not given["quiet"]) as progress:
-        pull_named(client, reference, {"Platform": given["platform"], **access_body()}, progress)
+        pull_named(client, reference, {"Platform": given["platform"], **access}, progress)
