@@ -297,3 +297,18 @@ def test_images_in_files_are_brought_by_the_command(
     assert image
     assert "no such file" in layerfs.refused("pull", "oci:/nowhere:x")
     nothing_is_left(layerfs, 1)
+
+
+def test_what_was_cleared_away_is_told_and_the_upload_read(api: Api, layerfs: Layerfs) -> None:
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    layerfs.ok("rmi", "a:1")
+    for words, said in (
+        (("load", layerfs.directory / "a.tar"), "Loaded image: a:1\n"),
+        (("import", layerfs.directory / "tree", "b:1"), "sha256:"),
+    ):
+        (layerfs.root / "tmp/left").mkdir(parents=True)
+        done = layerfs(*words)
+        assert (done.returncode, done.stdout.startswith(said)) == (0, True), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "tmp/left: what was put together there was not finished" in done.stderr
+    nothing_is_left(layerfs, 2)

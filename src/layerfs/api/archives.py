@@ -85,8 +85,9 @@ def load(call: Call) -> Answer:
         from layerfs.store import Store
 
         with Store(call.root) as store:
-            for line in store.recover():
-                lines.put({"aux": {"Note": line}})
+            notes = store.recover()
+            if early:
+                lines.notes(notes)
             loaded = oci.load(
                 store,
                 source,
@@ -96,6 +97,8 @@ def load(call: Call) -> Answer:
                 progress=lines.bytes_done("Loading" if early and not quiet else None),
                 layer_progress=lines.layers_done(None if quiet else "Loading layer"),
             )
+        if not early:  # before the upload is read, nothing may be said: its end is not read after that
+            lines.notes(notes)
         for each in loaded:
             _tell(lines, each)
 

@@ -158,16 +158,17 @@ def import_image(call: Call) -> Answer:
         return apart.answer(call)
     texts = [line.strip() for text in call.query.all("changes") for line in text.splitlines()]
     called = call.query.get("called")
-    shown = "Importing" if call.query.flag("progress") and call.request.source is not None else None
+    early = call.request.source is not None
+    shown = "Importing" if call.query.flag("progress") and early else None
 
     def work(lines: Lines) -> None:
         from layerfs.store import Store
 
         report = lines.bytes_done(shown)
         with Store(call.root) as store:
-            if called:
-                for line in store.recover():
-                    lines.put({"aux": {"Note": line}})
+            notes = store.recover() if called else []
+            if early:
+                lines.notes(notes)
             image = store.import_image(
                 archive,
                 reference,
@@ -176,6 +177,8 @@ def import_image(call: Call) -> Answer:
                 called=called or "-",
                 progress=lambda done: report(done, 0),
             )
+        if not early:  # before the upload is read, nothing may be said: its end is not read after that
+            lines.notes(notes)
         lines.put({"status": f"sha256:{image.id}"})
 
     return Stream(200, Lines.of(work), JSON_LINES)

@@ -40,8 +40,7 @@ def pull(call: Call) -> Answer:
 
         with Store(call.root) as store:
             if call.place.alone:
-                for line in store.recover():
-                    lines.put({"aux": {"Note": line}})
+                lines.notes(store.recover())
             (pulled,) = pull(
                 store,
                 named,
