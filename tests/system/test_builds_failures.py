@@ -109,6 +109,19 @@ def test_a_build_ends_when_its_client_is_killed(served: Builds) -> None:
     assert _sleepers("985") == []
 
 
+def test_a_command_whose_runtime_is_killed_ends_with_it(served: Builds) -> None:
+    with _running(served, HEAD + "RUN echo started; sleep 981\n") as process:
+        (bundle,) = served.layerfs.run.glob("builds/*/private/bundles/*")
+        found = subprocess.run(
+            ["pgrep", "-f", f"run --bundle {bundle} "], capture_output=True, text=True, check=True
+        )
+        os.kill(int(found.stdout), signal.SIGKILL)
+        said = process.communicate(timeout=30)[1].decode()
+    assert "the OCI runtime of the command was killed by signal 9" in said
+    assert _sleepers("981") == []
+    assert served.left() == []
+
+
 class _running:
     """A build that goes on, once its command has written "started"."""
 
