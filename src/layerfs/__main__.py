@@ -1,7 +1,5 @@
 """`python -m layerfs` is `layerfs`."""
 
-import sys
+from layerfs.start import run
 
-from layerfs.cli import main
-
-sys.exit(main())
+run()

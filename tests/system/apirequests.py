@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from layerfs.unixhttp.transport import UnixConnection
 from tests.conftest import PATIENCE, Layerfs, wait_until
+
+
+class UnixConnection(HTTPConnection):
+    """A connection to the server that listens on the socket *path*."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
 
 
 class Answer(NamedTuple):

@@ -13,7 +13,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,18 +131,33 @@ def containers(directory: Path, layerfs: Layerfs | None = None) -> Iterator[Cont
 
 
 class Terminal:
-    """`layerfs ARGUMENTS` on a terminal of its own; a context manager."""
+    """`layerfs ARGUMENTS`, or another *command*, on a terminal of its own; a context manager."""
 
     def __init__(
-        self, containers: Containers, arguments: Sequence[str], rows: int = 33, columns: int = 101
+        self,
+        containers: Containers,
+        arguments: Sequence[str],
+        rows: int = 33,
+        columns: int = 101,
+        *,
+        command: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.master, slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(slave)
         self.output = b""
         self.slave = slave
-        self.process = containers.popen(
-            *arguments, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=_control
+        self.process = subprocess.Popen(
+            command or [*containers.layerfs.words, *arguments],
+            env=env or containers.layerfs.environment,
+            cwd=cwd,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=_control,
         )
 
     def resize(self, rows: int, columns: int) -> None:

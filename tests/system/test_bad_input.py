@@ -291,6 +291,7 @@ class TestSurroundings:
         layerfs.store_is_damaged = True
         with sqlite3.connect(layerfs.root / "layerfs.db") as database:
             database.execute("PRAGMA user_version = 99")
+            database.execute("UPDATE compatible SET version = 99")
         database.close()
         for command in (["images"], ["mount", "--image", base, str(free)], ["rmi", base]):
             line = layerfs.refused(*command)

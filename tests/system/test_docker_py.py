@@ -10,7 +10,7 @@ import docker
 import docker.errors
 import pytest
 
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_until
 from tests.system.apirequests import engine
 from tests.system.containers import IMAGE, containers
 
@@ -103,3 +103,45 @@ def test_a_load_that_fails_says_so_in_its_last_line(api: Any) -> None:
     (line,) = api.load_image(b"no archive")
     assert "archive" in line["errorDetail"]["message"]
     assert line["error"] == line["errorDetail"]["message"]
+
+
+def test_a_commit_has_nothing_that_was_made_to_mount_on(api: Any, run: Any) -> None:
+    one = run(["sh", "-c", "mkdir /mine; sleep 999"])
+    for running in (True, False):
+        image = api.commit(one)["Id"]
+        made = api.create_container(image, ["true"], host_config=api.create_host_config(network_mode="none"))
+        api.get_archive(made, "/mine")
+        for name in ("hosts", "hostname", "resolv.conf"):
+            with pytest.raises(docker.errors.NotFound):
+                api.get_archive(made, f"/etc/{name}")
+        api.remove_container(made)
+        hosts = api.exec_start(api.exec_create(one, ["cat", "/etc/hosts"])) if running else b"127.0.0.1"
+        assert hosts.startswith(b"127.0.0.1")
+        api.stop(one, timeout=0)
+    api.start(one)
+    assert api.exec_start(api.exec_create(one, ["cat", "/etc/hosts"])).startswith(b"127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "line"),
+    [
+        ({"Memory": 7 << 20, "MemorySwap": 7 << 20}, 409, "unable to set memory limit to 7340032"),
+        ({"MemorySwap": 8 << 20}, 400, "Minimum memoryswap limit should be larger than memory limit"),
+        ({"NanoCpus": 10**6}, 400, "range of CPUs is from 0.01"),
+        ({"PidsLimit": 10**12}, 400, "the kernel refuses 1000000000000 for pids.max: invalid argument"),
+        ({"CpuQuota": 2**62}, 400, "the kernel refuses"),
+    ],
+)
+def test_an_update_that_cannot_be(api: Any, run: Any, limits: Any, status: int, line: str) -> None:
+    words = ["sh", "-c", "dd if=/dev/zero of=/dev/shm/used bs=1M count=20; echo used; sleep 999"]
+    one = run(words, host={"mem_limit": 64 << 20})
+    wait_until(lambda: b"used" in api.logs(one))
+    before = api.inspect_container(one)["HostConfig"]
+    answer = api._post_json(api._url("/containers/{0}/update", one), data=limits)
+    if status == 409 and api.info()["CgroupVersion"] == "2":
+        pytest.skip("version 2 of control groups takes memory away until the limit fits")
+    assert answer.status_code == status
+    assert line in answer.json()["message"]
+    assert "\n" not in answer.json()["message"]
+    assert "/sys/fs" not in answer.json()["message"]
+    assert api.inspect_container(one)["HostConfig"] == before

@@ -96,7 +96,7 @@ def test_other_limits_while_it_runs(there: Containers, mount: Callable[[], Mount
     host = there.inspect("counter")["HostConfig"]
     assert (host["PidsLimit"], host["Memory"]) == (None, 96 << 20)
 
-    with pytest.raises(BadRequest, match="CPU Quota cannot be updated as NanoCPUs"):
+    with pytest.raises(Conflict, match="CPU Quota cannot be updated as NanoCPUs"):
         update.update(root, mount(), {"CpuQuota": 5000})
     with pytest.raises(BadRequest, match=r"^Memory must be a whole number"):
         update.update(root, mount(), {"Memory": "1g"})

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,23 @@ def test_a_log_that_is_followed(tmp_path: Path) -> None:
         b"two\n",
         b"three",
     ]
+
+
+def test_a_directory_that_goes_while_others_want_its_lock() -> None:
+    end = time.monotonic() + 1
+
+    def take_and_discard() -> int:
+        taken = 0
+        while time.monotonic() < end:
+            with Lock(ID) as lock:
+                lock.discard()
+                taken += 1
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        found = [pool.submit(take_and_discard) for _ in range(4)]
+    assert all(one.result() > 0 for one in found)
+    assert not directory(ID).exists()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from layerfs.container import hostconfig, resources, stats, top
 from layerfs.container.members import Members
-from layerfs.errors import BadRequest
+from layerfs.errors import BadRequest, Conflict
 from layerfs.host import cgroups
 from layerfs.host.cgroups import Groups, Support
 
@@ -159,8 +159,10 @@ def test_other_limits_over_those_of_before() -> None:
         ({"Memory": 1, "MemorySwap": 2}, {"Memory": 3}),
     )
     for old, new in clashes:
-        with pytest.raises(BadRequest):
+        with pytest.raises(Conflict):
             resources.merged(limits(**old), limits(**new))
+    with pytest.raises(BadRequest, match="Minimum memoryswap limit"):
+        resources.merged(limits(Memory=8 << 20, MemorySwap=16 << 20), limits(MemorySwap=7 << 20))
 
 
 def test_limits_for_a_runtime() -> None:

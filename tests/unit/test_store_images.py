@@ -200,3 +200,52 @@ def test_data_version_shows_changes_by_others(store: Store, base: Image) -> None
     with Store(store.root) as other:
         other.tag(base.id, "theirs")
     assert store.data_version() != before
+
+
+DIGEST, OTHER = (f"sha256:{letter * 64}" for letter in "ab")
+
+
+def test_an_image_is_found_by_the_digest_that_it_has_in_a_registry(store: Store, base: Image) -> None:
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    for name in (f"debian@{DIGEST}", f"docker.io/library/debian@{DIGEST}", f"debian:any@{DIGEST}"):
+        assert store.resolve(name).digests == (f"debian@{DIGEST}",)
+    for name in (f"debian@{OTHER}", f"host:5000/debian@{DIGEST}"):
+        with pytest.raises(NotFound, match=f"no such image: {name}"):
+            store.resolve(name)
+    with pytest.raises(BadRequest, match="is no digest"):
+        store.resolve("debian@12")
+    with pytest.raises(NotFound):
+        store.note_digest("0" * 64, f"debian@{DIGEST}")
+
+
+def test_a_digest_goes_with_the_last_tag_of_its_repository(store: Store, base: Image) -> None:
+    for tag in ("debian:stable", "other:1"):
+        store.tag(base.id, tag)
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    store.note_digest(base.id, f"other@{DIGEST}")
+    assert store.remove_image("debian:12") == [Removal(untagged="debian:12")]
+    assert store.remove_image("debian:stable") == [
+        Removal(untagged="debian:stable"), Removal(untagged=f"debian@{DIGEST}")
+    ]  # fmt: skip
+    assert store.resolve("other:1").digests == (f"other@{DIGEST}",)
+    removed = store.remove_image("other:1")
+    assert removed[:3] == [
+        Removal(untagged="other:1"), Removal(untagged=f"other@{DIGEST}"), Removal(deleted=f"sha256:{base.id}")
+    ]  # fmt: skip
+
+
+def test_an_image_with_a_digest_alone_is_removed_with_that(store: Store, base: Image) -> None:
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    store.untag("debian:12")
+    assert store.prune_images(tagged=False)[0] == []  # it has a name
+    removed = store.remove_image(f"debian@{DIGEST}")
+    assert removed[:2] == [Removal(untagged=f"debian@{DIGEST}"), Removal(deleted=f"sha256:{base.id}")]
+    assert store.images() == []
+
+
+def test_a_digest_is_the_name_of_one_image(store: Store, base: Image, mount: Mount) -> None:
+    made = commit(store, mount.name, "made:1")
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    store.note_digest(made.id, f"debian@{DIGEST}")
+    assert store.resolve(f"debian@{DIGEST}").id == made.id
+    assert store.resolve(base.id).digests == ()

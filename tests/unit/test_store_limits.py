@@ -33,15 +33,40 @@ def test_a_new_store(root: Path) -> None:
 
 def test_a_store_of_a_newer_version(root: Path) -> None:
     Store(root).close()
-    database = sqlite3.connect(root / "layerfs.db")
-    database.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 6}")
+    known = len(MIGRATIONS)
+    database = sqlite3.connect(root / "layerfs.db", isolation_level=None)
+    database.execute(f"PRAGMA user_version = {known + 6}")
+    database.execute("UPDATE compatible SET version = ?", (known + 1,))
     database.close()
     with pytest.raises(Conflict) as caught:
         Store(root)
-    known = len(MIGRATIONS)
     assert str(caught.value) == (
         f"store {root} is of version {known + 6}, this layerfs knows {known}: upgrade layerfs"
+        " (a mount of an older one goes on; unmount it and mount it again to commit)"
     )
+
+
+def test_a_store_to_which_a_newer_version_has_only_added_is_used(
+    root: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the daemon of a mount does that was there before layerfs was upgraded."""
+    added = ("CREATE TABLE extra (a TEXT)", "ALTER TABLE images ADD COLUMN more TEXT")
+    with Store(root) as store:
+        base = store.import_image(tree, "base:1")
+        mount = store.create_mount("m", image=base)
+    with monkeypatch.context() as patch:
+        patch.setattr("layerfs.store.database.MIGRATIONS", (*MIGRATIONS, added))
+        Store(root).close()
+    with Store(root) as store:
+        upper = store.prepare_upper(mount)
+        image = store.commit(mount, upper, reference="made:1")
+        assert store.resolve("made:1").id == image.id
+    with monkeypatch.context() as patch:
+        patch.setattr("layerfs.store.database.MIGRATIONS", (*MIGRATIONS, added, ("DROP TABLE extra",)))
+        patch.setattr("layerfs.store.database.COMPATIBLE", len(MIGRATIONS) + 2)
+        Store(root).close()
+    with pytest.raises(Conflict, match="upgrade layerfs"):
+        Store(root)
 
 
 def test_a_migration_that_fails_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +80,7 @@ def test_a_migration_that_fails_changes_nothing(root: Path, monkeypatch: pytest.
         pass
     with monkeypatch.context() as patch:
         patch.setattr("layerfs.store.database.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE extra (a TEXT)",)))
+        patch.setattr("layerfs.store.database.COMPATIBLE", len(MIGRATIONS) + 1)
         Store(root).close()
     with pytest.raises(Conflict, match="upgrade layerfs"):
         Store(root)
@@ -73,8 +99,20 @@ def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
     now = store.layer(today)
     with store.database.transaction():
         store.database.execute("UPDATE layers SET outside = 0, prefix = NULL")
-        for table in ("volume_uses", "volumes", "ports", "endpoints", "networks"):  # of later versions
+        for table in (
+            "build_cache",
+            "build_steps",
+            "builds",
+            "digests",
+            "compatible",
+            "volume_uses",
+            "volumes",
+            "ports",
+            "endpoints",
+            "networks",
+        ):  # of later versions
             store.database.execute(f"DROP TABLE {table}")
+        store.database.execute("ALTER TABLE mounts DROP COLUMN build")
         store.database.execute("PRAGMA user_version = 4")
     with Store(store.root) as migrated:
         then = migrated.layer(today)

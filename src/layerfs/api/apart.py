@@ -1,5 +1,6 @@
 """Answering a call in another process: `python -m layerfs.api.apart`.
 
+What takes long does not slow this process down, which has other requests, or a filesystem, to serve.
 The daemon of a mount must not use files of its own mount: a process that it starts closes them, and closing
 may wait for the daemon, which waits for that process. Nor could it be killed while it waits for itself.
 """
@@ -8,18 +9,26 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.api import child
 from layerfs.api.routes import Call, Place
-from layerfs.errors import LayerfsError
+from layerfs.errors import BadRequest, LayerfsError
+from layerfs.host.polling import readable
 from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream
 
+if TYPE_CHECKING:
+    from layerfs.mounting.request import MountRequest
+
+CHUNK = 1 << 18
+_SIZE = struct.Struct("!I")
+_HEARTBEAT = 0.5
+"""Seconds between two signs of life of a stream that has nothing to say."""
 _PATIENCE = 30.0
 """Seconds that the process may take to end in order."""
 
@@ -50,8 +59,9 @@ def answer(call: Call) -> Answer:
         assert process.stdout is not None
         with suppress(BrokenPipeError):  # it has seen enough
             _write(process.stdin.fileno(), json.dumps(head).encode() + b"\n")
-            while request.upload is not None and (piece := request.upload.read(child.CHUNK)):
-                _write(process.stdin.fileno(), piece)
+            while request.upload is not None and (piece := request.upload.read(CHUNK)):
+                _write(process.stdin.fileno(), _SIZE.pack(len(piece)) + piece)
+            _write(process.stdin.fileno(), _SIZE.pack(0))
         process.stdin.close()
         pieces = _pieces(process.stdout.fileno(), stack.pop_all())
         next(pieces)
@@ -66,7 +76,7 @@ def answer(call: Call) -> Answer:
         told = json.loads(line)
         headers = tuple((name, value) for name, value in told["headers"])
         if told["streams"]:
-            return Stream(told["status"], child.after(start, pieces), headers)
+            return Stream(told["status"], _after(start, pieces), headers)
         return Response(told["status"], start + b"".join(pieces), headers)
     except BaseException:
         pieces.close()
@@ -76,7 +86,27 @@ def answer(call: Call) -> Answer:
 def _pieces(fd: int, stack: ExitStack) -> Generator[bytes, None, None]:
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator ends the process
-        yield from child.read(fd)
+        yield from _read(fd)
+
+
+def _read(fd: int) -> Generator[bytes, None, None]:
+    """Yield what comes from the descriptor *fd* until its end; nothing now and then while nothing comes."""
+    while True:
+        if not readable([fd], _HEARTBEAT):
+            yield b""
+        elif piece := os.read(fd, CHUNK):
+            yield piece
+        else:
+            return
+
+
+def _after(first: bytes, pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Yield *first*, and *pieces* after it, which are closed with this."""
+    try:
+        yield first
+        yield from pieces
+    finally:
+        pieces.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -98,20 +128,38 @@ def _write(fd: int, data: bytes) -> None:
 
 
 class _Input:
-    """The body of a request, from a pipe; an `Upload`."""
+    """The body of a request, from a pipe, each piece after its size; an `Upload`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._left = 0
+        self._ended = False
 
     def read(self, size: int, /) -> bytes:
-        """Return up to *size* bytes, nothing at the end."""
-        return self._file.read(size) or b""
+        """Return up to *size* bytes, nothing at the end. Raises `BadRequest` where the end does not come."""
+        if not self._left and not self._ended:
+            (self._left,) = _SIZE.unpack(self._exactly(_SIZE.size))
+            self._ended = self._left == 0
+        data = self._some(min(size, self._left)) if self._left else b""
+        self._left -= len(data)
+        return data
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += self._some(size - len(data))
+        return data
+
+    def _some(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if not data:
+            raise BadRequest("the request ended before its body did")
+        return data
 
 
 def main() -> int:
     """Answer the request that standard input begins with; the rest of it is the body."""
     from layerfs.api import app
-    from layerfs.api.server import start_mount
 
     source = os.fdopen(0, "rb", buffering=0)
     line = b""
@@ -125,18 +173,27 @@ def main() -> int:
         version=(head["version"][0], head["version"][1]),
         upload=_Input(source) if head["upload"] else None,
     )
-    given = app.answer(Place(Path(head["root"]), start_mount, alone=True), request)
+    given = app.answer(Place(Path(head["root"]), _launch, alone=True), request)
+    source.close()  # who sends more than was read goes on, and reads the answer
     streams = isinstance(given, Stream)
     headers = [list(pair) for pair in given.headers]
     status = given.status if isinstance(given, (Response, Stream)) else 500
-    _write(1, json.dumps({"status": status, "headers": headers, "streams": streams}).encode() + b"\n")
-    if isinstance(given, Stream):
-        with closing(given.chunks), suppress(BrokenPipeError):
-            for piece in given.chunks:
-                _write(1, piece)
-    elif isinstance(given, Response):
-        _write(1, given.body)
+    told = json.dumps({"status": status, "headers": headers, "streams": streams}).encode() + b"\n"
+    with suppress(BrokenPipeError):  # nobody wants the answer any more
+        if isinstance(given, Stream):
+            with closing(given.chunks):
+                _write(1, told)
+                for piece in given.chunks:
+                    _write(1, piece)
+        else:
+            _write(1, told + (given.body if isinstance(given, Response) else b""))
     return 0
+
+
+def _launch(request: MountRequest) -> str:
+    from layerfs.api.server import start_mount
+
+    return start_mount(request)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import BadRequest, LayerfsError, NotFound, OtherStore, from_os_error
-from layerfs.unixhttp.message import API_VERSION, MIN_API_VERSION, Answer, Request, Stream, error_response
+from layerfs.unixhttp.message import (
+    API_VERSION,
+    MIN_API_VERSION,
+    Answer,
+    Request,
+    Stream,
+    error_response,
+    quoted_root,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -64,7 +71,7 @@ def find(place: Place, request: Request) -> tuple[Route, Call]:
                     *version, *API_VERSION
                 )
             )
-        request = replace(request, path=match[3], version=version)
+        request = request._replace(path=match[3], version=version)
     for module in MODULES.get(request.path.removeprefix("/").partition("/")[0], ()):
         for route in _routes(module):
             if route.method == request.method and (names := route.pattern.fullmatch(request.path)):
@@ -87,7 +94,7 @@ def load() -> None:
 def _check_store(place: Place, request: Request) -> None:
     """Raise `OtherStore` if *request* is for another store, or from another mount namespace."""
     root, namespace = (request.headers.get(name) for name in ("layerfs-root", "layerfs-namespace"))
-    if root is not None and root != str(place.root):
+    if root is not None and root != quoted_root(place.root):
         raise OtherStore(f"this engine serves {place.root}")
     if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
         raise OtherStore("this engine is in another mount namespace")
@@ -102,7 +109,7 @@ def run(route: Route, call: Call) -> Answer:
         answer = failure(error)
     finally:
         call.close()  # a stream may go on in another thread
-    return replace(answer, chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
+    return answer._replace(chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
 
 
 def _closing(answer: Stream, call: Call) -> Generator[bytes, None, None]:

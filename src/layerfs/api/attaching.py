@@ -14,9 +14,11 @@ from layerfs.api.running import the_container
 from layerfs.api.times import parse_time
 from layerfs.container import files, logs
 from layerfs.container.attachment import STDERR, STDOUT, Wanted, bridge, detach_keys, frame, is_closed
+from layerfs.container.stored import host_config
 from layerfs.container.tickets import Ticket
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.record import look
+from layerfs.store import imageconfig
 from layerfs.unixhttp.message import Answer, Headers, Stream, Takeover
 
 if TYPE_CHECKING:
@@ -88,11 +90,13 @@ def show_logs(call: Call) -> Answer:
         lines = None  # as dockerd
     since, until = (parse_time(query.get(name), name) for name in ("since", "until"))
     terminal = bool(row.container.get("Tty"))
+    details = _details(row) if query.flag("details") else b""
 
     def encoded(piece: Piece) -> bytes:
         if piece.stream not in streams or not _is_between(piece, since, until):
             return b""
-        text = piece.time + b" " + piece.text if query.flag("timestamps") else piece.text
+        text = details + piece.text
+        text = piece.time + b" " + text if query.flag("timestamps") else text
         return text if terminal else frame(_STREAMS[piece.stream], text)
 
     def goes_on() -> bool:
@@ -103,6 +107,11 @@ def show_logs(call: Call) -> Answer:
         files.log_path(call.root, row.id), tail=lines, goes_on=goes_on if query.flag("follow") else None
     )
     return Stream(200, _encoded(pieces, encoded), form(call, terminal=terminal))
+
+
+def _details(row: Mount) -> bytes:
+    options = host_config(row.container)["LogConfig"]["Config"]
+    return logs.details(options, imageconfig.labels(row.config), row.config.get("Env") or ())
 
 
 def _encoded(

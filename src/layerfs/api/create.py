@@ -8,12 +8,10 @@ import secrets
 from typing import TYPE_CHECKING, Any
 
 from layerfs.api.routes import Call, route
-from layerfs.container import netavark, volumes
+from layerfs.container import netavark, renaming, volumes
 from layerfs.container.settings import described
 from layerfs.container.versions import adapted
-from layerfs.errors import BadRequest, Conflict, NotFound
-from layerfs.host import rundir
-from layerfs.host.record import settled
+from layerfs.errors import BadRequest, NotFound
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
@@ -94,12 +92,7 @@ def rename(call: Call) -> Response:
     name = call.query.get("name").removeprefix("/")
     if not name:
         raise BadRequest("Neither old nor new names may be empty")
-    row = call.row(call.names["name"])
-    if name != row.name and rundir.running_pid(rundir.check_name(name)) is not None:
-        raise Conflict(f"the name {name} is in use: choose another one")
-    settled(row.id)  # the name that a start which is going on has looked up stays until it is through
-    call.store.rename_mount(row.id, name)
-    rundir.rename(row.name, name)
+    renaming.rename(call.root, call.row(call.names["name"]), name)
     return _NO_CONTENT
 
 

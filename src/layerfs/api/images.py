@@ -29,7 +29,8 @@ def list_images(call: Call) -> Response:
     filters = parse_filters(call.query.get("filters"), ("before", "dangling", "label", "reference", "since"))
     images = call.store.images()
     parents = {image.parent for image in images}
-    shown = [image for image in images if image.tags or call.query.flag("all") or image.id not in parents]
+    every = call.query.flag("all")
+    shown = [it for it in images if it.tags or it.digests or every or it.id not in parents]
     shown = [image for image in shown if _matches(image, filters)]
     for name in filters.get("before", ()):
         limit = call.store.resolve(name).created
@@ -63,7 +64,7 @@ def _shared_sizes(call: Call, images: list[Image]) -> dict[str, int]:
 
 def _matches(image: Image, filters: Filters) -> bool:
     dangling = boolean_filter(filters, "dangling")
-    if dangling is not None and dangling is bool(image.tags):
+    if dangling is not None and dangling is bool(image.tags or image.digests):
         return False
     if filters.get("reference") and not _with_wanted_tags(image, filters).tags:
         return False
@@ -83,7 +84,10 @@ def inspect_image(call: Call) -> Response:
     """Return everything about one image."""
     image = call.store.resolve(call.names["name"])
     size = call.store.image_size(image)
-    return json_response(image_inspect(image, call.store.layers_of(image), size=size))
+    answer = image_inspect(image, call.store.layers_of(image), size=size)
+    if call.request.version < (1, 44):
+        answer["VirtualSize"] = size
+    return json_response(answer)
 
 
 def history(call: Call) -> Response:

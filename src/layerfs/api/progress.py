@@ -6,13 +6,16 @@ import json
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from layerfs.errors import LayerfsError, from_os_error
 
 _QUIET = 0.5
 """Seconds after which an empty piece is yielded, so that a client that is gone is noticed."""
+_OFTEN = 0.1
+"""Seconds between two words about the same."""
 _AHEAD = 256
 """Lines that the work may be ahead of the client."""
 JSON_LINES = (("Content-Type", "application/json"),)
@@ -45,6 +48,40 @@ class Lines:
         """Say *fields*. Raises `Gone`."""
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
         self._put(text.encode("utf-8", "replace") + b"\r\n")
+
+    def bytes_done(self, status: str | None) -> Callable[[int, int], None]:
+        """Return what takes how many bytes are done, and are to be done in all (0: not known).
+
+        It says so as *status*, if that is given, several times a second. It raises `Gone`.
+        """
+        said = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal said
+            self.check()
+            if status is not None and time.monotonic() - said > _OFTEN:
+                said = time.monotonic()
+                self.put({"status": status, "progressDetail": {"current": done, "total": total}})
+
+        return report
+
+    def layers_done(self, status: str | None) -> Callable[[Sequence[tuple[str, int, int]]], None]:
+        """Return the same for layers: the digest of each, and its bytes. It may be called in any thread."""
+        said: dict[str, int] = {}
+        last = 0.0
+
+        def report(state: Sequence[tuple[str, int, int]]) -> None:
+            nonlocal last
+            self.check()
+            if status is None or time.monotonic() - last < _OFTEN:
+                return
+            last = time.monotonic()
+            for digest, done, size in state:
+                if done and said.get(digest) != done:
+                    said[digest] = done
+                    self.say(status, digest.partition(":")[2][:12], current=done, total=size)
+
+        return report
 
     def check(self) -> None:
         """Raise `Gone` where nobody listens."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from layerfs.api.config import joined_reference
@@ -118,34 +119,56 @@ def _check_platform(call: Call, named: Named) -> None:
         )
 
 
-def import_image(call: Call) -> Response:
-    """Make an image of the archive of a tree that comes with the call."""
-    from layerfs.api.progress import JSON_LINES
+def import_image(call: Call) -> Answer:
+    """Make an image of the archive of a tree that comes with the call.
+
+    `called` is what it comes from, for the history. With `progress` it is told how far it is.
+    """
+    from layerfs.api.progress import JSON_LINES, Lines
     from layerfs.oci import platforms
 
-    source = call.query.get("fromSrc")
-    if not source:
+    given = call.query.get("fromSrc")
+    if not given:
         raise BadRequest("give fromImage, an image to pull, or fromSrc=- with an archive to import")
-    if source != "-":
+    if given != "-":
         raise NotImplementedHere(
             "importing from a URL is not supported: fetch it yourself, as in 'curl URL | docker import -'"
         )
-    if call.request.upload is None:
+    archive: Path | BinaryIO | None = call.request.source or cast("BinaryIO | None", call.request.upload)
+    if archive is None:
         raise BadRequest("no archive came with the request")
     reference = joined_reference(call.query)
     if platform := call.query.get("platform"):
         wanted, own = platforms.parse(platform), platforms.parse(None)
         if wanted[:2] != own[:2]:
             raise BadRequest(f"an archive is imported for {own}, not for {wanted}")
-    changes = [line.strip() for text in call.query.all("changes") for line in text.splitlines()]
-    image = call.store.import_image(
-        cast(BinaryIO, call.request.upload),
-        reference,
-        message=call.query.get("message") or "Imported from -",
-        changes=[line for line in changes if line],
-    )
-    line = json.dumps({"status": f"sha256:{image.id}"}) + "\r\n"
-    return Response(200, line.encode(), JSON_LINES)
+    if not call.place.alone:
+        from layerfs.api import apart
+
+        return apart.answer(call)
+    texts = [line.strip() for text in call.query.all("changes") for line in text.splitlines()]
+    called = call.query.get("called")
+    shown = "Importing" if call.query.flag("progress") and call.request.source is not None else None
+
+    def work(lines: Lines) -> None:
+        from layerfs.store import Store
+
+        report = lines.bytes_done(shown)
+        with Store(call.root) as store:
+            if called:
+                for line in store.recover():
+                    lines.put({"aux": {"Note": line}})
+            image = store.import_image(
+                archive,
+                reference,
+                message=call.query.get("message") or ("" if called else "Imported from -"),
+                changes=[line for line in texts if line],
+                called=called or "-",
+                progress=lambda done: report(done, 0),
+            )
+        lines.put({"status": f"sha256:{image.id}"})
+
+    return Stream(200, Lines.of(work), JSON_LINES)
 
 
 def log_in(call: Call) -> Response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -10,7 +10,7 @@ from trio import to_thread
 
 from layerfs.api import app
 from layerfs.api.routes import Call, Place, Route
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, OtherStore
 from layerfs.mounting import launch
 from layerfs.mounting.request import MountRequest
 from layerfs.mounting.served import LiveMount
@@ -42,7 +42,7 @@ class App:
         try:
             route, call = app.find(self.place, request)
         except LayerfsError as error:
-            return _Refused(app.failure(error))
+            return _Refused(app.failure(error), upload=isinstance(error, OtherStore))
         return _Found(route, call, self._limiter(route, call))
 
     def _limiter(self, route: Route, call: Call) -> trio.CapacityLimiter:
@@ -70,7 +70,7 @@ class _Found:
     async def answer(self, request: Request) -> Answer:
         """See `Handling`. Cancelling leaves alone what changes the store, and abandons what reads it."""
         # The route has taken the version out of the path.
-        self.call.request = replace(self.call.request, body=request.body, upload=request.upload)
+        self.call.request = self.call.request._replace(body=request.body, upload=request.upload)
         reads = request.method in ("GET", "HEAD") and not self.route.waits
         return await to_thread.run_sync(
             app.run, self.route, self.call, abandon_on_cancel=reads, limiter=self.limiter
@@ -83,6 +83,7 @@ class _Refused:
 
     refusal: Answer
     upload: bool = False
+    """True leaves the body alone: for another store it is read by who sends it."""
 
     async def answer(self, request: Request) -> Answer:
         """See `Handling`."""

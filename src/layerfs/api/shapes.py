@@ -36,11 +36,12 @@ def go_architecture(machine: str | None = None) -> str:
 def image_summary(image: Image, *, size: int, containers: int, named_none: bool) -> dict[str, Any]:
     """Return an item of `GET /images/json`; *named_none* gives untagged images the tag of old versions."""
     none = named_none and not image.tags
+    by_digest = list(image.digests)
     return {
         "Id": digest(image.id),
         "ParentId": digest(image.parent),
         "RepoTags": ["<none>:<none>"] if none else list(image.tags),
-        "RepoDigests": ["<none>@<none>"] if none else [],
+        "RepoDigests": ["<none>@<none>"] if none and not by_digest else by_digest,
         "Created": int(image.created.timestamp()),
         "Size": size,
         "SharedSize": -1,
@@ -59,13 +60,16 @@ def image_inspect(image: Image, layers: Sequence[Layer], *, size: int) -> dict[s
     return {
         "Id": digest(image.id),
         "RepoTags": list(image.tags),
-        "RepoDigests": [],
+        "RepoDigests": list(image.digests),
         "Parent": digest(image.parent),
         "Comment": image.comment,
         "Created": timestamp(image.created),
         "DockerVersion": "",
         "Author": image.author,
         "Config": image.config,
+        # No more in dockerd's answers since version 1.45. But docker-compose 1.29 asks by the newest version,
+        # and reads the image's volumes here, without a look whether it is there.
+        "ContainerConfig": image.config,
         "Architecture": image.architecture,
         "Os": image.os,
         "Size": size,

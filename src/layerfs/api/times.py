@@ -10,8 +10,7 @@ from layerfs.errors import BadRequest
 ZERO_TIME = "0001-01-01T00:00:00Z"
 """Go's zero time, which Docker shows for a time that never was."""
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
-_AGO = re.compile(rf"(?:{_DURATION.pattern})+", re.ASCII)
+_DURATION = r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)"
 
 
 def timestamp(moment: datetime | None) -> str:
@@ -41,7 +40,8 @@ def parse_until(text: str) -> datetime:
     Durations are Go's: "24h", "1h30m", "0.5s". A time without a zone is local. Raises `BadRequest`.
     """
     try:
-        if parts := _AGO.fullmatch(text) and _DURATION.findall(text):
+        if re.fullmatch(rf"(?:{_DURATION})+", text, re.ASCII):
+            parts = re.findall(_DURATION, text, re.ASCII)
             return datetime.now(UTC) - timedelta(seconds=sum(float(n) * _SECONDS[unit] for n, unit in parts))
         if re.fullmatch(r"\d+(\.\d+)?", text, re.ASCII):
             return datetime.fromtimestamp(float(text), UTC)

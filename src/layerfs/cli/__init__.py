@@ -5,6 +5,7 @@ Commands are imported when they are called: a commit is a matter of milliseconds
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -140,6 +141,8 @@ class _Commands(Suggesting):
 @click.pass_context
 def cli(ctx: click.Context, root: str | None) -> None:
     """Mount layers as one live filesystem, and commit what is written to it as a new layer."""
+    gc.freeze()  # by now the command is imported
+    gc.enable()
     if root == "":
         raise click.UsageError("--root is empty: give a directory, or leave it out")
     ctx.obj = store_root(root)

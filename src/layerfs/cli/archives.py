@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from layerfs.cli import render
-from layerfs.errors import NotFound, UsageError
+from layerfs.cli.progress import Progress
+from layerfs.errors import UsageError, from_os_error
+
+if TYPE_CHECKING:
+    from layerfs.client.client import Client
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -53,49 +57,42 @@ def load_command(
     SOURCE is an archive of 'docker save', an OCI archive, an OCI layout directory, or - for an archive
     from standard input. Archives may be compressed.
     """
-    from layerfs import oci
-    from layerfs.archive.limits import Limits
-    from layerfs.store import Store
+    from layerfs.cli.uploads import opened
+    from layerfs.client.client import Client
+    from layerfs.client.lines import lines
 
     if source is not None and given is not None:
         raise UsageError("name the archive once: as SOURCE or with --input")
-    default = Limits()
-    limits = Limits(max_size or default.size, max_files or default.files)
     name = source or given or "-"
-    with Store(root) as store:
-        for line in store.recover():
-            render.note(line)
-        progress = _Progress(name, wanted=not quiet)
-        try:
-            loaded = oci.load(
-                store,
-                _input(name),
-                platform=platform,
-                references=tags or None,
-                limits=limits,
-                progress=progress,
-            )
-        finally:
-            progress.end()
-    for each in loaded:
-        for reference in each.references:
-            click.echo(f"Loaded image: {reference}")
-        if not each.references:
-            click.echo(f"Loaded image ID: sha256:{each.image.id}")
-        if each.left_out:
-            click.echo(
-                f"layerfs: {each.left_out} device nodes were left out: only root can make them", err=True
-            )
-
-
-def _input(name: str) -> Path | BinaryIO:
-    if name != "-":
-        if not Path(name).exists():
-            raise NotFound(f"no such file or directory: {name}")
-        return Path(name)
-    if sys.stdin.isatty():
+    if name == "-" and sys.stdin.isatty():
         raise UsageError("name an archive or a directory, or send an archive to standard input")
-    return sys.stdin.buffer
+    with (
+        Progress(f"loading {name}", wanted=not quiet) as progress,
+        opened(name, progress, "read the archive") as (upload, what),
+    ):
+        answer = Client.of(root).stream(
+            "POST",
+            "/images/load",
+            upload=upload,
+            source=what,
+            tag=tags,
+            platform=platform,
+            maxsize=str(max_size or ""),
+            maxfiles=str(max_files or ""),
+            quiet=not progress.wanted,
+        )
+        told = list(progress.following(lines(answer)))
+    for fields in told:
+        if "stream" in fields:
+            click.echo(fields["stream"], nl=False)
+        elif "aux" in fields:
+            note_left_out(fields["aux"]["LeftOut"])
+
+
+def note_left_out(count: int) -> None:
+    """Tell the user of device nodes that are not in an image."""
+    if count:
+        click.echo(f"layerfs: {count} device nodes were left out: only root can make them", err=True)
 
 
 @click.command("save")
@@ -121,38 +118,59 @@ def save_command(
 
     The same images give the same bytes each time.
     """
-    from layerfs import oci
-    from layerfs.store import Store
+    from layerfs.client.client import Client
 
-    target: Path | BinaryIO = Path(output or "-")
     if output in (None, "-"):
         if form == "oci-dir":
             raise UsageError("name the directory with --output")
         if sys.stdout.isatty():
             raise UsageError("an archive is not for a terminal: use --output, or a pipe")
-        target = sys.stdout.buffer
-    with Store(root, create=False) as store:
-        oci.save(store, references, target, format=form, compression=compression)
+    client = Client.of(root)
+    save_to(client, references, Path(output) if output not in (None, "-") else None, form, compression)
 
 
-class _Progress:
-    """Shows on a terminal how much has been read."""
+def save_to(
+    client: Client, references: Sequence[str], output: Path | None, form: str, compression: str | None
+) -> None:
+    """Save images to *output*, or to standard output. Raises `LayerfsError`."""
+    answer = client.stream(
+        "GET",
+        "/images/get",
+        sink=output or sys.stdout.buffer,
+        names=references,
+        format=form,
+        compression=compression,
+    )
+    if client.in_place:
+        return
+    with closing(answer.chunks) as pieces:
+        if form == "oci-dir":
+            from layerfs.oci.layingout import lay_out
 
-    def __init__(self, source: str, *, wanted: bool) -> None:
-        self._source = source
-        self._wanted = wanted and sys.stderr.isatty()
-        self._shown = 0.0
+            assert output is not None
+            lay_out(pieces, output)
+        else:
+            write_out(pieces, output, "save")
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that *done* bytes of *total* have been read; a total of 0 is not known."""
-        if self._wanted and time.monotonic() - self._shown > 0.1:
-            self._shown = time.monotonic()
-            amount = render.size(done) + (f" of {render.size(total)}" if total else "")
-            sys.stderr.write(f"\r\x1b[Kloading {self._source}: {amount}")
-            sys.stderr.flush()
 
-    def end(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+def write_out(pieces: Iterable[bytes], output: Path | None, doing: str) -> None:
+    """Write *pieces* to a file, which appears when it is whole, or to standard output.
+
+    Raises `BrokenPipeError` and, where *doing* so fails, `LayerfsError`.
+    """
+    from layerfs.oci.outputs import new_file
+
+    try:
+        if output is None:
+            opened: AbstractContextManager[BinaryIO] = nullcontext(sys.stdout.buffer)
+        else:
+            is_file = output.is_file() or not output.exists()
+            opened = new_file(output) if is_file else output.open("wb")
+        with opened as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise from_os_error(error, doing) from None

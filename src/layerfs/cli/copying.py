@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerfs.cli.uploads import Pieces
 from layerfs.errors import BadRequest, LayerfsError, NotFound, UsageError, from_os_error
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _copy_in(source: str, target: _Place, archive: bool, follow_link: bool) -> N
     if source == "-":
         if found and not is_directory:
             raise BadRequest(f"{target} is not a directory: an archive is unpacked into one")
-        _send(target, path, _Input(iter(lambda: sys.stdin.buffer.read(1 << 18), b"")), archive)
+        _send(target, path, Pieces(iter(lambda: sys.stdin.buffer.read(1 << 18), b"")), archive)
         return
     local = os.path.abspath(source) + ("/." if _base(source) == "." else "")
     if follow_link and os.path.islink(local):
@@ -204,7 +205,7 @@ def _copy_in(source: str, target: _Place, archive: bool, follow_link: bool) -> N
             raise NotFound(f"there is no directory {target}: make it, or leave out the last slash")
         path, name = posixpath.split(posixpath.normpath(posixpath.join("/", path)))
     with _local_archive(local, name) as pieces:
-        _send(target, path, _Input(pieces), archive)
+        _send(target, path, Pieces(pieces), archive)
 
 
 @contextmanager
@@ -221,27 +222,9 @@ def _local_archive(path: str, name: str) -> Iterator[Iterator[bytes]]:
         os.close(root)
 
 
-def _send(target: _Place, path: str, upload: _Input, archive: bool) -> None:
+def _send(target: _Place, path: str, upload: Pieces, archive: bool) -> None:
     answer = target.client.stream(
         "PUT", target.route, upload=upload, path=path, noOverwriteDirNonDir=True, copyUIDGID=archive
     )
     for _ in answer.chunks:
         pass
-
-
-class _Input:
-    """Pieces as an `Upload`."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._piece = b""
-
-    def read(self, size: int, /) -> bytes:
-        """Return up to *size* bytes, nothing at the end."""
-        while not self._piece:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return b""
-            self._piece = piece
-        start, self._piece = self._piece[:size], self._piece[size:]
-        return start

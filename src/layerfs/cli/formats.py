@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -33,7 +32,7 @@ INSPECT_FORMAT = click.option(
     default="",
     help="A Go template such as '{{.Id}}' or '{{json .Config}}', or json.",
 )
-_ESCAPES = re.compile(r"\{\{.*?\}\}|\\t|\\n", re.DOTALL)
+_ESCAPES = r"\{\{.*?\}\}|\\t|\\n"
 
 
 def template(text: str) -> Template:
@@ -41,11 +40,10 @@ def template(text: str) -> Template:
     from layerfs.cli.gotemplate import Template
 
     meanings = {"\\t": "\t", "\\n": "\n"}
-    return Template(_ESCAPES.sub(lambda found: meanings.get(found[0], found[0]), text))
+    return Template(re.sub(_ESCAPES, lambda found: meanings.get(found[0], found[0]), text, flags=re.DOTALL))
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """How rows of one kind are listed."""
 
     headers: Mapping[str, str]

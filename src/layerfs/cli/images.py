@@ -78,13 +78,17 @@ def images_command(
     found = Client.of(root).request(
         "GET", "/images/json", all=every, filters=json.dumps(wanted) if wanted else ""
     )
-    rows = [
-        _image_row(image, tag, no_trunc) for image in found for tag in image["RepoTags"] or ["<none>:<none>"]
-    ]
+    rows = [_image_row(image, tag, no_trunc) for image in found for tag in _names(image)]
     if quiet and form == "table":
         render.show("\n".join(dict.fromkeys(row["ID"] for row in rows)))
     else:
         LISTING.show(rows, form, _DIGESTS if digests else ())
+
+
+def _names(image: dict[str, Any]) -> list[str]:
+    """Return the tags of an image, or what stands in their place."""
+    by_digest = [f"{name.partition('@')[0]}:<none>" for name in image["RepoDigests"] or ()]
+    return image["RepoTags"] or list(dict.fromkeys(by_digest)) or ["<none>:<none>"]
 
 
 def _image_row(image: dict[str, Any], tag: str, no_trunc: bool) -> Row:

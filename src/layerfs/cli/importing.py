@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 
-from layerfs.cli import render
-from layerfs.errors import NotFound
+from layerfs.cli.progress import Progress
 
 
 @click.command("import")
@@ -34,42 +30,25 @@ def import_command(
     a tar archive (plain, gzip or zstd), or - for an archive from standard input.
     Prints the image's id.
     """
-    from layerfs.store import Store
+    from layerfs.cli.uploads import opened
+    from layerfs.client.client import Client
+    from layerfs.client.lines import lines
 
-    given: Path | BinaryIO = Path(source)
-    if source == "-":
-        given = sys.stdin.buffer
-    elif not Path(source).exists():
-        raise NotFound(f"no such file or directory: {source}")
-    progress = _Progress(source)
-    with Store(root) as store:
-        for line in store.recover():
-            render.note(line)
-        try:
-            image = store.import_image(given, reference, message=message, changes=changes, progress=progress)
-        finally:
-            progress.end()
-    click.echo(f"sha256:{image.id}")
-
-
-class _Progress:
-    """Shows on a terminal how much was imported."""
-
-    def __init__(self, source: str) -> None:
-        """Show progress of importing *source*, where standard error is a terminal."""
-        self.source = source
-        self.wanted = sys.stderr.isatty()
-        self.shown = 0.0
-
-    def __call__(self, count: int) -> None:
-        """Show that *count* bytes were imported so far."""
-        if self.wanted and time.monotonic() - self.shown > 0.1:
-            self.shown = time.monotonic()
-            sys.stderr.write(f"\r\x1b[Kimporting {self.source}: {render.size(count)}")
-            sys.stderr.flush()
-
-    def end(self) -> None:
-        """Take the line away."""
-        if self.shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+    with (
+        Progress(f"importing {source}") as progress,
+        opened(source, progress, f"import {source}") as (upload, what),
+    ):
+        answer = Client.of(root).stream(
+            "POST",
+            "/images/create",
+            upload=upload,
+            source=what,
+            fromSrc="-",
+            repo=reference,
+            message=message,
+            changes=changes,
+            called=source,
+            progress=progress.wanted,
+        )
+        told = list(progress.following(lines(answer)))
+    click.echo(told[-1]["status"])

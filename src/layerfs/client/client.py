@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.host.rundir import engine_socket, running_pid
 from layerfs.unixhttp.message import (
+    Pairs,
     Query,
     Request,
     Response,
@@ -20,6 +20,7 @@ from layerfs.unixhttp.message import (
     Takeover,
     Upload,
     one_piece,
+    quoted_root,
     to_error,
 )
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     Launch = Callable[[MountRequest], str]
 
-Pairs = Sequence[tuple[str, str]]
 _A = TypeVar("_A")
 Parameter = str | bool | Sequence[str] | None
 Taken = tuple[socket.socket, bytes]
@@ -130,13 +130,17 @@ class Client:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
         upload: Upload | None = None,
+        source: Path | BinaryIO | None = None,
+        sink: Path | BinaryIO | None = None,
         **parameters: Parameter,
     ) -> Stream:
         """Send a request and return the answer as it comes; some of its pieces are empty.
 
-        Raises the `LayerfsError` that the answer's status stands for, with its message.
+        *source* and *sink* are for an answer in this process: see `Request`. Raises the `LayerfsError` that
+        the answer's status stands for, with its message.
         """
-        request = _request(method, path, body, headers, parameters, upload)
+        request = _request(method, path, body, headers, parameters)
+        request = request._replace(upload=upload, source=source, sink=sink)
         answer = self._transport.stream(request)
         if answer.status >= 400:
             raise to_error(Response(answer.status, b"".join(answer.chunks)))
@@ -159,9 +163,8 @@ def _request(
     body: bytes,
     headers: Mapping[str, str] | None,
     parameters: Mapping[str, Parameter],
-    upload: Upload | None = None,
 ) -> Request:
-    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {}, upload=upload)
+    return Request(method, path, Query(_pairs(parameters)), body, headers=headers or {})
 
 
 def _pairs(parameters: Mapping[str, Parameter]) -> Pairs:
@@ -217,6 +220,8 @@ class _InPlace:
         if isinstance(answer, Response):
             return answer
         assert isinstance(answer, Takeover)
+        import threading
+
         ours, theirs = socket.socketpair()
         threading.Thread(target=_run_and_close, args=(answer, theirs), daemon=True).start()
         return ours, b""
@@ -237,7 +242,7 @@ class _EngineOrInPlace:
         from layerfs.unixhttp.client import UnixClient
 
         namespace = os.readlink("/proc/self/ns/mnt")
-        self._engine = UnixClient(path, {"layerfs-root": str(root), "layerfs-namespace": namespace})
+        self._engine = UnixClient(path, {"layerfs-root": quoted_root(root), "layerfs-namespace": namespace})
         self._in_place = _InPlace(root, launch)
 
     def send(self, request: Request) -> Response:
@@ -246,7 +251,8 @@ class _EngineOrInPlace:
 
     def stream(self, request: Request) -> Stream:
         """See `Transport`."""
-        return self._asked(lambda one: one.stream(request))
+        answer = self._asked(lambda one: one.stream(request))
+        return answer if self.in_place else answer._replace(chunks=_explained(answer.chunks))
 
     def take_over(self, request: Request) -> Taken | Response:
         """See `Transport`."""
@@ -269,6 +275,14 @@ class _EngineOrInPlace:
 
 _NOBODY = (FileNotFoundError, ConnectionRefusedError, PermissionError)
 """How connecting fails where no engine listens, or one of another user."""
+
+
+def _explained(pieces: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    """Yield *pieces* that come from the engine; raises `LayerfsError` where it ends."""
+    try:
+        yield from pieces
+    except OSError as error:
+        raise _lost(error) from None
 
 
 def _lost(error: OSError) -> errors.LayerfsError:

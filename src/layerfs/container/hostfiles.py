@@ -1,6 +1,7 @@
 """The files by which a container's processes find names: /etc/hosts, /etc/hostname and /etc/resolv.conf.
 
 They lie in the container's directory in the store, and are bound over the image's: a commit has the image's.
+Where that has none, a runtime makes them, empty: `layerfs.mounting.places` keeps those out of a commit.
 """
 
 from __future__ import annotations
@@ -187,11 +188,12 @@ def _is_loopback(text: str) -> bool:
     return False
 
 
-def nameservers(host_config: Mapping[str, Any]) -> Iterable[str]:
-    """Return whom a network's own nameserver asks for a container: its `Dns`, or the machine's servers."""
-    if host_config["Dns"]:
-        return list(host_config["Dns"])
-    return [text for text in _machine()["nameserver"] if not _is_loopback(text)] or list(_NAMESERVERS)
+def servers(host_config: Mapping[str, Any]) -> list[str]:
+    """Return whom a network's own nameserver asks for a container, if not the machine's servers: its `Dns`.
+
+    Without those on the container's own loopback, which the nameserver does not reach.
+    """
+    return [text for text in host_config["Dns"] or () if not _is_loopback(text)]
 
 
 def _text(path: str) -> str:

@@ -224,7 +224,7 @@ def _create(root: Path, mount: Mount, bundle: Path, network: networks.Prepared) 
         root=root,
         terminal=settings["Tty"],
         stdin=settings["OpenStdin"],
-        stdin_stays_open=not settings["StdinOnce"],
+        stdin_stays_open=settings["Tty"] or not settings["StdinOnce"],  # a terminal never ends, as dockerd's
         holds=tuple(one.fileno() for one in network.sockets),
     )
     wanted.log.touch(mode=0o600)

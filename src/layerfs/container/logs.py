@@ -6,11 +6,13 @@ conmon(8) calls k8s-file).
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from urllib.parse import quote_plus
 
 _PAUSE = 0.1
 """Seconds between two looks at a log that is followed."""
@@ -49,6 +51,26 @@ def read(
                 return
             yield None
             time.sleep(_PAUSE)
+
+
+def details(options: Mapping[str, str], labels: Mapping[str, str], variables: Iterable[str]) -> bytes:
+    """Return what stands before each line of a log in detail: the labels and variables that *options* name.
+
+    Those are a log driver's `labels`, `labels-regex`, `env` and `env-regex`; *variables* are NAME=VALUE.
+    """
+    found: dict[str, str] = {}
+    environment = dict(text.split("=", 1) for text in variables if "=" in text)
+    for option, values in (("labels", labels), ("env", environment)):
+        names, pattern = (options.get(option) or "").split(","), options.get(f"{option}-regex")
+        found |= {name: value for name, value in values.items() if name in names or _matches(pattern, name)}
+    return ",".join(f"{quote_plus(name)}={quote_plus(found[name])}" for name in sorted(found)).encode() + b" "
+
+
+def _matches(pattern: str | None, name: str) -> bool:
+    try:
+        return bool(pattern and re.search(pattern, name))
+    except re.error:
+        return False
 
 
 class _Pieces(Iterator[Piece]):

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -145,12 +145,49 @@ def add_name(network_id: str, mount_id: str, other_id: str, address: str, name: 
     For as long as both that one and the container *mount_id* are in it: netavark removes every line with the
     id of a container that leaves. Raises `LayerfsError` and `OSError`.
     """
-    directory = rundir.run_dir() / "dns" / "aardvark-dns"
     with _alone():
-        with (directory / network_id).open("a") as file:
+        with (_names() / network_id).open("a") as file:
             file.write(f"{mount_id}-{other_id} {address}  {name}\n")
-        with suppress(ProcessLookupError, ValueError):
-            os.kill(int((directory / "aardvark.pid").read_text()), signal.SIGHUP)
+        _read_names_again()
+
+
+def set_names(network_id: str, mount_id: str, name: str, more: Sequence[str]) -> None:
+    """Have the container *mount_id* found in a network by *name* and *more* names, and by no others.
+
+    Names of links to it stay. Raises `LayerfsError` and `OSError`.
+    """
+    told = known(mount_id).get(network_id)
+    if told is None:
+        return
+    own = {**told["networks"][network_id], "aliases": list(more)}
+    told = {**told, "container_name": name, "networks": {network_id: own}}
+    with _alone():
+        _replace(_directory(mount_id) / network_id, json.dumps(told))
+        lines = (_names() / network_id).read_text().splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            fields = line.split(" ")  # the id, an address of each kind or nothing, the names, and servers
+            if fields[0] == mount_id and len(fields) > 3:
+                fields[3] = ",".join([name, *more]) + "\n" * fields[3].endswith("\n")
+                lines[number] = " ".join(fields)
+        _replace(_names() / network_id, "".join(lines))
+        _read_names_again()
+
+
+def _names() -> Path:
+    """Return the directory in which aardvark-dns finds which names there are, a file a network."""
+    return rundir.run_dir() / "dns" / "aardvark-dns"
+
+
+def _read_names_again() -> None:
+    with suppress(OSError, ValueError):
+        os.kill(int((_names() / "aardvark.pid").read_text()), signal.SIGHUP)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace the file *path* at once; the new one is made where nobody looks for files."""
+    unfinished = path.parent.parent / f"{path.name}.unfinished"
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def forget(mount_id: str) -> None:

@@ -263,6 +263,7 @@ def _told(
 ) -> dict[str, Any]:
     """Return what netavark has to know: its own documentation has the members."""
     options = {"isolate": "true", "metric": str(metric)}
+    servers = hostfiles.servers(host_config(mount.container)) if has_names(network) else []
     if mtu := network.options.get(MTU):
         options["mtu"] = mtu
     # A named network's own DNS server answers on the gateway's address.
@@ -304,6 +305,7 @@ def _told(
             for port in published
         ]
         or None,
+        "dns_servers": servers or None,
     }
 
 
@@ -338,7 +340,7 @@ def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, A
             "cannot be connected to any other network"
         )
     check_settings(network, settings)
-    with _locked(mount.id) as lock, Store(root) as store:
+    with locked(mount.id) as lock, Store(root) as store:
         record = lock.read()
         if record is not None and record.alive():
             if store.networks.endpoints(mount=mount.id, network=network.id):
@@ -360,7 +362,7 @@ def remove_link(root: Path, mount: Mount, alias: str) -> None:
 
     Raises `NotFound` if it has none.
     """
-    with _locked(mount.id) as lock, Store(root) as store:
+    with locked(mount.id) as lock, Store(root) as store:
         container = store.mount(mount.id).container
         links = host_config(container)["Links"] or []
         gone = [text for text in links if aliases.name_of(text) == alias]
@@ -388,7 +390,7 @@ def disconnect(root: Path, mount: Mount, network: Network) -> None:
         raise BadRequest(
             "cannot disconnect container from host network - container was created in host network mode"
         )
-    with _locked(mount.id) as lock, Store(root) as store:
+    with locked(mount.id) as lock, Store(root) as store:
         record = lock.read()
         runs = record is not None and record.alive()
         found = store.networks.endpoints(mount=mount.id, network=network.id)
@@ -419,7 +421,7 @@ def _move_ports(store: Store, mount: Mount, published: Any) -> None:
 
 
 @contextmanager
-def _locked(mount_id: str) -> Iterator[Lock]:
+def locked(mount_id: str) -> Iterator[Lock]:
     """Let nobody start or end a container while the block lasts, and leave no directory of one at rest."""
     with Lock(mount_id) as lock:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from layerfs.container.members import Members
-from layerfs.errors import BadRequest, from_os_error
+from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.host.cgroups import Support
 
 NUMBERS = (
@@ -30,6 +30,8 @@ RATE_DEVICES = {
 }
 """Limits of one device each, and the runtime's names for them."""
 _LEAST_MEMORY = 6 << 20
+_LEAST_NANO = 10**7
+"""A hundredth of a processor: of the period, that is the least quota that the kernel takes."""
 _PERIOD = 100_000
 """Microseconds within which a share of the processors is counted: the kernel's default."""
 _NO_LIMIT = "or the cgroup is not mounted. "
@@ -164,7 +166,7 @@ def _check_processors(limits: Mapping[str, Any], here: Support) -> None:
             "or the cgroup is not mounted"
         )
     count = os.cpu_count() or 1
-    if nano and not 0 < nano <= count * 10**9:
+    if nano and not _LEAST_NANO <= nano <= count * 10**9:
         raise BadRequest(
             f"range of CPUs is from 0.01 to {count}.00, as there are only {count} CPUs available"
         )
@@ -264,9 +266,10 @@ def _numbers_of(path: str) -> dict[str, int]:
 
 
 def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the limits *old* with those of *new* over them that are given; raises `BadRequest`.
+    """Return the limits *old* with those of *new* over them that are given.
 
-    As moby's `UpdateContainer` does: 0, an empty text and null leave a limit as it is.
+    As moby's `UpdateContainer` does: 0, an empty text and null leave a limit as it is. Raises `Conflict` for
+    two that go against each other, `BadRequest` for a sum of memory and swap below the memory alone.
     """
     clashes = (
         ("NanoCpus", "CpuPeriod", "Nano CPUs cannot be updated as CPU Period has already been set"),
@@ -276,9 +279,9 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     )
     for given, before, line in clashes:
         if new[given] > 0 and old[before] > 0:
-            raise BadRequest(f"Conflicting options: {line}")
+            raise Conflict(f"Conflicting options: {line}")
     if new["Memory"] > old["MemorySwap"] > 0 and new["MemorySwap"] == 0:
-        raise BadRequest(
+        raise Conflict(
             "Memory limit should be smaller than already set memoryswap limit, "
             "update the memoryswap at the same time"
         )
@@ -287,4 +290,7 @@ def merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in new.items()
         if (value is not None and value not in (0, "")) or (name == "PidsLimit" and value is not None)
     }
-    return {**old, **kept}
+    after = {**old, **kept}
+    if 0 < after["MemorySwap"] < after["Memory"]:
+        raise BadRequest("Minimum memoryswap limit should be larger than memory limit, see usage")
+    return after

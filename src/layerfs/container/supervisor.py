@@ -19,6 +19,7 @@ from layerfs.container.ociruntime import ContainerError, Runtime, failure, find_
 from layerfs.errors import NotFound
 from layerfs.host import rundir
 from layerfs.host.polling import readable
+from layerfs.unixhttp.message import quoted_root
 
 _PATIENCE = 60.0
 """Seconds that a container may take to be created."""
@@ -106,10 +107,11 @@ def _arguments(oci: Runtime, wanted: Supervised) -> list[str]:
         "--no-sync-log",
         f"--exit-command={sys.executable}",
     ]
-    arguments += [
-        f"--exit-command-arg={word}"
-        for word in ("-I", "-S", _EXITED, str(wanted.root), wanted.mount_id, str(rundir.engine_socket()))
-    ]
+    exited = (
+        *("-I", "-S", _EXITED, str(wanted.root), wanted.mount_id),
+        *(str(rundir.engine_socket()), quoted_root(wanted.root)),
+    )
+    arguments += [f"--exit-command-arg={word}" for word in exited]
     options = {"-t": wanted.terminal, "-i": wanted.stdin, "--leave-stdin-open": wanted.stdin_stays_open}
     return [*arguments, *(option for option, given in options.items() if given)]
 

@@ -157,7 +157,8 @@ class Lock:
         """Return whether the lock is ours now."""
         rundir.make_run_dir()
         for path in (self.path.parent, self.path):
-            path.mkdir(mode=0o700, exist_ok=True)
+            with suppress(FileExistsError):  # and it may be gone again at once: who had the lock removes it
+                os.mkdir(path, 0o700)
             check_private(path, "directory of containers", "remove it")
         try:
             self._fd = open_own(self.path / _NAME, os.O_RDWR | os.O_CREAT)

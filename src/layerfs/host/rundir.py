@@ -153,10 +153,27 @@ class RunLock:
             os.close(self.fd)
             self.fd = -1
 
+    def remove_socket(self) -> None:
+        """Remove the socket of the mount."""
+        if path := self._now():
+            path.with_suffix(".sock").unlink(missing_ok=True)
+
     def forget(self) -> None:
         """Remove all that is here of the mount, the lock's file last: there is none of that name any more."""
-        for suffix in (".sock", ".log", ".lock"):
-            self.path.with_suffix(suffix).unlink(missing_ok=True)
+        if path := self._now():
+            for suffix in (".sock", ".log", ".lock"):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def _now(self) -> Path | None:
+        """Return where the lock's file is now, None if nowhere: `rename` may have given it another name.
+
+        By the old name there may be another mount since.
+        """
+        path = self.path.with_name(os.path.basename(os.readlink(f"/proc/self/fd/{self.fd}")))
+        try:
+            return path if os.path.samestat(os.fstat(self.fd), path.lstat()) else None
+        except FileNotFoundError:
+            return None
 
     def __enter__(self) -> RunLock:
         """Return the lock itself."""

@@ -113,7 +113,7 @@ class Daemon:
     def run(self, serve: Serve, serves: Callable[[int | None], None], ready: Callable[[], None]) -> None:
         """Mount, call *ready* when the mount answers, serve until it is unmounted, clean up.
 
-        *serve* answers on the socket of the mount.
+        *serve* answers on the socket of the mount, which stays: the mount may have another name by then.
         *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
         ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
@@ -213,24 +213,21 @@ class Daemon:
         gc.freeze()  # what has been imported stays, and need not be looked at again
         gc.set_threshold(_NODES_A_COLLECTION, 50, 50)
         socket = rundir.socket_path(self.name)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
-                # Should serving fail, this waits for an answer that never comes: then let it wait alone.
-                await self._inside.is_answered()
-                bdi.tune(self._inside.device)
-                await nursery.start(serve, self, self.root, socket)
-                await nursery.start(self._obey_signals)
-                nursery.start_soon(self._settle)
-                await trio.to_thread.run_sync(self._set_mounted)
-                self._store_sync.changed()  # the mount itself, which may be new
-                ready()
-                self._begin_next_upper()
-                nursery.start_soon(warm_up, socket)
-                self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
-                _log.info("%s is mounted on %s", self.name, self.mountpoint)
-        finally:
-            socket.unlink(missing_ok=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
+            # Should serving fail, this waits for an answer that never comes: then let it wait alone.
+            await self._inside.is_answered()
+            bdi.tune(self._inside.device)
+            await nursery.start(serve, self, self.root, socket)
+            await nursery.start(self._obey_signals)
+            nursery.start_soon(self._settle)
+            await trio.to_thread.run_sync(self._set_mounted)
+            self._store_sync.changed()  # the mount itself, which may be new
+            ready()
+            self._begin_next_upper()
+            nursery.start_soon(warm_up, socket)
+            self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
+            _log.info("%s is mounted on %s", self.name, self.mountpoint)
 
     async def _serve_filesystem(self, everything: trio.CancelScope) -> None:
         await session.serve(self._filesystem, lambda: bool(mounttable.mounts_of(self._inside.device)))

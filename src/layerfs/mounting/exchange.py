@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import partial
 
 from layerfs import errors
 from layerfs.host.polling import readable
 from layerfs.host.rundir import is_stopped, log_path, running_pid, socket_path
-from layerfs.unixhttp.message import Response, build_target
+from layerfs.unixhttp.client import UnixClient
+from layerfs.unixhttp.message import Pairs, Query, Request, Response
 
-if TYPE_CHECKING:
-    import socket
-
-Pairs = Sequence[tuple[str, str]]
 PATIENCE = 600.0
 """Seconds that a daemon may work on one request: collecting gigabytes from the kernel takes its time."""
 PING_PATIENCE = 10.0
@@ -31,40 +27,24 @@ def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"")
     Raises `Conflict` when there is none, `NotListeningError` where nothing was sent yet. A daemon that works
     on it is waited for, `PATIENCE` seconds at most; one that is stopped, or that answers nobody, is not.
     """
-    from http.client import HTTPException
-
-    from layerfs.unixhttp.transport import UnixConnection
-
     pid = running_pid(name) or 0
     _check_not_stopped(name, pid)
-    connection = UnixConnection(socket_path(name), PING_PATIENCE)
+    wait = partial(_wait_for_answer, name=name, pid=pid, what=f"{method} {path}")
+    client = UnixClient(socket_path(name), timeout=PING_PATIENCE, wait=wait)
     try:
-        connection.connect()
+        return client.send(Request(method, path, Query(query), body))
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise NotListeningError(str(_silent(name, pid, str(error.strerror)))) from error
+    except TimeoutError as error:
+        raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds") from error
     except OSError as error:
-        raise _silent(name, pid, error.strerror or f"waited {PING_PATIENCE:g} seconds") from error
-    try:
-        connection.request(
-            method, build_target(path, query), body or None, {"Content-Type": "application/json"}
-        )
-        _wait_for_answer(connection.sock, name, pid, f"{method} {path}")
-        answer = connection.getresponse()
-        return Response(answer.status, answer.read(), (("Content-Type", answer.headers.get_content_type()),))
-    except (OSError, HTTPException) as error:
-        if isinstance(error, TimeoutError):
-            reason = f"waited {PING_PATIENCE:g} seconds"
-        else:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _silent(name, pid, reason) from error
-    finally:
-        connection.close()
+        raise _silent(name, pid, error.strerror or str(error)) from error
 
 
-def _wait_for_answer(connection: socket.socket, name: str, pid: int, what: str) -> None:
+def _wait_for_answer(fd: int, name: str, pid: int, what: str) -> None:
     """Return when there is something to read; raise `Conflict` when none is to be expected any more."""
     deadline = time.monotonic() + PATIENCE
-    while not readable([connection.fileno()], PING_PATIENCE):
+    while not readable([fd], PING_PATIENCE):
         _check_not_stopped(name, pid)
         if not _pings(name):
             raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")
@@ -74,18 +54,11 @@ def _wait_for_answer(connection: socket.socket, name: str, pid: int, what: str) 
 
 def _pings(name: str) -> bool:
     """Tell whether the daemon of *name* answers anything at all."""
-    from http.client import HTTPException
-
-    from layerfs.unixhttp.transport import UnixConnection
-
-    connection = UnixConnection(socket_path(name), PING_PATIENCE)
+    client = UnixClient(socket_path(name), timeout=PING_PATIENCE)
     try:
-        connection.request("GET", "/_ping")
-        return connection.getresponse().status < 500
-    except (OSError, HTTPException):
+        return client.send(Request("GET", "/_ping")).status < 500
+    except OSError:
         return False
-    finally:
-        connection.close()
 
 
 def _check_not_stopped(name: str, pid: int) -> None:

@@ -328,6 +328,8 @@ def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report, serve: Serve) -
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None
         raise from_os_error(error, f"mount at {wanted.mountpoint}") from error
+    finally:
+        lock.remove_socket()
     if daemon.removed:
         lock.forget()
 

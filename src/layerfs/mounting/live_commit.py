@@ -19,6 +19,7 @@ import trio
 from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.host.freezer import Freezer, find
 from layerfs.host.record import look
+from layerfs.mounting import places
 from layerfs.mounting.next_upper import NextUpper
 from layerfs.store import Store
 from layerfs.store.journal import Hold
@@ -191,6 +192,9 @@ async def commit(
                             old = union.upper
                             union.switch_upper(upper)
                             next_upper.used()
+                            if old is not None and mount.container:
+                                with suppress(OSError):
+                                    places.keep_out_of(old, union)
                             break
                     await trio.sleep(_PAUSE)
     except BaseException as error:

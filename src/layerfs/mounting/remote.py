@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
-from layerfs.mounting.exchange import NotListeningError, Pairs, exchange
+from layerfs.mounting.exchange import NotListeningError, exchange
 from layerfs.mounting.mount import Checkpoint, Commit, Committed
 from layerfs.store.model import to_nanoseconds
-from layerfs.unixhttp.message import Response, to_error
+from layerfs.unixhttp.message import Pairs, Response, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.mount import Mount

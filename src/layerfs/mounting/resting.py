@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from layerfs.errors import Conflict, StoreBusy
@@ -67,12 +68,17 @@ class Resting:
 
     def _seal(self, write: Callable[[Row, Layer], _Made]) -> _Made:
         """Prepare the next upper, have *write* commit, and settle what it has sealed, in the background."""
+        from layerfs.mounting import places
         from layerfs.store import settle
 
         with RunLock(self.name):
             row = self._store.mount(self.mount_id)
             if row.started is not None:
                 raise not_running(row)
+            if row.container and row.upper is not None:
+                with suppress(OSError):  # as they do no harm
+                    lowers = [layer.path for layer in self._store.layers_of(row)]
+                    places.remove_at_rest(self._store.layer(row.upper).path, lowers)
             made = self._patiently(row, write)
         assert row.upper is not None
         settle.start(self._store.root, row.upper)

@@ -53,6 +53,7 @@ def load(
     *,
     platform: str | None = None,
     references: Sequence[str] | None = None,
+    digests: Sequence[str] = (),
     limits: Limits = _DEFAULT,
     progress: Report | None = None,
     layer_progress: ReportLayers | None = None,
@@ -60,7 +61,8 @@ def load(
     """Load the images of an OCI layout, an OCI archive or an archive of `docker save`.
 
     *source* is a directory, a file, or a stream; *platform* (OS/ARCHITECTURE[/VARIANT]) chooses from an
-    index, by default for this machine. *references* are names for the image instead of those it brings along.
+    index, by default for this machine. *references* are names for the image instead of those it brings along,
+    *digests* names that it has in a registry.
     Layers that the store has already are shared. Durable on return; on failure the store is as it was.
     Raises `NotFound`, `BadRequest` for what is damaged, hostile or more than *limits*, `NoSpace` and others.
     """
@@ -70,7 +72,7 @@ def load(
         found = contents.images(files, platform)
         if names is not None and len(found) > 1:
             raise BadRequest(f"it holds {len(found)} images: load them under their own names")
-        wanted = [(image, _new_image(image, image.names if names is None else names)) for image in found]
+        wanted = [(it, _new_image(it, it.names if names is None else names, digests)) for it in found]
         return _load(store.database, files, wanted, limits, report, layer_progress)
 
 
@@ -110,7 +112,7 @@ def _load(
     ]
 
 
-def _new_image(found: Found, names: tuple[str, ...]) -> NewImage:
+def _new_image(found: Found, names: tuple[str, ...], digests: Sequence[str]) -> NewImage:
     config = found.config
     return NewImage(
         config.data,
@@ -122,6 +124,7 @@ def _new_image(found: Found, names: tuple[str, ...]) -> NewImage:
         config.text("architecture", "unknown"),
         config.text("os", "linux"),
         names,
+        tuple(digests),
     )
 
 

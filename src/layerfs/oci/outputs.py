@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -174,7 +175,8 @@ def _header(name: str, size: int) -> bytes:
 def opened(output: Path | BinaryIO, spool: Path, *, directory: bool) -> Iterator[Output]:
     """Open an output: a directory, a file that appears when it is whole, or a stream.
 
-    What goes to a stream is kept in a nameless file in the directory *spool* until it is whole.
+    What goes to a stream is kept in a nameless file in the directory *spool* until it is whole, unless the
+    stream is such a file itself: one that can be read, too.
     """
     if directory:
         if not isinstance(output, Path):
@@ -185,6 +187,10 @@ def opened(output: Path | BinaryIO, spool: Path, *, directory: bool) -> Iterator
             archive = ArchiveOutput(file, spool)
             yield archive
             archive.end()
+    elif isinstance(output, io.BufferedRandom):
+        archive = ArchiveOutput(output, spool)
+        yield archive
+        archive.end()
     else:
         with tempfile.TemporaryFile(dir=spool) as file:
             archive = ArchiveOutput(file, spool)

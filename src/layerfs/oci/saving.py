@@ -199,11 +199,15 @@ class _Saver:
 
 
 def _write_index(out: Output, saved: Sequence[tuple[_Saved, list[str]]]) -> None:
-    """Write index.json, keeping what a layout has under other names."""
     entries: list[dict[str, Any]] = []
     for image, tags in saved:
         about = {**image.manifest, "platform": image.platform}
         entries += [{**about, "annotations": _annotations(tag)} for tag in tags] or [about]
+    write_index(out, entries)
+
+
+def write_index(out: Output, entries: Sequence[dict[str, Any]]) -> None:
+    """Write index.json with *entries*, and those that a layout has under other names."""
     before = out.read("index.json")
     if before is not None:
         entries = [*_kept(before, entries), *entries]

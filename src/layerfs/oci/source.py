@@ -194,6 +194,8 @@ def _open(source: Path | BinaryIO, spool: Path, report: Callable[[int], None], s
 
 def _seekable(stream: BinaryIO) -> int | None:
     """Return the descriptor of a stream that is a plain file, uncompressed, and at its beginning."""
+    if not hasattr(stream, "fileno"):  # the body of a request
+        return None
     try:
         fd = stream.fileno()
         status = os.fstat(fd)

@@ -16,7 +16,7 @@ from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
 from layerfs.host.ownership import check_private
-from layerfs.store.schema import MIGRATIONS
+from layerfs.store.schema import COMPATIBLE, MIGRATIONS
 from layerfs.union.trees import sync_path
 
 WAIT = 10.0
@@ -192,10 +192,13 @@ class Database:
                     for statement in statements:
                         self.execute(statement)
                 if version < known:
+                    self.execute("DELETE FROM compatible")
+                    self.execute("INSERT INTO compatible (version) VALUES (?)", (COMPATIBLE,))
                     self.execute(f"PRAGMA user_version = {known}")
-        if version > known:
+        if version > known and self.number("SELECT version FROM compatible") > known:
             raise Conflict(
                 f"store {self.root} is of version {version}, this layerfs knows {known}: upgrade layerfs"
+                " (a mount of an older one goes on; unmount it and mount it again to commit)"
             )
 
     def _set_wal(self) -> None:

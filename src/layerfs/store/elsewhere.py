@@ -8,11 +8,11 @@ its archive says whatever lies below, by all images that have the archive.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from layerfs.store import events, images, layers, marks, stacks
+from layerfs.store import digests, events, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, to_nanoseconds
 from layerfs.store.stacks import canonical_json
@@ -43,6 +43,8 @@ class NewImage:
     architecture: str
     os: str
     tags: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    """Names by digest: see `layerfs.store.digests`."""
 
 
 class Vanished(Exception):
@@ -87,7 +89,7 @@ def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image
     been first. Raises `Vanished`.
     """
     if (image := find_image(db, new.document)) is not None:
-        _tag(db, image, new.tags)
+        _name(db, image, new)
         return images.get(db, image.id), []
     chain = chain_ids(new.diff_ids)
     present = shared_layers(db, new.diff_ids)
@@ -106,7 +108,7 @@ def insert(db: Database, new: NewImage, made: Sequence[NewLayer]) -> tuple[Image
     step = stacks.add_all(db, history)
     digest = _insert(db, new.document, step, new.created, new.author, platform, new.config)
     events.record(db, "image", "load", digest, {"name": new.tags[0] if new.tags else f"sha256:{digest}"})
-    _tag(db, images.get(db, digest), new.tags)
+    _name(db, images.get(db, digest), new)
     return images.get(db, digest), [layer.id for layer in used]
 
 
@@ -163,9 +165,11 @@ def _insert(
     return digest
 
 
-def _tag(db: Database, image: Image, tags: Iterable[str]) -> None:
-    for tag in tags:
+def _name(db: Database, image: Image, new: NewImage) -> None:
+    for tag in new.tags:
         images.tag(db, image.id, tag)
+    for name in new.digests:
+        digests.note(db, image.id, name)
 
 
 def note_diff_id(db: Database, layer_id: str, diff_id: str, chain_id: str, *, alone: bool) -> None:

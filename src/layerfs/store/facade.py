@@ -182,6 +182,13 @@ class Store(MountsOfStore):
         with self._db.transaction():
             return images.tag(self._db, image_id, reference)
 
+    def note_digest(self, image_id: str, name: str) -> None:
+        """Note that an image is called *name* (`repository@digest`) in a registry; raises `NotFound`."""
+        from layerfs.store import digests
+
+        with self._db.transaction():
+            digests.note(self._db, image_id, name)
+
     def untag(self, reference: str) -> None:
         """Take a name away from its image, which stays; raises `NotFound`, `BadRequest`."""
         with self._db.transaction():
@@ -204,17 +211,21 @@ class Store(MountsOfStore):
         message: str = "",
         changes: Sequence[str] = (),
         progress: Callable[[int], None] | None = None,
+        called: str | None = None,
     ) -> Image:
         """Make an image of one layer from a directory, a tar archive or a stream of one.
 
         Archives may be compressed (gzip, zstd, bzip2, xz). *changes* are Dockerfile instructions,
-        *progress* is called with the bytes done. Durable on return; on failure the store is as it was. Raises
+        *progress* is called with the bytes done; the history says that it came from what is *called* so.
+        Durable on return; on failure the store is as it was. Raises
         `NotFound`,
         `Forbidden`, `BadRequest` (also for hostile or damaged archives), `NoSpace`.
         """
         from layerfs.store.importer import import_image
 
-        return import_image(self._db, source, reference, message=message, changes=changes, progress=progress)
+        return import_image(
+            self._db, source, reference, message=message, changes=changes, progress=progress, called=called
+        )
 
     # Room
 

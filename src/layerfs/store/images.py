@@ -10,7 +10,7 @@ from platform import machine as machine_name
 from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, NotFound
-from layerfs.store import events, layers
+from layerfs.store import digests, events, layers
 from layerfs.store.database import Database, Value
 from layerfs.store.model import HistoryEntry, HistoryRow, Image, now, to_datetime
 from layerfs.store.references import id_prefix, normalize
@@ -30,6 +30,7 @@ class ImageRow(NamedTuple):
     created: datetime
     config: dict[str, Any]
     tags: tuple[str, ...]
+    digests: tuple[str, ...]
 
 
 def row(db: Database, image_id: str) -> ImageRow:
@@ -38,7 +39,7 @@ def row(db: Database, image_id: str) -> ImageRow:
     found = db.execute(query, (image_id,)).fetchone()
     if found is None:
         raise NotFound(f"no such image: {image_id}")
-    return _as_row(found, _tags(db, image_id))
+    return _as_row(found, _tags(db, image_id), digests.of(db, image_id))
 
 
 def rows(db: Database) -> list[ImageRow]:
@@ -47,13 +48,18 @@ def rows(db: Database) -> list[ImageRow]:
         tags: defaultdict[str, list[str]] = defaultdict(list)
         for name, image_id in db.execute("SELECT name, image FROM tags ORDER BY name"):
             tags[image_id].append(name)
+        by_digest: defaultdict[str, list[str]] = defaultdict(list)
+        for name, image_id in db.execute("SELECT name, image FROM digests ORDER BY name"):
+            by_digest[image_id].append(name)
         query = "SELECT id, step, parent, created, config FROM images ORDER BY created DESC, id"
-        return [_as_row(found, tuple(tags[found[0]])) for found in db.execute(query)]
+        return [
+            _as_row(found, tuple(tags[found[0]]), tuple(by_digest[found[0]])) for found in db.execute(query)
+        ]
 
 
-def _as_row(found: tuple[Any, ...], tags: tuple[str, ...]) -> ImageRow:
+def _as_row(found: tuple[Any, ...], tags: tuple[str, ...], by_digest: tuple[str, ...]) -> ImageRow:
     image_id, step, parent, created, config = found
-    return ImageRow(image_id, step, parent, to_datetime(created), json.loads(config), tags)
+    return ImageRow(image_id, step, parent, to_datetime(created), json.loads(config), tags, by_digest)
 
 
 def insert(
@@ -136,14 +142,16 @@ def every(db: Database) -> list[Image]:
 
 
 def resolve(db: Database, reference: str) -> Image:
-    """Return the image that *reference* means: a name, an id, or the beginning of one.
+    """Return the image that *reference* means: a name, by tag or by digest, an id, or the beginning of one.
 
     Raises `NotFound`, or `BadRequest` for what can be no reference and for an ambiguous beginning.
     """
     with db.snapshot():
         prefix = id_prefix(reference)
-        if prefix and len(prefix) == 64:
-            found: object = db.scalar("SELECT id FROM images WHERE id = ?", (prefix,))
+        if digests.is_one(reference):
+            found: object = digests.find(db, digests.parse(reference))
+        elif prefix and len(prefix) == 64:
+            found = db.scalar("SELECT id FROM images WHERE id = ?", (prefix,))
         elif reference.startswith("sha256:") and prefix:
             found = _by_prefix(db, prefix)
         else:
@@ -268,4 +276,5 @@ def _from_row(db: Database, row: tuple[Any, ...], past: tuple[HistoryEntry, ...]
         architecture=architecture,
         os=system,
         tags=_tags(db, image_id),
+        digests=digests.of(db, image_id),
     )

@@ -32,12 +32,13 @@ def import_image(
     message: str,
     changes: Sequence[str],
     progress: Progress | None,
+    called: str | None = None,
 ) -> Image:
     """Make an image of *source*; see `Store.import_image`."""
     name = normalize(reference) if reference else None
     config = dockerfile.apply({}, changes)
     report = progress or (lambda done: None)
-    called = str(source) if isinstance(source, Path) else "-"
+    called = called or (str(source) if isinstance(source, Path) else "-")
     if isinstance(source, Path):
         _check_source(db, source)
     layer_id = layers.begin(db, "fs", filling=True)

@@ -90,6 +90,8 @@ class Image:
     architecture: str
     os: str
     tags: tuple[str, ...]
+    digests: tuple[str, ...] = ()
+    """Names by the digest that its manifest has in a registry: `debian@sha256:...`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -283,6 +283,14 @@ class Networks:
             self._record(network, "connect", container=mount_id)
             return endpoint
 
+    def set_names(self, mount_id: str, network_id: str, names: Sequence[str]) -> None:
+        """Note by which names, besides its own, a container that runs is found in a network."""
+        with self._db.transaction():
+            self._db.execute(
+                "UPDATE endpoints SET names = ? WHERE mount = ? AND network = ?",
+                (json.dumps(list(names)), mount_id, network_id),
+            )
+
     def leave(self, mount_id: str, network_id: str | None = None) -> None:
         """Take a container out of a network, or of all: its addresses are free, and with the last its ports.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layerfs.errors import Conflict
-from layerfs.store import events, images, layers, stacks
+from layerfs.store import digests, events, images, layers, stacks
 from layerfs.store.database import Database
 from layerfs.store.images import ImageRow
 from layerfs.store.model import Removal
@@ -21,20 +21,21 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
         by_id = images.named_by_id(image, reference)
         keep_quietly = False
         if not by_id:
-            name = normalize(reference)
+            by_digest = digests.is_one(reference)
+            name = digests.parse(reference) if by_digest else normalize(reference)
             users = _users(db, image)
-            if not force and len(image.tags) == 1 and users:
+            last = len(image.digests) == 1 and not image.tags if by_digest else len(image.tags) == 1
+            if not force and last and users:
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{reference}" (must force)'
                     f" - mount {users[0][0]} is using its referenced image {image.id[:12]}"
                 )
-            images.untag(db, name)
-            removals.append(Removal(untagged=name))
+            removals += _untag(db, image, name)
             keep_quietly = True
         elif not force and len({repository(tag) for tag in image.tags}) > 1:
             raise _conflict(image, "must be forced", "image is referenced in multiple repositories")
         image = images.row(db, image.id)
-        if by_id or not image.tags:
+        if by_id or not (image.tags or image.digests):
             reason = _why_not(db, image, force)
             if reason is None:
                 _delete(db, image, removals, doomed)
@@ -61,7 +62,7 @@ def remove_unneeded(
         if db.scalar("SELECT 1 FROM images WHERE id = ?", (image_id,)) is None:
             continue
         image = images.row(db, image_id)
-        if (tagged or not image.tags) and _why_not(db, image, force=False) is None:
+        if (tagged or not (image.tags or image.digests)) and _why_not(db, image, force=False) is None:
             _delete(db, image, removals, doomed)
     return removals, doomed
 
@@ -70,7 +71,7 @@ def _delete_parents(db: Database, parent: str | None, removals: list[Removal], d
     """Delete the image *parent* and those that it was made from, up to one that is named or needed."""
     while parent is not None:
         image = images.row(db, parent)
-        if image.tags or _why_not(db, image, force=False) is not None:
+        if image.tags or image.digests or _why_not(db, image, force=False) is not None:
             return
         _delete(db, image, removals, doomed)
         parent = image.parent
@@ -81,6 +82,7 @@ def _delete(db: Database, image: ImageRow, removals: list[Removal], doomed: list
     for name in image.tags:
         images.untag(db, name)
         removals.append(Removal(untagged=name))
+    removals += [Removal(untagged=name) for name in digests.drop(db, image.id)]
     db.execute("UPDATE mounts SET parent = ? WHERE parent = ?", (image.parent, image.id))
     db.execute("DELETE FROM images WHERE id = ?", (image.id,))
     events.record(db, "image", "delete", image.id, {"name": f"sha256:{image.id}"})
@@ -88,6 +90,19 @@ def _delete(db: Database, image: ImageRow, removals: list[Removal], doomed: list
     unused = stacks.release(db, image.step)
     removals += [Removal(deleted=f"sha256:{layer_id}") for layer_id in unused]
     doomed += unused
+
+
+def _untag(db: Database, image: ImageRow, name: str) -> list[Removal]:
+    """Take a name from an image; with the last tag of a repository, the names by digest in it go too."""
+    if digests.is_one(name):
+        db.execute("DELETE FROM digests WHERE name = ?", (name,))
+        events.record(db, "image", "untag", image.id, {"name": name})
+        return [Removal(untagged=name)]
+    images.untag(db, name)
+    home = repository(name)
+    others = any(tag != name and repository(tag) == home for tag in image.tags)
+    gone = [] if others else digests.drop(db, image.id, home)
+    return [Removal(untagged=each) for each in (name, *gone)]
 
 
 def _why_not(db: Database, image: ImageRow, force: bool) -> Conflict | None:

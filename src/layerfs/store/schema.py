@@ -187,6 +187,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX volume_uses_volume ON volume_uses (volume)",
     ),
+    (  # names by digest, and which code may open the store: see on-disk-format.md, "The database"
+        """
+        CREATE TABLE digests (
+            name TEXT PRIMARY KEY,  -- repository@digest of a manifest in a registry
+            image TEXT NOT NULL REFERENCES images ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX digests_image ON digests (image)",
+        "CREATE TABLE compatible (version INTEGER NOT NULL) STRICT",  # one row: see `COMPATIBLE`
+    ),
     (  # builds: see on-disk-format.md, "Builds"
         """
         CREATE TABLE builds (  -- that go on, or whose process was killed; flock on tmp/ID
@@ -217,3 +227,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE mounts ADD COLUMN build TEXT",  # the build that it is for, which may have ended
     ),
 )
+
+COMPATIBLE = 8
+"""The number of migrations that code must know to open a store that has seen all of these.
+
+Daemons of mounts live on when layerfs is upgraded, and commit to a store that a newer one has migrated. That
+goes well while migrations only add: tables, indexes, columns that an INSERT may leave out. One that does
+more sets this to its own number; what it was before counts for no store any more.
+"""

@@ -8,7 +8,6 @@ import math
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -167,9 +166,9 @@ class Connection:
                 request = Request(head.method.decode("ascii"), path, query, headers=headers)
                 handling = self._app.find(request)
             if handling.upload:
-                return replace(request, upload=_Upload(self)), handling
+                return request._replace(upload=_Upload(self)), handling
             with trio.fail_after(RECEIVE_SECONDS):
-                return replace(request, body=await self._read_body(head)), handling
+                return request._replace(body=await self._read_body(head)), handling
         except trio.TooSlowError:
             text = f"the request took longer than {RECEIVE_SECONDS:g} seconds to arrive"
             raise _RefusedError(408, text) from None

@@ -1,0 +1,238 @@
+"""Images that come and go as files while an engine runs: the command has the files, the engine the store."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PATIENCE, Layerfs, wait_until
+from tests.system.apirequests import Api, engine
+from tests.system.oci_support import another
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def api(layerfs: Layerfs) -> Api:
+    """The engine of a store with the image a:1, of a file of three megabytes and some oddities."""
+    tree = layerfs.directory / "tree"
+    (tree / "sub").mkdir(parents=True)
+    (tree / "large").write_bytes(random.Random(1).randbytes(3_000_000))
+    (tree / "sub/file").write_text("text")
+    (tree / "sub/file").chmod(0o4711)
+    os.chown(tree / "sub/file", 1234, 4321)
+    os.link(tree / "sub/file", tree / "link")
+    os.setxattr(tree / "sub/file", "user.note", b"note")
+    (tree / "lead").symlink_to("sub/file")
+    os.mkfifo(tree / "fifo")
+    found = engine(layerfs)
+    assert layerfs.ok("import", tree, "a:1", "-m", "made", "-c", "CMD x").startswith("sha256:")
+    return found
+
+
+def seen(tree: Path) -> dict[str, tuple[object, ...]]:
+    """Return what is in a tree."""
+    found: dict[str, tuple[object, ...]] = {}
+    for directory, _, files in os.walk(tree):
+        for name in [".", *files]:
+            path = Path(directory, name)
+            status = path.lstat()
+            content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+            names = os.listxattr(path, follow_symlinks=False)
+            note = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+            found[str(path.relative_to(tree))] = (
+                status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns, content, note,
+                status.st_nlink if files and not path.is_dir() else 0,
+            )  # fmt: skip
+    return found
+
+
+def nothing_is_left(layerfs: Layerfs, layers: int) -> None:
+    wait_until(lambda: len(os.listdir(layerfs.root / "layers")) == layers)
+    names = {"layerfs.db", "layerfs.db-wal", "layerfs.db-shm", "layerfs.lock", "layers", "tmp", "volumes"}
+    assert {path.name for path in layerfs.root.iterdir()} <= names
+    assert not (layerfs.root / "tmp").exists() or list((layerfs.root / "tmp").iterdir()) == []
+    layerfs.ok("fsck")
+
+
+@pytest.fixture
+def fresh(layerfs: Layerfs, tmp_path: Path) -> Layerfs:
+    """The command line on an empty store without an engine."""
+    return another(layerfs, tmp_path.name)
+
+
+def test_a_directory_is_imported_with_all_that_is_in_it(api: Api, layerfs: Layerfs) -> None:
+    mnt = layerfs.directory / "mnt"
+    mnt.mkdir()
+    layerfs.ok("mount", "--name", "m", "--image", "a:1", mnt)
+    try:
+        assert seen(mnt) == seen(layerfs.directory / "tree")
+    finally:
+        layerfs.ok("umount", "m")
+    row = json.loads(layerfs.ok("history", "a:1", "--format", "json", "--no-trunc"))
+    assert row["CreatedBy"] == f"Imported from {layerfs.directory / 'tree'}"
+    assert row["Comment"] == "made"
+    assert json.loads(layerfs.ok("inspect", "a:1"))[0]["Config"]["Cmd"] == ["/bin/sh", "-c", "x"]
+
+
+def test_what_an_archive_cannot_say_is_refused(api: Api, layerfs: Layerfs) -> None:
+    (layerfs.directory / "tree/sub/.wh.x").touch()
+    assert "means a deleted file" in layerfs.refused("import", layerfs.directory / "tree", "b:1")
+    nothing_is_left(layerfs, 1)
+
+
+def test_archives_come_and_go(api: Api, layerfs: Layerfs, fresh: Layerfs) -> None:
+    at = layerfs.directory
+    both = ["Loaded image: b:2", "Loaded image: c:3"]
+    layerfs.ok("save", "a:1", "-o", at / "a.tar")
+    assert fresh.ok("load", "-i", at / "a.tar") == "Loaded image: a:1"
+    layerfs.ok("rmi", "a:1")
+    assert layerfs.ok("load", at / "a.tar", "-t", "b:2") == "Loaded image: b:2"
+    layerfs.ok("tag", "b:2", "c:3")
+    layerfs.ok("save", "b:2", "-o", at / "layout", "--format", "oci-dir")
+    layerfs.ok("save", "c:3", "-o", at / "layout", "--format", "oci-dir")  # beside the one that is there
+    fresh.ok("save", "a:1", "-o", at / "in-place", "--format", "oci-dir")
+    assert sorted(os.listdir(at / "layout/blobs/sha256")) == sorted(os.listdir(at / "in-place/blobs/sha256"))
+    fresh.ok("rmi", "a:1")
+    assert fresh.ok("load", at / "layout").splitlines() == both
+    layerfs.ok("rmi", "b:2", "c:3")
+    assert layerfs.ok("load", at / "layout").splitlines() == both
+    with (at / "a.tar").open("rb") as file:
+        done = subprocess.run(
+            [*layerfs.words, "load"], env=layerfs.environment, stdin=file, capture_output=True, check=True
+        )
+    assert done.stdout == b"Loaded image: a:1\n"
+    assert layerfs.ok("verify", "a:1").endswith("as its manifest says")
+
+
+def test_a_tree_is_exported(api: Api, layerfs: Layerfs) -> None:
+    mnt = layerfs.directory / "mnt"
+    mnt.mkdir()
+    layerfs.ok("mount", "--name", "m", "--image", "a:1", mnt)
+    try:
+        (mnt / "new").write_text("new")
+        layerfs.ok("export", mnt, "-o", layerfs.directory / "m.tar")
+        with tarfile.open(layerfs.directory / "m.tar") as archive:
+            assert {"./new", "./large"} <= {f"./{name.removeprefix('./')}" for name in archive.getnames()}
+    finally:
+        layerfs.ok("umount", "m")
+
+
+def test_errors_are_those_of_the_command_alone(api: Api, layerfs: Layerfs) -> None:
+    at = layerfs.directory
+    (at / "bad").write_bytes(b"x" * 5000)
+    assert "no such image" in layerfs.refused("save", "none", "-o", at / "x")
+    assert not (at / "x").exists()
+    assert "no such file" in layerfs.refused("load", at / "none")
+    assert "not a tar archive" in layerfs.refused("load", at / "bad")
+    assert "archive" in layerfs.refused("import", at / "bad")
+    assert "--max-files" in layerfs.refused("load", "--max-files", "1", saved(layerfs))
+    assert "BAD" in layerfs.refused("import", at / "tree", "BAD")
+    assert "no such" in layerfs.refused("export", "none", "-o", at / "x")
+    assert not (at / "x").exists()
+    nothing_is_left(layerfs, 1)
+
+
+def saved(layerfs: Layerfs) -> Path:
+    """Return an archive of an image that the store does not have any more, but for a:1."""
+    path = layerfs.directory / "saved.tar"
+    with tarfile.open(layerfs.directory / "more.tar", "w") as archive:
+        for name in ("one", "two", "three"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO(b""))
+    layerfs.ok("import", layerfs.directory / "more.tar", "more:1")
+    layerfs.ok("save", "more:1", "-o", path)
+    layerfs.ok("rmi", "more:1")
+    return path
+
+
+def test_files_are_the_command_s_own(api: Api, layerfs: Layerfs) -> None:
+    """A path that means something to the command alone is not one that the engine opens."""
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    fd = os.open(layerfs.directory / "a.tar", os.O_RDONLY)
+    try:
+        done = subprocess.run(
+            [*layerfs.words, "load", f"/proc/self/fd/{fd}", "-t", "by-descriptor"],
+            env=layerfs.environment, pass_fds=[fd], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(fd)
+    assert (done.stdout, done.stderr) == ("Loaded image: by-descriptor:latest\n", "")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, layerfs: Layerfs, end: signal.Signals) -> None:
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    layerfs.ok("rmi", "a:1")
+    data = (layerfs.directory / "a.tar").read_bytes()
+    for words in (["load"], ["import", "-", "cut:1"]):
+        process = subprocess.Popen(
+            [*layerfs.words, *words], env=layerfs.environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdin is not None
+        process.stdin.write(data[: len(data) // 2])
+        process.stdin.flush()
+        time.sleep(0.7)
+        process.send_signal(end)
+        assert process.wait(PATIENCE) == (1 if end == signal.SIGINT else -signal.SIGKILL)
+        process.stdin.close()
+        assert process.stderr is not None
+        assert process.stderr.read().lstrip() == (b"layerfs: interrupted\n" if end == signal.SIGINT else b"")
+        process.stderr.close()
+    nothing_is_left(layerfs, 0)
+    assert layerfs.ok("images", "-q") == ""
+
+
+def test_an_output_that_is_cut_off_leaves_nothing(api: Api, layerfs: Layerfs, small: Path) -> None:
+    place = small / "out"
+    place.mkdir()
+    free = os.statvfs(small).f_bavail * os.statvfs(small).f_frsize
+    (place / "fill").write_bytes(bytes(free - 1_000_000))
+    for words in (("-o", place / "a.tar"), ("--format", "oci-dir", "-o", place / "layout")):
+        assert "No space left" in layerfs.refused("save", "a:1", *words)
+        assert [path for path in place.rglob("*") if path.is_file()] == [place / "fill"]
+    nothing_is_left(layerfs, 1)
+
+
+@pytest.fixture
+def small(layerfs: Layerfs) -> Iterator[Path]:
+    """A filesystem of eight megabytes."""
+    path = layerfs.directory / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", path], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_another_store_s_engine_takes_nothing_of_what_is_sent(
+    api: Api, layerfs: Layerfs, fresh: Layerfs
+) -> None:
+    """It refuses before anything is read from standard input, which is then read in place."""
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    environment = {**fresh.environment, "LAYERFS_ENGINE": str(api.path)}
+    done = subprocess.run(
+        [*fresh.words, "load"], env=environment, input=(layerfs.directory / "a.tar").read_bytes(),
+        capture_output=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"Loaded image: a:1\n", b"")
+
+
+def test_dockers_clients_are_told_how_far_a_load_is(api: Api, layerfs: Layerfs) -> None:
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    layerfs.ok("rmi", "a:1")
+    answer = api.ask("POST", "/images/load", (layerfs.directory / "a.tar").read_bytes(), quiet="0")
+    assert answer.status == 200
+    told = answer.lines()
+    assert {"stream": "Loaded image: a:1\n"} in told
+    layers = [line for line in told if line.get("status") == "Loading layer"]
+    assert layers
+    assert all(line["progressDetail"]["total"] > 3_000_000 for line in layers)
