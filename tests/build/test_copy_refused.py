@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import BadRequest, LayerfsError, NotFound
+from layerfs.build import context, copying
+from layerfs.build.copying import Job
+from layerfs.errors import BadRequest, LayerfsError, NoSpace, NotFound
 from layerfs.union import syscalls
 from tests.build.stages import Stage
 from tests.build.test_copying import paths
@@ -161,3 +163,48 @@ def test_a_layer_is_not_copied_into_itself(stage: Stage) -> None:
     (stage.context / ".dockerignore").write_text("store")
     stage.copy(".", to="/app/")
     assert paths(stage.see()) >= {b"app/Dockerfile", b"app/.dockerignore"}
+
+
+def test_a_full_disk(stage: Stage, small: Path) -> None:
+    (stage.context / "d").mkdir()
+    for number in range(40):
+        (stage.context / f"d/f{number}").write_bytes(os.urandom(1 << 20))
+    with context.from_directory(stage.context) as opened:
+        for job in (Job(sources=("d",), destination="/"), Job(sources=("d/f1",), destination="/x/")):
+            with copying.select(job, opened.source, scratch=stage.scratch) as selection:
+                tree = small / f"layer{len(job.destination)}"
+                tree.mkdir()
+                with pytest.raises(NoSpace) as caught:
+                    copying.write(selection, None, tree, scratch=stage.scratch)
+                assert "\n" not in str(caught.value)
+
+
+def test_a_check_stops_everything(stage: Stage) -> None:
+    class Stopped(Exception):
+        pass
+
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stopped
+
+    (stage.context / "d/a/b/c/d").mkdir(parents=True)
+    with (stage.context / "d/large").open("wb") as large:
+        large.write(os.urandom(5 << 20))
+        large.seek(1 << 30)
+        large.write(b"end")
+    before = len(os.listdir("/proc/self/fd"))
+    for source in ("d", "d/large"):
+        with context.from_directory(stage.context) as opened:
+            job = Job(sources=(source,), destination="/x/")
+            with copying.select(job, opened.source, scratch=stage.scratch, check=check) as selection:
+                calls = 0
+                with pytest.raises(Stopped):
+                    selection.digest()
+                calls = 0
+                with pytest.raises(Stopped):
+                    copying.write(selection, stage.stack, stage.layer(), scratch=stage.scratch, check=check)
+    assert len(os.listdir("/proc/self/fd")) == before

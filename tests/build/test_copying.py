@@ -6,6 +6,7 @@ import io
 import os
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -211,10 +212,19 @@ def test_names_that_would_be_whiteouts_elsewhere_are_names(stage: Stage) -> None
         assert [item.name for item in source.root().items()] == [b".wh..wh..opq", b".wh.x", b"x"]
 
 
-def test_a_large_file(stage: Stage) -> None:
+def test_large_files(stage: Stage) -> None:
     (stage.context / "big").write_bytes(os.urandom(3 << 20))
-    stage.copy("big", to="/")
-    assert stage.see()[b"big"].content == (stage.context / "big").read_bytes()
+    with (stage.context / "huge").open("wb") as huge:
+        huge.write(os.urandom(1 << 20))
+        for at in (200 << 20, (256 << 20) - 4096, 300 << 20, 700 << 20):
+            huge.seek(at)
+            huge.write(os.urandom(300_000))
+        huge.truncate(900 << 20)
+    stage.copy("big", "huge", to="/")
+    for name in ("big", "huge"):
+        first, second = stage.context / name, stage.layers[-1] / name
+        assert subprocess.run(["cmp", first, second], timeout=60, check=False).returncode == 0
+        assert second.stat().st_blocks < 20_000
 
 
 def test_the_same_layer_for_the_same_time(stage: Stage) -> None:

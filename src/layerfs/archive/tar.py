@@ -247,6 +247,9 @@ def _name(block: bytes) -> bytes:
 
 def _number(text: bytes) -> int:
     """Return a header's number: octal digits, or, after a byte of 0x80, binary ones. Raises `Damaged`."""
+    digits = text.rstrip(b" \0").lstrip(b" ")
+    if digits.isdigit() and not (b"8" in digits or b"9" in digits):
+        return int(digits, 8)  # as nearly all are; the rest takes three times as long
     if text[0] & 0x80:
         value = int.from_bytes(text, "big", signed=False) - (0x80 << 8 * (len(text) - 1))
         if text[0] == 0x80 and value < 1 << 63:

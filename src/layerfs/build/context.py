@@ -11,13 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+# What takes archives apart is imported where there is one: most contexts are directories.
 from layerfs.archive.limits import Limits
-from layerfs.archive.streams import Feed, decompressed
-from layerfs.archive.tar import Reader
 from layerfs.build import fetching, ignore
 from layerfs.build.filtering import Filtered
 from layerfs.build.ignore import Ignore
-from layerfs.build.packed import EMPTY, Packed
 from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
 from layerfs.build.walking import Walk, follow
 from layerfs.errors import BadRequest, NotFound, from_os_error
@@ -201,6 +199,10 @@ def from_tar(
     what is ignored, only the Dockerfile and .dockerignore themselves are kept out, if .dockerignore says so.
     Raises `LayerfsError`, and what *check* raises.
     """
+    from layerfs.archive.streams import Feed, decompressed
+    from layerfs.archive.tar import Reader
+    from layerfs.build.packed import Packed
+
     unread = _Unread(stream)
     if not _is_archive(unread.look(512)):
         text = unread.look(_MOST + 1)
@@ -239,6 +241,8 @@ class Nothing:
 
     def root(self) -> SourceDirectory:
         """Return its root."""
+        from layerfs.build.packed import EMPTY
+
         return EMPTY
 
 

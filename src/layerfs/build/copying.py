@@ -6,6 +6,7 @@ is no directory, and links are followed in the destination and at the end of a s
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -14,7 +15,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerfs.build import archives
 from layerfs.build.digests import Digest
 from layerfs.build.modes import Mode
 from layerfs.build.owners import find_owner
@@ -30,7 +30,7 @@ from layerfs.build.sources import (
 )
 from layerfs.build.target import Attributes, Occupied, Target, TargetDirectory
 from layerfs.errors import BadRequest, from_os_error
-from layerfs.union import whiteout
+from layerfs.union import syscalls, whiteout
 from layerfs.union.copying import copy_data, copy_range
 from layerfs.union.marking import of_this_process
 from layerfs.union.stack import Stack
@@ -40,6 +40,8 @@ __all__ = ["Copied", "Job", "Selection", "make_directory", "select", "write"]
 _DESCRIPTORS = 64
 _SMALL = 1 << 17
 """Bytes up to which reading and writing a file costs less than asking the kernel to copy it."""
+_LARGE = 1 << 28
+"""Bytes that are copied before the check is asked again."""
 _NEW_DIRECTORY = 0o755
 
 
@@ -84,6 +86,8 @@ def write(
         single = len(selection.picks) == 1
         for pick in selection.picks:
             if pick.kind == "archive":
+                from layerfs.build import archives
+
                 files, size = archives.unpack(
                     pick, target, destination, parents, owner, scratch=scratch, check=check
                 )
@@ -278,12 +282,8 @@ class _Writer:
             try:
                 if size <= _SMALL and st.st_blocks << 9 >= size:
                     _copy_small(fd, start, new, size, item.name)
-                elif start:
-                    self._check()
-                    copy_range(fd, new, start, size)
                 else:
-                    self._check()
-                    copy_data(fd, new, size)
+                    self._copy_large(fd, start, new, size)
                 target.give(new, attributes, mode_is_set=plain)
                 moment = target.time(attributes.mtime_ns)
                 os.utime(new, ns=(moment, moment))
@@ -294,6 +294,26 @@ class _Writer:
         finally:
             os.close(fd)
         self.copied.size += size
+
+    def _copy_large(self, source: int, start: int, target: int, size: int) -> None:
+        """Copy *size* bytes from *start* on: by sharing them, or in the kernel, holes as holes."""
+        if start == 0 and size <= _LARGE:
+            self._check()
+            copy_data(source, target, size)
+            return
+        if start == 0 and syscalls.clone_file(source, target):
+            os.ftruncate(target, size)  # more may have come since
+            return
+        at = 0
+        while at < size:
+            self._check()
+            end = min(at + _LARGE, size)
+            if start == 0:
+                at = _next_data(source, at, end)
+                end = min(_next_hole(source, at), end) if at < end else end
+            copy_range(source, target, start + at, end - at, at=at)
+            at = end
+        os.ftruncate(target, size)
 
     def _copy_special(self, source: SourceDirectory, item: Item, into: TargetDirectory, name: bytes) -> None:
         st = item.st
@@ -309,6 +329,20 @@ class _Writer:
         into.changed = True
         attributes = self._attributes(st, source.xattrs(item.name, -1))
         self._target.give_at(into.fd(), name, attributes, link=stat.S_ISLNK(st.st_mode))
+
+
+def _next_data(fd: int, at: int, end: int) -> int:
+    """Return where there is data in a file from *at* on, *end* if not before."""
+    try:
+        return min(os.lseek(fd, at, os.SEEK_DATA), end)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole up to its end
+            return end
+        raise
+
+
+def _next_hole(fd: int, at: int) -> int:
+    return os.lseek(fd, at, os.SEEK_HOLE)
 
 
 def _copy_small(source: int, start: int, target: int, size: int, name: bytes) -> None:

@@ -66,7 +66,7 @@ class Hasher:
         self, directory: SourceDirectory, item: Item, name: bytes, source: Source, *, owners: bool
     ) -> None:
         """Add *item* of *directory*, to be called *name*. Raises `OSError`."""
-        contents = _Contents(directory, source, self._memory)
+        contents = _Contents(directory, source, self._memory, self._check)
         self._hash.update(b"file " + _header(name, item.st, source, owners=owners) + contents.of(item))
         if source.may_change:
             self._newest_ns = max(self._newest_ns, item.st.st_ctime_ns)
@@ -79,7 +79,7 @@ class Hasher:
 
     def _add_contents(self, directory: SourceDirectory, source: Source, owners: bool, depth: int) -> None:
         self._check()
-        contents = _Contents(directory, source, self._memory)
+        contents = _Contents(directory, source, self._memory, self._check)
         contents_of = contents.of
         with_owners = owners and source.keeps_owners
         parts: list[bytes] = []
@@ -130,8 +130,15 @@ def _of_attributes(xattrs: dict[bytes, bytes]) -> bytes:
 class _Contents:
     """The digests of what is in one directory: of data, targets, numbers of devices, with the attributes."""
 
-    def __init__(self, directory: SourceDirectory, source: Source, memory: Memory | None) -> None:
+    def __init__(
+        self,
+        directory: SourceDirectory,
+        source: Source,
+        memory: Memory | None,
+        check: Callable[[], None],
+    ) -> None:
         self._directory = directory
+        self._check = check
         self._given = source.digests
         self._memory = memory if source.lasting else None
         st = directory.st
@@ -175,6 +182,7 @@ class _Contents:
                     data.update(piece)
                     if len(piece) < _CHUNK and st.st_size < _CHUNK:
                         break
+                    self._check()
                 return _joined(data.digest(), directory.xattrs(name, fd)), os.fstat(fd)
             finally:
                 os.close(fd)

@@ -10,7 +10,6 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -133,6 +132,7 @@ def _parsed(checksum: str) -> tuple[str, str]:
 
 def _open(url: str) -> tuple[HTTPResponse, str, int | None]:
     """Return what is at *url*, its type, and when it was modified (ns), if the server says so."""
+    from email.utils import parsedate_to_datetime
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError
     from urllib.request import (

@@ -35,6 +35,9 @@ _KINDS = {
 }
 
 
+_NO_XATTRS: dict[bytes, bytes] = {}
+
+
 class _Node:
     """Something in the archive; several names of one file share it."""
 
@@ -58,7 +61,7 @@ class _Node:
         self.links = 1
         self.rdev = self.size = 0
         self.target = b""
-        self.xattrs: dict[bytes, bytes] = {}
+        self.xattrs = _NO_XATTRS
         self.children: dict[bytes, _Node] | None = {} if stat.S_ISDIR(mode) else None
         self.extents: tuple[tuple[int, int, int], ...] = ()
         """Of a file: offset in it, length, and offset in the data of all."""
@@ -88,7 +91,8 @@ class Packed:
         self.digests: dict[tuple[int, int], bytes] = {}
         self._top = _Node(1, stat.S_IFDIR | 0o755, 0)
         self._count = 1
-        self._size = 0
+        self._size = self._stored = 0
+        self._last: tuple[tuple[bytes, ...], _Node] = (), self._top
         self._data = _nameless(scratch)
         self._scratch = scratch
 
@@ -115,7 +119,7 @@ class Packed:
 
     def _add(self, member: Member, reader: Reader, data: BinaryIO, limits: Limits) -> None:
         parts = parts_of_name(member.name.lstrip(b"/") or b".", whiteouts=False)
-        if any(len(part) > 255 for part in parts):
+        if parts and max(map(len, parts)) > 255:
             raise refused(member.name, "a name in its path is longer than 255 bytes")
         if not parts:
             if member.kind != "directory":
@@ -127,7 +131,7 @@ class Packed:
         assert above.children is not None
         there = above.children.get(name)
         if member.kind == "link":
-            target = self._linked(member)
+            target = self._linked(member, parts)
             if there is not target:
                 above.children[name] = target
                 target.links += 1
@@ -142,11 +146,12 @@ class Packed:
             above.children[name] = node
         if there is not None and there is not above.children[name]:
             there.links -= 1
+            self._last = (), self._top  # it may have been in what is gone
 
     def _describe(self, node: _Node, member: Member) -> None:
-        node.mode = _KINDS[member.kind] | member.mode
+        node.mode = _KINDS[member.kind] | (0o777 if member.kind == "symlink" else member.mode)
         node.mtime_ns = member.mtime_ns
-        node.xattrs = dict(sorted(member.xattrs.items()))
+        node.xattrs = dict(sorted(member.xattrs.items())) if member.xattrs else _NO_XATTRS
         node.target = member.target
         node.size = len(member.target) if member.kind == "symlink" else member.size
         if member.kind in ("character", "block"):
@@ -156,6 +161,9 @@ class Packed:
 
     def _directory(self, parts: tuple[bytes, ...], member: Member, limits: Limits) -> _Node:
         """Return the directory *parts*; those that the archive has not mentioned are made."""
+        last, node = self._last
+        if parts == last:
+            return node
         node = self._top
         for part in parts:
             assert node.children is not None
@@ -167,11 +175,15 @@ class Packed:
             elif below.children is None:
                 raise refused(member.name, "it lies below a link or file, not a directory")
             node = below
+        self._last = parts, node
         return node
 
-    def _linked(self, member: Member) -> _Node:
+    def _linked(self, member: Member, parts: tuple[bytes, ...]) -> _Node:
+        target = parts_of_name(member.target.lstrip(b"/"), whiteouts=False)
+        if target == parts:
+            raise refused(member.name, "it is a link to itself")
         node = self._top
-        for part in parts_of_name(member.target.lstrip(b"/"), whiteouts=False):
+        for part in target:
             found = node.children.get(part) if node.children is not None else None
             if found is None:
                 raise refused(member.name, "it is a link to something that is not there")
@@ -186,10 +198,12 @@ class Packed:
         extents = []
         end = 0
         for offset, length in member.extents if member.extents is not None else [(0, member.size)]:
-            _hash_zeros(digest, offset - end)
+            if offset > end:
+                _hash_zeros(digest, offset - end)
             end = offset + length
             if length:
-                extents.append((offset, length, data.tell()))
+                extents.append((offset, length, self._stored))
+                self._stored += length
             while length:
                 piece = reader.some(min(length, _CHUNK))
                 digest.update(piece)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from layerfs.build import archives, digests, wildcards
+from layerfs.build import digests, wildcards
 from layerfs.build.filtering import Rules, filtered, only
 from layerfs.build.ignore import Ignore
 from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
@@ -197,7 +197,7 @@ class _Finder:
             return Pick(self._source, place, name, "directory", rules)
         pick = Pick(self._source, place, name, "file")
         unpack = self._job.unpack if self._job.unpack is not None else self._job.word == "ADD"
-        return archives.recognized(pick) if unpack else pick
+        return _recognized(pick) if unpack else pick
 
     def _missing(self, text: str) -> NotFound:
         return NotFound(f"{self._job.word} {text}: not found in {self._source.called}")
@@ -232,7 +232,7 @@ class _Finder:
         if fetched.name is None:
             return Pick(source, follow(source, b""), b"", "directory", self._exclude)
         pick = Pick(source, follow(source, fetched.name), fetched.name, "file")
-        return archives.recognized(pick) if job.unpack else pick
+        return _recognized(pick) if job.unpack else pick
 
     def _written(self) -> Iterator[Pick]:
         """Yield the here-documents, as files that were made now."""
@@ -252,6 +252,12 @@ class _Finder:
             file.chmod(0o644)
             os.utime(file, ns=(moment, moment))
             yield Pick(source, follow(source, b"%d" % number), name, "file")
+
+
+def _recognized(pick: Pick) -> Pick:
+    from layerfs.build import archives  # takes 10 ms
+
+    return archives.recognized(pick)
 
 
 def _clamped(path: bytes) -> bytes:
