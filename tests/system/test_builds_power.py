@@ -32,6 +32,9 @@ with Store(Path(sys.argv[1])) as store:
                     (new.path / f"{{number}}-{{name}}").write_bytes(b"precious" * 20_000)
                 step = store.steps.seal_layer(new, step, created=datetime.now(UTC), created_by=str(number))
             store.build_cache.put(str(number), step)
+            if number == 20:
+                store.sync()  # as anybody may: the rows are on the disk, not what they speak of
+                print("synced", flush=True)
             print(number, flush=True)
         store.steps.make_image(step, {{}}, references=["built"])
     print("built", flush=True)
@@ -49,7 +52,7 @@ def disk(request: pytest.FixtureRequest, layerfs: Layerfs) -> Disk:
     return disk
 
 
-@pytest.mark.parametrize("moment", ["3", "17", "built", "settled"])
+@pytest.mark.parametrize("moment", ["3", "17", "synced", "built", "settled"])
 def test_the_cache_leads_to_what_is_whole(
     layerfs: Layerfs, disk: Disk, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -69,15 +72,15 @@ def test_the_cache_leads_to_what_is_whole(
         disk.lose_power(layerfs)
     monkeypatch.setattr(layers, "boot_id", lambda: "another")
     with Store(layerfs.root) as store:
-        store.recover()
-        assert [f"{it.subject}: {it.what}" for it in store.check() if "unverified" not in it.what] == [
-            f"layer {row.id[:12]}: was not known to be on disk when the machine stopped or the disk refused a"
-            " write, so parts of it may be lost"
-            for image in store.images()
-            for row in store.layers_of(image)
-            if row.unverified
-        ]
+        forgotten = any("of the build cache" in line for line in store.recover())
+        doubtful = {
+            row.id[:12] for image in store.images() for row in store.layers_of(image) if row.unverified
+        }
+        for problem in store.check():  # the image may have come through, without all of its layers
+            assert problem.subject.removeprefix("layer ") in doubtful, problem
         assert not list((layerfs.root / "layers").glob("*.lost"))
+        if moment == "synced":
+            assert forgotten
         found = [number for number in range(STEPS) if is_whole(store, number)]
         assert found == list(range(len(found)))
         if moment == "settled":
