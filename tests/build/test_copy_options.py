@@ -318,6 +318,13 @@ def test_a_working_directory_that_is_there(stage: Stage) -> None:
         copying.make_directory("/work/x", "", stage.stack, tree)
 
 
+def test_a_working_directory_for_a_user_who_is_not_there(tmp_path: Path) -> None:
+    assert copying.make_directory("/a", "app:staff", None, tmp_path)
+    assert (tmp_path / "a").stat().st_uid == 0
+    with pytest.raises(BadRequest, match="invalid owner"):
+        copying.make_directory("/b", ":5", None, tmp_path)
+
+
 def test_a_working_directory_from_scratch(tmp_path: Path) -> None:
     assert copying.make_directory("/a/b", "5:6", None, tmp_path)
     st = (tmp_path / "a/b").stat()

@@ -11,13 +11,13 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerfs.build.digests import Digest
 from layerfs.build.modes import Mode
-from layerfs.build.owners import find_owner
+from layerfs.build.owners import UnknownOwner, find_owner
 from layerfs.build.selecting import Job, Pick, Selection, select
 from layerfs.build.sources import (
     DEEPEST,
@@ -105,14 +105,19 @@ def make_directory(
 ) -> bool:
     """WORKDIR: make the directory *path* (absolute), and those above it, mode 0755, owned by *user*.
 
-    *user* is as USER has it, empty for root. Tells whether the directory was missing; if not, *tree* is as it
-    was but for its attributes, and no layer is needed. Raises `LayerfsError`.
+    *user* is as USER has it, empty for root; one who is not there counts as root. Tells whether the directory
+    was missing; if not, *tree* is as it was but for its attributes, and no layer is needed. Raises
+    `LayerfsError`.
     """
     with _failing(f"WORKDIR {path}"), _opened(below, tree, epoch, link=False) as target:
         _, missing = target.find(os.fsencode(path))
         if missing:
-            owner = _owner(below, user or None) or (0, 0)
-            target.make(os.fsencode(path), Attributes(*owner, _NEW_DIRECTORY))
+            owner = None
+            with suppress(
+                UnknownOwner
+            ):  # a RUN or container will say so, if there is any; so has BuildKit it
+                owner = _owner(below, user or None)
+            target.make(os.fsencode(path), Attributes(*(owner or (0, 0)), _NEW_DIRECTORY))
         return bool(missing)
 
 

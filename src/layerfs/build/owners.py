@@ -17,11 +17,15 @@ _MOST = 10 << 20
 _LARGEST = 2**32 - 2
 
 
+class UnknownOwner(BadRequest):
+    """A user or group that is not there."""
+
+
 def find_owner(below: Source | None, wanted: str) -> tuple[int, int]:
     """Return the user and group that *wanted*, `USER[:GROUP]`, means in the tree *below*, if there is one.
 
     Without a group, a name has the group of its entry, and a number is that of the group, too. Raises
-    `BadRequest` for who is not there, and `OSError`.
+    `UnknownOwner`, `BadRequest` for what names nobody, and `OSError`.
     """
     user, colon, group = wanted.partition(":")
     if not user or (colon and not group):
@@ -31,7 +35,9 @@ def find_owner(below: Source | None, wanted: str) -> tuple[int, int]:
     else:
         entry = next((entry for entry in _entries(below, b"etc/passwd", 4) if entry[0] == user), None)
         if entry is None:
-            raise BadRequest(f"no user {user!r} in /etc/passwd of the stage: add it first, or give a number")
+            raise UnknownOwner(
+                f"no user {user!r} in /etc/passwd of the stage: add it first, or give a number"
+            )
         uid, gid = int(entry[2]), int(entry[3])
     if group:
         if (number := _number(group)) is not None:
@@ -39,7 +45,7 @@ def find_owner(below: Source | None, wanted: str) -> tuple[int, int]:
         else:
             entry = next((entry for entry in _entries(below, b"etc/group", 3) if entry[0] == group), None)
             if entry is None:
-                raise BadRequest(
+                raise UnknownOwner(
                     f"no group {group!r} in /etc/group of the stage: add it first, or give a number"
                 )
             gid = int(entry[2])
