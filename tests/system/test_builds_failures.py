@@ -109,6 +109,31 @@ def test_a_build_ends_when_its_client_is_killed(served: Builds) -> None:
     assert _sleepers("985") == []
 
 
+def test_a_command_whose_runtime_is_killed_ends_with_it(served: Builds) -> None:
+    with _running(served, HEAD + "RUN echo started; sleep 981\n") as process:
+        (bundle,) = served.layerfs.run.glob("builds/*/private/bundles/*")
+        found = subprocess.run(
+            ["pgrep", "-f", f"run --bundle {bundle} "], capture_output=True, text=True, check=True
+        )
+        os.kill(int(found.stdout), signal.SIGKILL)
+        said = process.communicate(timeout=30)[1].decode()
+    assert "the OCI runtime of the command was killed by signal 9" in said
+    assert _sleepers("981") == []
+    assert served.left() == []
+
+
+def test_a_stage_whose_filesystem_is_killed_fails_and_leaves_nothing(served: Builds) -> None:
+    command = "echo started; while ! test -e /go; do sleep 0.1 || exit 3; done"
+    with _running(served, HEAD + f"RUN {command}\nRUN true\n") as process:
+        (place,) = served.layerfs.run.glob("builds/*/mounts/*")
+        served.layerfs.kill(place.name)
+        said = process.communicate(timeout=30)[1].decode()
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("layerfs: ")
+    assert served.left() == []
+
+
 class _running:
     """A build that goes on, once its command has written "started"."""
 
@@ -145,8 +170,13 @@ def test_a_killed_build_is_cleared_away_by_the_next(own: Builds) -> None:
     assert _sleepers("984") == []
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.15, 0.3, 0.5, 0.7, 0.9, 1.2, 1.6])
-def test_an_engine_that_is_killed_leaves_nothing_for_the_next(tmp_path: Path, delay: float) -> None:
+@pytest.mark.parametrize(
+    ("delay", "network"),
+    [*((delay, "none") for delay in (0.0, 0.15, 0.3, 0.5, 0.9, 1.4)), (0.6, "bridge"), (1.2, "bridge")],
+)
+def test_an_engine_that_is_killed_leaves_nothing_for_the_next(
+    tmp_path: Path, delay: float, network: str
+) -> None:
     dockerfile = (
         f"{HEAD.strip()} AS one\nCOPY . /files\nRUN echo 1 > /1\nRUN echo 2 > /2\n"
         "RUN --mount=type=cache,target=/c touch /c/x\n"
@@ -157,7 +187,7 @@ def test_an_engine_that_is_killed_leaves_nothing_for_the_next(tmp_path: Path, de
         made = Builds(there)
         engine(there.layerfs)
         context = made.context(dockerfile, {f"f{number}": "x" * 1000 for number in range(50)})
-        client = there.popen("build", "--network", "none", str(context), stderr=subprocess.DEVNULL)
+        client = there.popen("build", "--network", network, str(context), stderr=subprocess.DEVNULL)
         time.sleep(delay)
         pid = int((there.layerfs.run / "engine.lock").read_text().split()[0])
         os.kill(pid, signal.SIGKILL)

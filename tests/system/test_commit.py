@@ -58,6 +58,36 @@ class Live:
         return self.layerfs.ok("diff", NAME).splitlines()
 
 
+def test_a_command_of_a_build_waits_for_no_disk(layerfs: Layerfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fsync is answered by the kernel, once the daemon has said that it has none."""
+    monkeypatch.setenv("LAYERFS_RUN", str(layerfs.run))
+    tree, place = layerfs.directory / "tree", layerfs.directory / "mnt"
+    tree.mkdir()
+    place.mkdir()
+    layerfs.ok("import", tree, "base")
+    with Store(layerfs.root) as store, store.building() as build:
+        row = store.create_mount("run", image=None, step=store.steps.step_of(store.resolve("base")))
+        layerfs.ok("mount", "--name", "run", place)
+        for number in range(20):
+            with (place / f"file-{number}").open("w") as file:
+                file.write(str(number))
+                file.flush()
+                os.fsync(file.fileno())
+                os.fdatasync(file.fileno())
+        mount = mount_of(store, row)
+        counts = mount.status()["Requests"]
+        assert counts.get("fsync", 0) <= 1
+        step = mount.checkpoint(Checkpoint(build=build.id))
+        top = store.steps.layers_of_step(step)[-1].path
+        assert {path.read_text() for path in top.iterdir()} == {str(number) for number in range(20)}
+        assert mount.status()["LayersToSettle"] == 1
+        layerfs.ok("umount", "run")
+        layerfs.ok("rm", "run")
+        image = store.steps.make_image(step, {}, references=["made"])
+    layer = image.layers[-1]
+    wait_until(lambda: Store(layerfs.root).layer(layer).manifest_done)  # by the build, at its end
+
+
 @pytest.fixture
 def live(layerfs: Layerfs) -> Live:
     """A mounted image in use."""

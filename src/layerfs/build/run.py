@@ -197,6 +197,8 @@ class Container:
                 check()
 
     def _failure(self, code: int, tail: bytes) -> LayerfsError:
+        if code < 0:
+            return ContainerError(f"the OCI runtime of the command was killed by signal {-code}")
         if said := self._complaint:
             found = ociruntime.failure(said)
             if not found.is_about_the_command:
@@ -209,7 +211,7 @@ class Container:
         process, self._process = self._process, None
         self._complaint = ""
         if process is not None:
-            if process.poll() is None:
+            if process.poll() is None or (process.returncode or 0) < 0:  # killed, it has ended nothing
                 os.write(self._go[1], b"no\n")
                 self._end(process)
             for pipe in (process.stdout, process.stderr):

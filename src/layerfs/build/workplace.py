@@ -81,12 +81,14 @@ def workplace(root: Path) -> Iterator[Workplace]:
         while True:
             path = above / os.urandom(6).hex()
             path.mkdir(mode=0o700)
-            lock = open_own(path / _LOCK, os.O_RDWR | os.O_CREAT)
+            lock = -1
             with suppress(FileNotFoundError, BlockingIOError):  # taken for left over, an instant after mkdir
+                lock = open_own(path / _LOCK, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(lock), os.lstat(path / _LOCK)):
                     break
-            os.close(lock)
+            if lock >= 0:
+                os.close(lock)
         os.write(lock, os.fsencode(root))
         made = Workplace(root, path)
         made.private.mkdir(mode=0o700)

@@ -51,11 +51,16 @@ class Change(NamedTuple):
 class Filesystem:
     """The union as requests see it: inode numbers, callers, set-id rules, times."""
 
-    def __init__(self, union: Union, *, durable: bool = True, store: StoreSync | None = None) -> None:
-        """Without *durable* a copy-up is not written to disk before it counts. fsync waits for *store*."""
+    def __init__(
+        self, union: Union, *, durable: bool = True, store: StoreSync | None = None, syncs: bool = True
+    ) -> None:
+        """Without *durable* a copy-up is not written to disk before it counts. fsync waits for *store*.
+
+        Without *syncs* it does nothing.
+        """
         self.union = union
         self.contents = Contents(union, durable=durable)
-        self.syncing = Syncing(union, store or StoreSync())
+        self.syncing = Syncing(union, store or StoreSync(), syncs=syncs)
         self.late_times = LateTimes(union)
         self.barrier: bytes | None = None
         """The name of the file for `layerfs.fuse.flush`, once there is one."""

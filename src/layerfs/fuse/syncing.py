@@ -104,8 +104,12 @@ class _Attempt:
 class Syncing:
     """Answers fsync and fsyncdir for the nodes of *union*; `store` is to be on disk as well."""
 
-    def __init__(self, union: Union, store: StoreSync, lost: Lost = lost) -> None:
-        """*lost* does the syncs, and keeps those that fail."""
+    def __init__(self, union: Union, store: StoreSync, lost: Lost = lost, *, syncs: bool = True) -> None:
+        """*lost* does the syncs, and keeps those that fail.
+
+        Without *syncs* the answer is ENOSYS: the kernel then takes all of it for done, and asks no more.
+        """
+        self._syncs = syncs
         self._union = union
         self.store = store
         self._lost = lost
@@ -116,6 +120,8 @@ class Syncing:
 
         Nothing is synced yet. The descriptor is good until the next `Union.trim`. Raises `OSError`.
         """
+        if not self._syncs:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         if not self.store.is_done:
             return None
         if isinstance(node, Directory):
@@ -131,6 +137,8 @@ class Syncing:
 
         *data_only* is fdatasync(2). Raises `OSError`, EIO where the store could not be written.
         """
+        if not self._syncs:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         files = self._files(node)
         try:
             if files:

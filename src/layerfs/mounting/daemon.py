@@ -129,8 +129,13 @@ class Daemon:
             try:
                 options = self._mount.options
                 self._store_sync = StoreSync(self._bring_store_to_disk)
+                # A power cut takes a build as a whole, and what it has sealed is synced at its end.
+                lasting = self._mount.build is None
                 self._filesystem = Filesystem(
-                    self._union, durable=not options.get("volatile"), store=self._store_sync
+                    self._union,
+                    durable=lasting and not options.get("volatile"),
+                    store=self._store_sync,
+                    syncs=lasting,
                 )
                 self._operations = Operations(self._filesystem)
                 if wire.extension is not None:

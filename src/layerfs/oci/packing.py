@@ -16,6 +16,7 @@ from layerfs.oci import compress, recipe
 from layerfs.oci.pool import Work
 from layerfs.store import layers, marks
 from layerfs.store.database import Database
+from layerfs.store.model import Layer
 
 if TYPE_CHECKING:
     from layerfs.oci.compress import Sink
@@ -115,6 +116,11 @@ def _reported(pieces: Iterator[bytes], report: Callable[[Packed], None]) -> Iter
             last = time.monotonic()
             report(Packed(done))
         yield piece
+
+
+def weight(layer: Layer) -> int:
+    """Return about how many bytes a layer has; one that nobody has measured yet may be large."""
+    return layer.size if layer.size is not None else _SMALL
 
 
 def processes(jobs: Sequence[Job]) -> int:

@@ -70,7 +70,7 @@ def _diff_ids(store: Store, stack: tuple[str, ...]) -> list[str]:
     rows = layers.get_all(db, stack)
     found = [row.diff_id for row in rows]
     jobs = {
-        at: packing.Job(db.root, stack[: at + 1], packing.DIGEST_ALONE, layers.size(db, row.id))
+        at: packing.Job(db.root, stack[: at + 1], packing.DIGEST_ALONE, packing.weight(row))
         for at, row in enumerate(rows)
         if row.diff_id is None
     }

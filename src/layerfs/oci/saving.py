@@ -127,8 +127,7 @@ class _Saver:
                         layer.diff_id, _describe(blob.media_type, blob.digest, blob.size)
                     )
                     continue
-                size = layer.size if layer.size is not None else layers.size(self._db, layer.id)
-                jobs[key] = packing.Job(self._db.root, key, self._compression, size)
+                jobs[key] = packing.Job(self._db.root, key, self._compression, packing.weight(layer))
         for key, packed in self._packed(jobs).items():
             about = _describe(compress.media_type(self._compression), packed.digest, packed.size)
             self._done[key] = _Layer(packed.diff_id, about)
