@@ -140,10 +140,20 @@ class Volumes:
                     columns = (name, now(), anonymous, json.dumps(given), json.dumps(dict(options or {})))
                     self._db.execute(f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", columns)
                     self.record(name, "create")
-        except OSError as error:
-            raise from_os_error(error, f"create the volume {name}") from None
+        except BaseException as error:
+            self._unmake(name)
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"create the volume {name}") from None
+            raise
         self._db.sync()
         return self.find(name)
+
+    def _unmake(self, name: str) -> None:
+        """Remove the empty directory of a volume that was not made after all."""
+        with suppress(OSError, LayerfsError), self._db.transaction():
+            if self._db.scalar("SELECT 1 FROM volumes WHERE name = ?", (name,)) is None:
+                (self._root / name / "_data").rmdir()
+                (self._root / name).rmdir()
 
     def _make(self, name: str) -> None:
         """Make the directory of a new volume, on the disk; what lies there already stays."""
