@@ -109,6 +109,8 @@ def _answers(path: Path) -> bool:
         return Api(path).ask("GET", "/_ping").status == 200
     except (FileNotFoundError, ConnectionRefusedError):  # it is there before anybody listens
         return False
+    except ConnectionResetError:  # one that was killed had not ended yet
+        return False
 
 
 def auth_header(username: str, password: str) -> dict[str, str]:

@@ -141,19 +141,13 @@ class Volumes:
                     self._db.execute(f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", columns)
                     self.record(name, "create")
         except BaseException as error:
-            self._unmake(name)
+            with suppress(LayerfsError):
+                _remove_unmade(self._db, self._root / name)
             if isinstance(error, OSError):
                 raise from_os_error(error, f"create the volume {name}") from None
             raise
         self._db.sync()
         return self.find(name)
-
-    def _unmake(self, name: str) -> None:
-        """Remove the empty directory of a volume that was not made after all."""
-        with suppress(OSError, LayerfsError), self._db.transaction():
-            if self._db.scalar("SELECT 1 FROM volumes WHERE name = ?", (name,)) is None:
-                (self._root / name / "_data").rmdir()
-                (self._root / name).rmdir()
 
     def _make(self, name: str) -> None:
         """Make the directory of a new volume, on the disk; what lies there already stays."""
@@ -357,7 +351,19 @@ def recover(db: Database) -> list[str]:
         with suppress(LayerfsError):
             remove_trees(path)
             done.append(f"removed {path}: its volume is gone")
-    return done
+    unmade = [path for path in strangers(db) if _remove_unmade(db, path)]
+    return [*done, *(f"removed {path}: its volume was not made to the end" for path in unmade)]
+
+
+def _remove_unmade(db: Database, own: Path) -> bool:
+    """Remove the directory of a volume that was not made to its end, if it is empty; return whether it went."""
+    with suppress(OSError), db.transaction():  # who makes one has committed by now, or been killed
+        if db.scalar("SELECT 1 FROM volumes WHERE name = ?", (own.name,)) is None:
+            with suppress(FileNotFoundError):
+                (own / "_data").rmdir()
+            own.rmdir()
+            return True
+    return False
 
 
 def _aside(root: Path) -> list[Path]:
