@@ -99,11 +99,11 @@ def engine(layerfs: Layerfs) -> Api:
         subprocess.Popen(
             [*layerfs.words, "engine"], env=layerfs.environment, stdin=subprocess.DEVNULL, stderr=log
         )
-    wait_until(lambda: _answers(path))
+    wait_until(lambda: answers(path))
     return Api(path)
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
     """Return whether an engine answers on the socket *path*."""
     try:
         return Api(path).ask("GET", "/_ping").status == 200

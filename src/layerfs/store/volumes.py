@@ -356,7 +356,7 @@ def recover(db: Database) -> list[str]:
 
 
 def _remove_unmade(db: Database, own: Path) -> bool:
-    """Remove the directory of a volume that was not made to its end, if it is empty; return whether it went."""
+    """Remove the empty directory of a volume that was not made to its end; return whether it was one."""
     with suppress(OSError), db.transaction():  # who makes one has committed by now, or been killed
         if db.scalar("SELECT 1 FROM volumes WHERE name = ?", (own.name,)) is None:
             with suppress(FileNotFoundError):
