@@ -37,7 +37,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
 @contextmanager
 def without(there: Containers, *programs: str) -> Iterator[Api]:
     """Start an engine that does not see these programs; it ends with the block."""
-    paths = [os.path.realpath(path) for name in programs if (path := netavark.find(name))]
+    found = [netavark.find(name) for name in programs]
+    paths = [os.path.realpath(program) for program in found if program]
     layerfs = there.layerfs
     words = ["unshare", "-m", "--propagation=private", "sh", "-c", HIDING, "sh", *paths, "--", *layerfs.words]
     path = layerfs.run / "engine.sock"
