@@ -398,7 +398,7 @@ ROUTES = (
     route("GET", "/networks", list_networks),
     route("GET", "/networks/", list_networks),
     route("POST", "/networks/create", create_network),
-    route("POST", "/networks/prune", prune_networks),
+    route("POST", "/networks/prune", prune_networks, frees=True),
     route("POST", "/networks/{id}/connect", connect),
     route("POST", "/networks/{id}/disconnect", disconnect),
     route("GET", "/networks/{id}", inspect_network),

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, clear_away, how_to_end
 from layerfs.api.routes import Call, route
@@ -84,7 +84,11 @@ def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator
         if ticket.record is not None and ticket.watch is not None:
             while not ticket.record.wait(_PAUSE):
                 yield b""
-            code = lifecycle.wait(call.root, row, ticket.watch)
+            try:
+                code = lifecycle.wait(call.root, row, ticket.watch)
+            except LayerfsError as error:  # it has ended, and clearing away has failed
+                yield _exited(lifecycle.UNKNOWN, str(error))
+                return
         if condition == "removed" and host_config(row.container)["AutoRemove"]:
             deadline = time.monotonic() + _REMOVAL
             while _exists(call, row.id) and time.monotonic() < deadline:
@@ -92,8 +96,11 @@ def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator
         yield _exited(lifecycle.UNKNOWN if code is None else code)
 
 
-def _exited(code: int) -> bytes:
-    return json.dumps({"StatusCode": code}).encode() + b"\n"
+def _exited(code: int, error: str = "") -> bytes:
+    found: dict[str, Any] = {"StatusCode": code}
+    if error:
+        found["Error"] = {"Message": error}
+    return json.dumps(found).encode() + b"\n"
 
 
 def _exists(call: Call, mount_id: str) -> bool:
