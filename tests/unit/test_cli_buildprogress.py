@@ -19,8 +19,11 @@ _EVENTS: list[Mapping[str, Any]] = [
     {"step": 3, "output": "half", "seconds": 0.1},
     {"step": 3, "output": " line\n1%\r50%\r100%\nrest", "seconds": 0.2},
 ]
-_DONE = [{"step": 3, "done": "id", "cached": False, "seconds": 1.26}, {"image": "abc", "wanted": ["x:1"]}]
-_FAILED = [
+_DONE: list[Mapping[str, Any]] = [
+    {"step": 3, "done": "id", "cached": False, "seconds": 1.26},
+    {"image": "abc", "wanted": ["x:1"]},
+]
+_FAILED: list[Mapping[str, Any]] = [
     {"step": 3, "failed": True, "seconds": 1.26},
     {"failed": {"code": 3, "tail": "", "image": "", "where": "Dockerfile:3"}},
     {"errorDetail": {"message": "why"}, "error": "why"},
