@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -18,6 +19,9 @@ import pytest
 from tests.conftest import PATIENCE, Layerfs, wait_until
 from tests.system.apirequests import Api, engine
 from tests.system.oci_support import another
+from tests.system.registries import PASSWORD, USER, Registry, guarded
+
+__all__ = ["guarded"]
 
 pytestmark = pytest.mark.root
 
@@ -236,3 +240,75 @@ def test_dockers_clients_are_told_how_far_a_load_is(api: Api, layerfs: Layerfs) 
     layers = [line for line in told if line.get("status") == "Loading layer"]
     assert layers
     assert all(line["progressDetail"]["total"] > 3_000_000 for line in layers)
+
+
+def test_registries_are_reached_as_the_command_says(api: Api, layerfs: Layerfs, guarded: Registry) -> None:
+    """Who it is says the command, by an option, a file or what its user has logged in with."""
+    at, name = layerfs.directory, f"{guarded.host}/by/command:1"
+    plain, creds = "--tls-verify=false", f"--creds={USER}:{PASSWORD}"
+    layerfs.ok("tag", "a:1", name)
+    for words in (("push", plain, name), ("pull", plain, name)):
+        assert "authentication required" in layerfs.refused(*words)
+    digest = layerfs.ok("push", plain, creds, name)
+    assert digest.startswith("sha256:")
+    auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (at / "auth.json").write_text(json.dumps({"auths": {guarded.host: {"auth": auth}}}))
+    layerfs.ok("rmi", name)
+    image = layerfs.ok("pull", plain, "--authfile", at / "auth.json", name)
+    assert json.loads(layerfs.ok("inspect", name))[0]["Id"] == image
+    assert json.loads(layerfs.ok("inspect", name))[0]["RepoDigests"] == [
+        f"{guarded.host}/by/command@{digest}"
+    ]
+    layerfs.ok("rmi", name)
+    layerfs.environment["REGISTRY_AUTH_FILE"] = str(at / "auth.json")
+    assert layerfs.ok("pull", plain, f"{guarded.host}/by/command@{digest}") == image
+    assert layerfs.ok("pull", plain, f"docker://{name}", "other:2") == image
+    layerfs.ok("rmi", "-f", image)
+    assert (
+        len(layerfs.ok("create", "--pull=always", "--name=c", f"{guarded.host}/by/command@{digest}", "true"))
+        == 64
+    )
+    layerfs.ok("rm", "c")
+    layerfs.ok("tag", f"{guarded.host}/by/command@{digest}", name)
+    assert "/nowhere" in layerfs.refused("pull", plain, "--policy", "/nowhere", name)
+    (at / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    layerfs.ok("rmi", "-f", name)
+    assert "policy" in layerfs.refused("pull", plain, "--policy", at / "policy.json", name)
+    assert "no-such-option" in layerfs.refused("pull", plain, "--skopeo=--no-such-option", name)
+    nothing_is_left(layerfs, 0)
+
+
+def test_images_in_files_are_brought_by_the_command(
+    api: Api, layerfs: Layerfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = layerfs.directory
+    (at / "scratch").mkdir()
+    layerfs.environment["TMPDIR"] = str(at / "scratch")
+    image = json.loads(layerfs.ok("inspect", "a:1"))[0]["Id"]
+    for remote in (f"oci:{at}/oci:a:1", f"docker-archive:{at}/a.tar:a:1", f"dir:{at}/dir"):
+        assert layerfs.ok("push", "a:1", remote).startswith("sha256:")
+        layerfs.ok("rmi", "-f", "a:1")
+        made = layerfs.ok("pull", remote, "b:1")
+        assert made.startswith("sha256:")
+        assert layerfs.ok("images", "--format", "{{.Repository}}:{{.Tag}}") == "b:1"
+        layerfs.ok("tag", "b:1", "a:1")
+        layerfs.ok("rmi", "b:1")
+        assert os.listdir(at / "scratch") == []
+    assert image
+    assert "no such file" in layerfs.refused("pull", "oci:/nowhere:x")
+    nothing_is_left(layerfs, 1)
+
+
+def test_what_was_cleared_away_is_told_and_the_upload_read(api: Api, layerfs: Layerfs) -> None:
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    layerfs.ok("rmi", "a:1")
+    for words, said in (
+        (("load", layerfs.directory / "a.tar"), "Loaded image: a:1\n"),
+        (("import", layerfs.directory / "tree", "b:1"), "sha256:"),
+    ):
+        (layerfs.root / "tmp/left").mkdir(parents=True)
+        done = layerfs(*words)
+        assert (done.returncode, done.stdout.startswith(said)) == (0, True), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "tmp/left: what was put together there was not finished" in done.stderr
+    nothing_is_left(layerfs, 2)

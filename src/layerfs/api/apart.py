@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.routes import Call, Place
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.polling import readable
-from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream
+from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
@@ -42,6 +43,7 @@ def answer(call: Call) -> Answer:
         "path": request.path,
         "query": request.query.pairs,
         "version": request.version,
+        "body": request.body.decode("latin-1"),
         "upload": request.upload is not None,
     }
     with ExitStack() as stack:
@@ -87,6 +89,21 @@ def _pieces(fd: int, stack: ExitStack) -> Generator[bytes, None, None]:
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator ends the process
         yield from _read(fd)
+
+
+def launch(request: MountRequest) -> str:
+    """Mount what *request* asks for, by another process; see `layerfs.mounting.launch.start`.
+
+    A process that has threads cannot fork the daemon itself: the child might wait for a lock of one of them.
+    """
+    own = ("root", "foreground", "recover")
+    members = {name: value for name, value in asdict(request).items() if name not in own}
+    asked = Request("POST", "/layerfs/mounts", body=json.dumps(members).encode())
+    answered = answer(Call(Place(request.root, launch), asked))
+    assert isinstance(answered, Response)
+    if answered.status >= 400:
+        raise to_error(answered)
+    return str(json.loads(answered.body)["Name"])
 
 
 def _read(fd: int) -> Generator[bytes, None, None]:
@@ -170,6 +187,7 @@ def main() -> int:
         head["method"],
         head["path"],
         Query([(name, value) for name, value in head["query"]]),
+        head["body"].encode("latin-1"),
         version=(head["version"][0], head["version"][1]),
         upload=_Input(source) if head["upload"] else None,
     )
