@@ -135,7 +135,9 @@ def exited(call: Call) -> Stream:
     """Clear away after a container whose process has ended, and start it again if its policy says so.
 
     For what its supervisor runs (`layerfs.container.exited`). An answer that is whole says that all is done.
+    Raises `BadRequest` for what is no id.
     """
+    directory(call.names["id"])
     return Stream(200, _followed_up(call))
 
 
@@ -143,7 +145,7 @@ def _followed_up(call: Call) -> Generator[bytes, None, None]:
     yield b""
     try:
         for _ in follow_up(call.root, call.names["id"], call.place.launch):
-            yield b""
+            yield b"."  # who asks sees that somebody is at it
     except (LayerfsError, OSError) as error:
         # Not for the caller to try again: it would fail in the same way.
         logging.getLogger(__name__).error("cannot clear away after %s: %s", call.names["id"][:12], error)
