@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -312,3 +313,80 @@ def test_what_was_cleared_away_is_told_and_the_upload_read(api: Api, layerfs: La
         assert done.stderr.count("\n") == 1
         assert "tmp/left: what was put together there was not finished" in done.stderr
     nothing_is_left(layerfs, 2)
+
+
+def helpers(layerfs: Layerfs) -> list[int]:
+    """Return the processes that answer for the engine of *layerfs*."""
+    found = []
+    for pid in layerfs.processes():
+        with suppress(OSError):
+            if b"layerfs.api.apart" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("words", [["save", "a:1"], ["export", "c"]])
+def test_an_archive_whose_maker_is_killed_is_not_whole(api: Api, layerfs: Layerfs, words: list[str]) -> None:
+    layerfs.expect_log(r"ERROR .* has ended too early \(signal 9\)")
+    layerfs.ok("create", "--name", "c", "a:1", "x")
+    place = layerfs.directory / "out.tar"
+    os.mkfifo(layerfs.directory / "out")
+    process = subprocess.Popen(
+        [*layerfs.words, *words, "-o", layerfs.directory / "out"],
+        env=layerfs.environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with (layerfs.directory / "out").open("rb") as reader, place.open("wb") as file:
+        file.write(reader.read(100_000))
+        [helper] = helpers(layerfs)
+        os.kill(helper, signal.SIGKILL)
+        while data := reader.read(100_000):
+            file.write(data)
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert place.stat().st_size < 3_000_000
+    assert process.returncode == 1
+    assert said.startswith("layerfs: the engine ended the connection")
+    layerfs.ok("rm", "c")
+
+
+@pytest.mark.parametrize("words", [["load"], ["import", "-", "b:1"]])
+def test_a_load_whose_maker_is_killed_has_failed(api: Api, layerfs: Layerfs, words: list[str]) -> None:
+    process = subprocess.Popen(
+        [*layerfs.words, *words], env=layerfs.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(bytes(100))
+    process.stdin.flush()
+    wait_until(lambda: helpers(layerfs))
+    os.kill(helpers(layerfs)[0], signal.SIGKILL)
+    time.sleep(0.2)
+    out, said = process.communicate(bytes(1_000_000), timeout=PATIENCE)
+    assert (process.returncode, out) == (1, b"")
+    assert said.startswith(b"layerfs: the process that was to answer has ended"), said
+    nothing_is_left(layerfs, 1)
+
+
+@pytest.mark.parametrize("words", [["load"], ["import", "-", "b:1"]])
+def test_a_note_that_comes_before_the_upload_is_read_does_not_end_it(
+    api: Api, layerfs: Layerfs, words: list[str]
+) -> None:
+    """What an import that was killed has left is removed by the next one, which says so first of all."""
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    data = (layerfs.directory / "a.tar").read_bytes()
+    process = subprocess.Popen(
+        [*layerfs.words, "import", "-", "half:1"], env=layerfs.environment | {"LAYERFS_ENGINE": "none"},
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(data[: len(data) // 2])
+    process.stdin.flush()
+    wait_until(lambda: len(os.listdir(layerfs.root / "layers")) > 1)
+    process.kill()
+    process.wait(PATIENCE)
+    process.stdin.close()
+    done = subprocess.run(
+        [*layerfs.words, *words], env=layerfs.environment, check=False, timeout=PATIENCE,
+        input=data, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"remov" in done.stderr
