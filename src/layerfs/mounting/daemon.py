@@ -410,7 +410,11 @@ class Daemon:
         self._discarded = discard and self.outside_upper is None  # which its owner keeps
         flush = None if self._discarded else self.flush
         ending = Unmounting(self.name, self._inside, flush, self._ended, self._notifier)
-        await ending.run(force=force)
+        try:
+            await ending.run(force=force)
+        except BaseException:
+            self._discarded = False  # it may go on for years, and somebody else may unmount it
+            raise
 
     def _remove_from_store(self, volumes: bool) -> None:
         with Store(self.root) as store:
