@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from layerfs.errors import BadRequest, Conflict, LayerfsError
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
 from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
@@ -403,7 +403,13 @@ class Daemon:
         async with self._changing:
             await self._unmount(force, discard=True)
             self.removed = True
-            await trio.to_thread.run_sync(self._remove_from_store, volumes)
+            try:
+                await trio.to_thread.run_sync(self._remove_from_store, volumes)
+            except NotFound:  # somebody else has removed it
+                raise
+            except BaseException:
+                self.removed = self._discarded = False  # it is unmounted, no more
+                raise
 
     async def _unmount(self, force: bool, *, discard: bool) -> None:
         self._check_serving()
