@@ -107,7 +107,7 @@ def answers(path: Path) -> bool:
     """Return whether an engine answers on the socket *path*."""
     try:
         return Api(path).ask("GET", "/_ping").status == 200
-    except (FileNotFoundError, ConnectionRefusedError):  # it is there before anybody listens
+    except (FileNotFoundError, ConnectionError):  # it is there before anybody listens
         return False
     except ConnectionResetError:  # one that was killed had not ended yet
         return False
