@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Mapping
@@ -33,11 +34,14 @@ class Item(NamedTuple):
 Snapshot = dict[bytes, Item]
 
 
-def take(root: bytes, began: int, *, kernel: bool, upper: bytes | None = None) -> Snapshot:
+def take(
+    root: bytes, began: int, *, kernel: bool, upper: bytes | None = None, digests: bool = False
+) -> Snapshot:
     """Return everything below *root*, and the root itself as b"".
 
     Times within a day from *began* (nanoseconds) on are `NOW`. What cannot be read is noted with its errno.
-    With *upper* files count as one only if they are in there.
+    With *upper* files count as one only if they are in there. With *digests* the contents of files are noted
+    by their digest, for trees that are larger than memory.
     """
     found: Snapshot = {}
     inodes: dict[tuple[int, int], list[bytes]] = {}
@@ -46,7 +50,7 @@ def take(root: bytes, began: int, *, kernel: bool, upper: bytes | None = None) -
         path = pending.pop()
         try:
             st = os.lstat(root + b"/" + path)
-            found[path] = _item(root + b"/" + path, st, began)
+            found[path] = _item(root + b"/" + path, st, began, digests)
             if stat.S_ISDIR(st.st_mode):
                 pending += _names(root, path)
             elif st.st_nlink > 1 and (upper is None or os.path.lexists(upper + b"/" + path)):
@@ -72,12 +76,12 @@ def _names(root: bytes, path: bytes) -> list[bytes]:
     return names
 
 
-def _item(path: bytes, st: os.stat_result, began: int) -> Item:
+def _item(path: bytes, st: os.stat_result, began: int, digests: bool) -> Item:
     kind = stat.S_IFMT(st.st_mode)
     content = b""
     if kind == stat.S_IFREG:
         with open(path, "rb", buffering=0) as file:
-            content = file.readall() or b""
+            content = hashlib.file_digest(file, "sha256").digest() if digests else file.readall() or b""
     elif kind == stat.S_IFLNK:
         content = os.readlink(path)
     directory = kind == stat.S_IFDIR
