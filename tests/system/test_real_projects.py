@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import wait_until
+from tests.fuse.oracle.snapshot import Item
 from tests.system import projects
 from tests.system.builds import builds
-from tests.system.peer_builds import PATIENCE, Peers, Project, assert_same, peers
+from tests.system.peer_builds import PATIENCE, Image, Peers, Project, assert_same, peers
 
 pytestmark = [
     pytest.mark.root,
@@ -150,3 +153,37 @@ def health(both: Peers, name: str) -> str:
     """Return the health of a container, as its HEALTHCHECK has found it."""
     found: str = both.builds.containers.inspect(name)["State"]["Health"]["Status"]
     return found
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mode": 0o600}, "mode"),
+        ({"uid": 5}, "uid"),
+        ({"content": b"other"}, "content"),
+        ({"type": stat.S_IFLNK}, "type"),
+        ({"names": (b"a", b"b")}, "names"),
+        ({"attributes": (("user.a", b""),)}, "attributes"),
+        ({"mtime": 7}, "mtime"),
+    ],
+)
+def test_the_comparison_sees_a_file_that_differs(change: dict[str, Any], named: str) -> None:
+    item = Item(stat.S_IFREG, 0o644, content=b"one")
+    one, other = (Image({b"srv/file": each}, {}) for each in (item, item._replace(**change)))
+    assert_same(projects.SMALL, one, one)
+    with pytest.raises(AssertionError, match=f"b'srv/file' {named}: "):
+        assert_same(projects.SMALL, one, other)
+
+
+def test_the_comparison_sees_names_and_settings_that_differ() -> None:
+    item = Item(stat.S_IFREG, 0o644, content=b"not empty")
+    plain = Image({b"file": item}, {"User": "jane"})
+    for other in (
+        Image({b"file": item, b"etc/hosts": item}, {"User": "jane"}),
+        Image({}, {"User": "jane"}),
+        Image({b"file": item}, {"User": ""}),
+        Image({b"file": item}, {"User": "jane", "Labels": {"a": "b"}}),
+    ):
+        for pair in ((plain, other), (other, plain)):
+            with pytest.raises(AssertionError, match="1 differences"):
+                assert_same(projects.SMALL, *pair)
