@@ -231,12 +231,12 @@ def from_dockerfile(text: bytes) -> Context:
 
 
 class Nothing:
-    """A source with nothing in it: the context of a Dockerfile that comes alone."""
+    """A source with nothing in it: the context of a Dockerfile that comes alone, or a stage without files."""
 
     keeps_owners = lasting = may_change = False
-    called = "the build context, which is a Dockerfile alone"
 
-    def __init__(self) -> None:
+    def __init__(self, called: str = "the build context, which is a Dockerfile alone") -> None:
+        self.called = called
         self.digests: dict[tuple[int, int], bytes] = {}
 
     def root(self) -> SourceDirectory:
