@@ -183,7 +183,8 @@ class StageBuild:
             epoch=self.building.options.epoch,
         )
         found = self.cached(key)
-        if found is None and (there := self.candidate(created_by)) is not None:
+        told = not mounts.find_files and script.of(run) is None  # a history has nothing of these
+        if found is None and told and (there := self.candidate(created_by)) is not None:
             found = self.taken(there) if there.layer is not None else self.step
             if found is not None:
                 self.store.build_cache.put(key, found, description=created_by)
@@ -196,9 +197,9 @@ class StageBuild:
         except StepFailed as error:
             error.where = f"{instruction.file}:{instruction.line}"
             raise
-        self.store.build_cache.put(
-            key, made, kind="exec.cachemount" if mounts.caches else "regular", description=created_by
-        )
+        if not mounts.have_changed():
+            kind = "exec.cachemount" if mounts.caches else "regular"
+            self.store.build_cache.put(key, made, kind=kind, description=created_by)
         self.made(step, made, created_by, cached=False)
 
     def _order(self, run: Run, configuration: Configuration) -> Order:
