@@ -179,3 +179,23 @@ def test_a_quiet_build_tells_all_when_it_fails() -> None:
     assert sink.said == []
     quiet.tell()
     assert sink.text == "a"
+
+
+def test_what_waits_to_be_said_is_bounded() -> None:
+    piece = b"x" * 65535 + b"\n"
+    for quiet in (False, True):
+        sink = _Sink()
+        kept = Quiet(sink)
+        progress = Classic(kept if quiet else sink)
+        progress.planned({0: 1} if quiet else {1: 1, 0: 1})
+        step = progress.begin(0, "a", 1, 1, "RUN yes")
+        step.working()
+        for _ in range(100):
+            step.output(piece)
+        step.output(b"the last\n")
+        assert sink.text == ""
+        step.failed()
+        kept.tell()
+        assert len(sink.text) < 2 << 20
+        assert sink.text.startswith("[")
+        assert sink.text.endswith("xx\nthe last\n")
