@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 
-from layerfs.build import keys, outcome, script, targets
+from layerfs.build import keys, outcome, targets
 from layerfs.build.outcome import Entry
 from layerfs.build.progress import Classic, Quiet
-from layerfs.dockerfile import parser
-from layerfs.dockerfile.configure import Configuration
-from layerfs.dockerfile.instructions import Run
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -84,24 +81,6 @@ def test_a_history_without_times_of_its_own_is_always_the_same() -> None:
     ]  # fmt: skip
     (alone,) = outcome.history([Entry("CMD")], before=_TIME, now=later, author="", comment="")
     assert alone.created == _TIME
-
-
-@pytest.mark.parametrize(
-    ("text", "words", "found"),
-    [
-        ("RUN make", ["/bin/sh", "-c", "make"], None),
-        ('RUN ["make", "all"]', ["make", "all"], None),
-        ("RUN <<EOF\nmake\nEOF", ["/bin/sh", "-c", "make\n"], None),
-        ("RUN <<-'E'\n\tmake\nE", ["/bin/sh", "-c", "make\n"], None),
-        ("RUN <<EOF\n#!/bin/x\ny\nEOF", ["/dev/pipes/EOF"], "#!/bin/x\ny\n"),
-        ("RUN cat <<EOF\n#!x\nEOF", ["/bin/sh", "-c", "cat <<EOF\n#!x\nEOF"], None),
-    ],
-)
-def test_here_documents_are_scripts_or_for_the_shell(text: str, words: list[str], found: str | None) -> None:
-    run = parser.parse(f"FROM x\n{text}\n".encode()).stages[0].instructions[0]
-    assert isinstance(run, Run)
-    assert script.words(run, Configuration({})) == words
-    assert script.of(run) == found
 
 
 class _Sink:

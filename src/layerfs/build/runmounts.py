@@ -12,17 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import cachemounts, contextmounts, script
+from layerfs.build import cachemounts, contextmounts
 from layerfs.build.copystep import stage_of
 from layerfs.container.mountpoints import Point, bind
 from layerfs.container.rootfs import open_inside
+from layerfs.dockerfile import heredocs
 from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 
 if TYPE_CHECKING:
     from layerfs.build.digests import Digest
     from layerfs.build.run import Order
     from layerfs.build.stage import StageBuild
-    from layerfs.dockerfile.instructions import Run, RunMount
+    from layerfs.dockerfile.instructions import Heredoc, Run, RunMount
 
 _MOST_SECRET = 500 << 10
 """Bytes of a secret, as with BuildKit."""
@@ -104,19 +105,20 @@ class Mounts:
         points: list[Point] = []
         variables: list[str] = []
         with ExitStack() as ends:
-            if (text := script.of(self._run)) is not None:
-                points.append(self._script(text, ends))
+            _, script = heredocs.command(self._run, ())
+            if script is not None:
+                points.append(self._script(script, ends))
             for wanted in self._wanted:
                 getattr(self, f"_{wanted.mount.type}")(wanted, points, variables, ends)
             yield points, variables
 
-    def _script(self, text: str, ends: ExitStack) -> Point:
+    def _script(self, script: Heredoc, ends: ExitStack) -> Point:
         """Make a file of a script; not on the private tmpfs, from which nothing can be executed."""
         path = self._stage.building.scratch / f"script-{random.token_hex(8)}"
-        path.write_text(text, errors="surrogateescape")
+        path.write_bytes(script.content.encode(errors="surrogateescape"))
         ends.callback(path.unlink)
         path.chmod(0o755)
-        return bind(str(path), f"{script.PLACE}/{self._run.heredocs[0].name}", writable=False)
+        return bind(str(path), f"{heredocs.PIPES}/{script.name}", writable=False)
 
     def _tmpfs(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         options = f"size={_bytes(wanted.text('size'))}" if wanted.text("size") else ""

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import keys, script
+from layerfs.build import keys
 from layerfs.build.building import Building, Stopped
 from layerfs.build.errors import StepFailed
 from layerfs.build.outcome import Entry, Outcome
-from layerfs.dockerfile import history
+from layerfs.dockerfile import heredocs, history
 from layerfs.dockerfile.configure import Configuration
 from layerfs.dockerfile.instructions import Copy, Instruction, Run, Single
 from layerfs.errors import LayerfsError
@@ -168,6 +168,7 @@ class StageBuild:
             raise instruction.error("--security=insecure is not allowed: leave it out")
         order = self._order(run, self.configuration)
         mounts = Mounts(self, run, order)
+        _, script = heredocs.command(run, self.configuration.shell())
         created_by = history.run(order.words, self.configuration.args())
         key = keys.key(
             "RUN",
@@ -179,11 +180,11 @@ class StageBuild:
             network=order.host["NetworkMode"],
             names=order.host["ExtraHosts"],
             mounts=mounts.described(),
-            script=script.of(run),
+            script=script.content if script is not None else None,
             epoch=self.building.options.epoch,
         )
         found = self.cached(key)
-        told = not mounts.find_files and script.of(run) is None  # a history has nothing of these
+        told = not mounts.find_files and script is None  # a history has nothing of these
         if found is None and told and (there := self.candidate(created_by)) is not None:
             found = self.taken(there) if there.layer is not None else self.step
             if found is not None:
@@ -209,7 +210,7 @@ class StageBuild:
         if run.network != "default":
             host = {**host, "NetworkMode": run.network}
         return Order(
-            words=tuple(script.words(run, configuration)),
+            words=tuple(heredocs.command(run, configuration.shell())[0]),
             variables=tuple(f"{name}={value}" for name, value in configuration.environment().items()),
             directory=configuration.config.get("WorkingDir") or "/",
             user=configuration.config.get("User") or "",
