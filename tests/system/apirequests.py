@@ -99,15 +99,17 @@ def engine(layerfs: Layerfs) -> Api:
         subprocess.Popen(
             [*layerfs.words, "engine"], env=layerfs.environment, stdin=subprocess.DEVNULL, stderr=log
         )
-    wait_until(lambda: _answers(path))
+    wait_until(lambda: answers(path))
     return Api(path)
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
     """Return whether an engine answers on the socket *path*."""
     try:
         return Api(path).ask("GET", "/_ping").status == 200
-    except (FileNotFoundError, ConnectionRefusedError):  # it is there before anybody listens
+    except (FileNotFoundError, ConnectionError):  # it is there before anybody listens
+        return False
+    except ConnectionResetError:  # one that was killed had not ended yet
         return False
 
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -298,6 +299,23 @@ class TestSurroundings:
             assert "version 99" in line
             assert "upgrade layerfs" in line
         assert mounts_below(layerfs.directory) == []
+
+    def test_a_commit_to_a_store_that_a_newer_version_has_changed(
+        self, layerfs: Layerfs, base: str, free: Path
+    ) -> None:
+        """The daemon of a mount outlives an upgrade; what it does not know it must not write to."""
+        layerfs.ok("mount", "--image", base, "--name", "old", free)
+        with closing(sqlite3.connect(layerfs.root / "layerfs.db", isolation_level=None)) as database:
+            (known,) = database.execute("PRAGMA user_version").fetchone()
+            (compatible,) = database.execute("SELECT version FROM compatible").fetchone()
+            database.execute("PRAGMA user_version = 99")
+            database.execute("UPDATE compatible SET version = 99")
+            status, answer = layerfs.ask("old", "POST", "/commit?container=old&repo=new")
+            assert (status, b"upgrade layerfs" in answer) == (409, True)
+            database.execute(f"PRAGMA user_version = {known}")
+            database.execute("UPDATE compatible SET version = ?", (compatible,))
+        assert layerfs("inspect", "new").returncode == 1
+        layerfs.ok("umount", "old")
 
     def test_a_store_that_is_no_store(self, layerfs: Layerfs) -> None:
         layerfs.store_is_damaged = True

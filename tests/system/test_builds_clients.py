@@ -188,14 +188,10 @@ def test_a_build_has_a_network_of_its_own(clients: Clients) -> None:
         HEAD + "RUN ip -4 addr show eth0 | grep inet\nRUN ip -4 addr show eth0 | grep inet\n"
         "RUN --network=none ! ip addr show eth0\nRUN --network=host ip addr | grep -c ether\n"
     )
-    before = Path("/proc/net/dev").read_text()
     said = clients.ok("build", str(context))
     addresses = re.findall(r"inet ([0-9.]+)/", said)
     assert len(addresses) == 2
     assert len(set(addresses)) == 1  # one namespace for the commands of a stage
-    assert [line.split(":")[0] for line in before.splitlines()] == [
-        line.split(":")[0] for line in Path("/proc/net/dev").read_text().splitlines()
-    ]
     assert clients.made.left() == []
 
 

@@ -120,9 +120,9 @@ def test_a_service_made_anew_keeps_its_volumes(project: Project) -> None:
     project.compose("exec", "-T", "web", "sh", "-c", "echo kept >/anonymous/file")
     project.compose("up", "-d", "--force-recreate", "web")
     assert project.compose("exec", "-T", "web", "cat", "/anonymous/file") == "kept\n"
-    assert project.compose("run", "--rm", "-T", "client", "busybox", "wget", "-q", "-O-", "http://web/") == (
-        "hello\n"
-    )
+    assert project.compose(
+        "run", "--rm", "-T", "--name=asks", "client", "busybox", "wget", "-q", "-O-", "http://web/"
+    ) == ("hello\n")
     project.compose("up", "-d", "--scale", "client=2")
     found = project.compose("ps", "-q", "client").split()
     assert len(found) == 2

@@ -106,7 +106,8 @@ def test_a_load_that_fails_says_so_in_its_last_line(api: Any) -> None:
 
 
 def test_a_commit_has_nothing_that_was_made_to_mount_on(api: Any, run: Any) -> None:
-    one = run(["sh", "-c", "mkdir /mine; sleep 999"])
+    one = run(["sh", "-c", "mkdir /mine; echo made; sleep 999"])
+    wait_until(lambda: api.logs(one) == b"made\n")
     for running in (True, False):
         image = api.commit(one)["Id"]
         made = api.create_container(image, ["true"], host_config=api.create_host_config(network_mode="none"))

@@ -38,6 +38,14 @@ def on_a_terminal(docker: Docker, *words: str) -> Terminal:
     return Terminal(docker.there, (), command=["docker", *words], env=docker.environment)
 
 
+def interrupt(terminal: Terminal) -> None:
+    """Type Ctrl-C until the shell asks again: a process that was just forked may not hear the first one."""
+    for _ in range(3):
+        terminal.type("\x03")
+        time.sleep(0.4)
+    terminal.wait_for("# ")
+
+
 def state(docker: Docker, name: str) -> str:
     return docker.ok("inspect", "-f", "{{.State.Status}}", name)
 
@@ -66,8 +74,7 @@ def test_detached_by_its_keys_and_attached_again(docker: Docker) -> None:
         time.sleep(0.5)
         terminal.type("echo $((40 + 2)); sleep 100\r")
         terminal.wait_for("42\r\n")
-        terminal.type("\x03")
-        terminal.wait_for("# ")
+        interrupt(terminal)
         terminal.type("echo $?; exit 3\r")
         terminal.wait_for("130\r\n")
         assert terminal.end() == 3
@@ -84,8 +91,7 @@ def test_exec_on_a_terminal(docker: Docker) -> None:
         terminal.resize(12, 34)
         terminal.type("while ! stty size | grep '12 34'; do sleep 0.1; done; sleep 100\r")
         terminal.wait_for("\r\n12 34\r\n")
-        terminal.type("\x03")
-        terminal.wait_for("# ")
+        interrupt(terminal)
         terminal.type("exit 5\r")
         assert terminal.end() == 5
     with on_a_terminal(docker, "exec", "-it", "--detach-keys=d,e", "box", "sh") as terminal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from layerfs.union.layer import Layer
 from layerfs.union.node import File
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
-from tests.conftest import Layerfs, Stack
+from tests.conftest import Layerfs, Stack, wait_until
 from tests.system.power import Disk, later_boot
 
 pytestmark = pytest.mark.root
@@ -319,3 +320,22 @@ def test_a_layer_that_was_not_on_disk_is_unverified(layerfs: Layerfs, disk: Disk
         assert len(layerfs.ok("history", "-q", "committed").splitlines()) == 2
         assert layerfs.ok("verify", "--accept", "committed").endswith("every file is as its manifest says")
     assert layerfs.ok("verify", "committed").endswith("every file is as its manifest says")
+
+
+def test_that_a_mount_has_ended_after_a_removal_that_was_refused(
+    layerfs: Layerfs, disk: Disk, mounted: Path
+) -> None:
+    """For the removal nothing would have had to reach the disk; unmounted by umount(8), it has to.
+
+    Another mount has the database open: who is the last to close it brings it to the disk.
+    """
+    (layerfs.directory / "other").mkdir()
+    layerfs.ok("mount", "--image", "image", "--name", "other", layerfs.directory / "other")
+    with (mounted / "directory/new").open("wb"):
+        status, answer = layerfs.ask(NAME, "POST", "/layerfs/unmount?discard=1")
+        assert (status, b"is busy" in answer) == (409, True)
+    pid = layerfs.pid(NAME)
+    subprocess.run(["umount", mounted], check=True, timeout=20)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    disk.lose_power(layerfs)
+    layerfs.ok("commit", NAME, "after")  # refused where a daemon seems to have been killed

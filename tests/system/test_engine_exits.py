@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Layerfs, wait_until
-from tests.system.apirequests import engine
+from tests.system.apirequests import Api, engine
 from tests.system.containers import IMAGE, containers
 
 pytestmark = pytest.mark.root
@@ -88,3 +88,18 @@ def test_a_container_that_outlives_the_engine_is_cleared_away(layerfs: Layerfs) 
     os.kill(inspect(layerfs, "box")["State"]["Pid"], signal.SIGKILL)
     wait_until(lambda: layerfs.ok("ps", "-aq") == "")
     wait_until(lambda: not list((layerfs.run / "containers").iterdir()))
+
+
+@pytest.mark.parametrize("id", ["..", "/precious", "../../precious"])
+def test_what_is_no_id_is_refused_and_nothing_is_cleared_away(layerfs: Layerfs, id: str) -> None:
+    """Who clears away after a container removes what is in its directory."""
+    precious = layerfs.directory / "precious"
+    precious.mkdir(mode=0o700)
+    (precious / "file").touch()
+    if id.startswith("/"):
+        id = str(precious)
+    before = sorted(path.name for path in layerfs.run.iterdir())
+    answer = Api(layerfs.run / "engine.sock").ask("POST", f"/layerfs/containers/{id}/exited")
+    assert (answer.status, answer.message()) == (400, f"invalid container id {id!r}: give the full id")
+    assert [path.name for path in precious.iterdir()] == ["file"]
+    assert sorted(path.name for path in layerfs.run.iterdir()) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ import pytest
 from tests.conftest import PATIENCE, Layerfs, wait_until
 from tests.system.apirequests import Api, engine
 from tests.system.oci_support import another
+from tests.system.registries import PASSWORD, USER, Registry, guarded
+
+__all__ = ["guarded"]
 
 pytestmark = pytest.mark.root
 
@@ -236,3 +241,152 @@ def test_dockers_clients_are_told_how_far_a_load_is(api: Api, layerfs: Layerfs) 
     layers = [line for line in told if line.get("status") == "Loading layer"]
     assert layers
     assert all(line["progressDetail"]["total"] > 3_000_000 for line in layers)
+
+
+def test_registries_are_reached_as_the_command_says(api: Api, layerfs: Layerfs, guarded: Registry) -> None:
+    """Who it is says the command, by an option, a file or what its user has logged in with."""
+    at, name = layerfs.directory, f"{guarded.host}/by/command:1"
+    plain, creds = "--tls-verify=false", f"--creds={USER}:{PASSWORD}"
+    layerfs.ok("tag", "a:1", name)
+    for words in (("push", plain, name), ("pull", plain, name)):
+        assert "authentication required" in layerfs.refused(*words)
+    digest = layerfs.ok("push", plain, creds, name)
+    assert digest.startswith("sha256:")
+    auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (at / "auth.json").write_text(json.dumps({"auths": {guarded.host: {"auth": auth}}}))
+    layerfs.ok("rmi", name)
+    image = layerfs.ok("pull", plain, "--authfile", at / "auth.json", name)
+    assert json.loads(layerfs.ok("inspect", name))[0]["Id"] == image
+    assert json.loads(layerfs.ok("inspect", name))[0]["RepoDigests"] == [
+        f"{guarded.host}/by/command@{digest}"
+    ]
+    layerfs.ok("rmi", name)
+    layerfs.environment["REGISTRY_AUTH_FILE"] = str(at / "auth.json")
+    assert layerfs.ok("pull", plain, f"{guarded.host}/by/command@{digest}") == image
+    assert layerfs.ok("pull", plain, f"docker://{name}", "other:2") == image
+    layerfs.ok("rmi", "-f", image)
+    assert (
+        len(layerfs.ok("create", "--pull=always", "--name=c", f"{guarded.host}/by/command@{digest}", "true"))
+        == 64
+    )
+    layerfs.ok("rm", "c")
+    layerfs.ok("tag", f"{guarded.host}/by/command@{digest}", name)
+    assert "/nowhere" in layerfs.refused("pull", plain, "--policy", "/nowhere", name)
+    (at / "policy.json").write_text('{"default": [{"type": "reject"}]}')
+    layerfs.ok("rmi", "-f", name)
+    assert "policy" in layerfs.refused("pull", plain, "--policy", at / "policy.json", name)
+    assert "no-such-option" in layerfs.refused("pull", plain, "--skopeo=--no-such-option", name)
+    nothing_is_left(layerfs, 0)
+
+
+def test_images_in_files_are_brought_by_the_command(
+    api: Api, layerfs: Layerfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = layerfs.directory
+    (at / "scratch").mkdir()
+    layerfs.environment["TMPDIR"] = str(at / "scratch")
+    image = json.loads(layerfs.ok("inspect", "a:1"))[0]["Id"]
+    for remote in (f"oci:{at}/oci:a:1", f"docker-archive:{at}/a.tar:a:1", f"dir:{at}/dir"):
+        assert layerfs.ok("push", "a:1", remote).startswith("sha256:")
+        layerfs.ok("rmi", "-f", "a:1")
+        made = layerfs.ok("pull", remote, "b:1")
+        assert made.startswith("sha256:")
+        assert layerfs.ok("images", "--format", "{{.Repository}}:{{.Tag}}") == "b:1"
+        layerfs.ok("tag", "b:1", "a:1")
+        layerfs.ok("rmi", "b:1")
+        assert os.listdir(at / "scratch") == []
+    assert image
+    assert "no such file" in layerfs.refused("pull", "oci:/nowhere:x")
+    nothing_is_left(layerfs, 1)
+
+
+def test_what_was_cleared_away_is_told_and_the_upload_read(api: Api, layerfs: Layerfs) -> None:
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    layerfs.ok("rmi", "a:1")
+    for words, said in (
+        (("load", layerfs.directory / "a.tar"), "Loaded image: a:1\n"),
+        (("import", layerfs.directory / "tree", "b:1"), "sha256:"),
+    ):
+        (layerfs.root / "tmp/left").mkdir(parents=True)
+        done = layerfs(*words)
+        assert (done.returncode, done.stdout.startswith(said)) == (0, True), done.stderr
+        assert done.stderr.count("\n") == 1
+        assert "tmp/left: what was put together there was not finished" in done.stderr
+    nothing_is_left(layerfs, 2)
+
+
+def helpers(layerfs: Layerfs) -> list[int]:
+    """Return the processes that answer for the engine of *layerfs*."""
+    found = []
+    for pid in layerfs.processes():
+        with suppress(OSError):
+            if b"layerfs.api.apart" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("words", [["save", "a:1"], ["export", "c"]])
+def test_an_archive_whose_maker_is_killed_is_not_whole(api: Api, layerfs: Layerfs, words: list[str]) -> None:
+    layerfs.expect_log(r"ERROR .* has ended too early \(signal 9\)")
+    layerfs.ok("create", "--name", "c", "a:1", "x")
+    place = layerfs.directory / "out.tar"
+    os.mkfifo(layerfs.directory / "out")
+    process = subprocess.Popen(
+        [*layerfs.words, *words, "-o", layerfs.directory / "out"],
+        env=layerfs.environment, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with (layerfs.directory / "out").open("rb") as reader, place.open("wb") as file:
+        file.write(reader.read(100_000))
+        [helper] = helpers(layerfs)
+        os.kill(helper, signal.SIGKILL)
+        while data := reader.read(100_000):
+            file.write(data)
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert place.stat().st_size < 3_000_000
+    assert process.returncode == 1
+    assert said.startswith("layerfs: the engine ended the connection")
+    layerfs.ok("rm", "c")
+
+
+@pytest.mark.parametrize("words", [["load"], ["import", "-", "b:1"]])
+def test_a_load_whose_maker_is_killed_has_failed(api: Api, layerfs: Layerfs, words: list[str]) -> None:
+    process = subprocess.Popen(
+        [*layerfs.words, *words], env=layerfs.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(bytes(100))
+    process.stdin.flush()
+    wait_until(lambda: helpers(layerfs))
+    os.kill(helpers(layerfs)[0], signal.SIGKILL)
+    time.sleep(0.2)
+    out, said = process.communicate(bytes(1_000_000), timeout=PATIENCE)
+    assert (process.returncode, out) == (1, b"")
+    assert said.startswith(b"layerfs: the process that was to answer has ended"), said
+    nothing_is_left(layerfs, 1)
+
+
+@pytest.mark.parametrize("words", [["load"], ["import", "-", "b:1"]])
+def test_a_note_that_comes_before_the_upload_is_read_does_not_end_it(
+    api: Api, layerfs: Layerfs, words: list[str]
+) -> None:
+    """What an import that was killed has left is removed by the next one, which says so first of all."""
+    layerfs.ok("save", "a:1", "-o", layerfs.directory / "a.tar")
+    data = (layerfs.directory / "a.tar").read_bytes()
+    process = subprocess.Popen(
+        [*layerfs.words, "import", "-", "half:1"], env=layerfs.environment | {"LAYERFS_ENGINE": "none"},
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(data[: len(data) // 2])
+    process.stdin.flush()
+    wait_until(lambda: len(os.listdir(layerfs.root / "layers")) > 1)
+    process.kill()
+    process.wait(PATIENCE)
+    process.stdin.close()
+    done = subprocess.run(
+        [*layerfs.words, *words], env=layerfs.environment, check=False, timeout=PATIENCE,
+        input=data, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"remov" in done.stderr

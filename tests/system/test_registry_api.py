@@ -147,7 +147,11 @@ def test_by_digest_and_for_a_platform(here: Store, there: Store, registry: Regis
     digest = here.push(name, tag="1").lines()[-1]["aux"]["Digest"]
     before = there.images()
     assert f"Digest: {digest}" in statuses(there.pull(name, digest))
-    assert there.images() - before <= {"<none>:<none>"}
+    assert there.images() - before == {f"{name}:<none>"}
+    assert there.api.ask("GET", f"/images/{name}@{digest}/json").json()["RepoDigests"] == [f"{name}@{digest}"]
+    assert digest in there.layerfs.ok("images", "--digests", "--format", "{{.Digest}}").splitlines()
+    here.layerfs.ok("rmi", f"{name}:1")
+    assert f"{name}@{digest}" not in here.layerfs.ok("images", "--digests", "--format", "{{.Digest}}")
     refused = there.pull(name, platform="linux/s390x")
     assert (refused.status, "does not provide the specified platform" in refused.message()) == (404, True)
     assert there.pull(name, platform="linux/amd64").status == 200
@@ -372,6 +376,11 @@ def test_import(here: Store) -> None:
     assert here.images() == before
 
 
+def here_name(name: str) -> str:
+    """Return the repository of a name."""
+    return name.rpartition(":")[0]
+
+
 @pytest.mark.docker
 def test_the_docker_command(here: Store, there: Store, guarded: Registry) -> None:
     """Login, pull, push and import by docker itself, with the words that people know."""
@@ -398,6 +407,14 @@ def test_the_docker_command(here: Store, there: Store, guarded: Registry) -> Non
     pulled = docker("pull", name)
     assert (pulled.returncode, pulled.stdout.splitlines()[-1].decode()) == (0, name), pulled.stderr
     assert f"Status: Downloaded newer image for {name}".encode() in pulled.stdout
+    (row,) = docker("images", "--digests", "--format", "{{.Digest}}", name).stdout.decode().split()
+    assert f"1: digest: {row} ".encode() in pushed.stdout
+    (found,) = json.loads(docker("inspect", f"{here_name(name)}@{row}").stdout)
+    assert found["RepoDigests"] == [f"{here_name(name)}@{row}"]
+    again = docker("pull", f"{here_name(name)}@{row}")
+    assert (again.returncode, b"Image is up to date" in again.stdout) == (0, True), again.stderr
+    made = docker("create", f"{here_name(name)}@{row}", "true")
+    assert made.returncode == 0, made.stderr
     imported = docker("import", "-m", "By hand", "-", "imported:1", stdin=archive(x=b"x"))
     assert imported.returncode == 0, imported.stderr
     assert {name, "imported:1"} <= there.images()

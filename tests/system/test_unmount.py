@@ -6,8 +6,10 @@ import errno
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,22 @@ def test_what_is_written_to_a_busy_mount_is_kept(stack: Stack, layerfs: Layerfs)
         file.write(b"x" * 1_000_000)
         layerfs.ok("umount", "--force", stack.name)
     assert (stack.upper / "open").read_bytes() == b"x" * 1_000_000
+
+
+def test_a_mount_whose_removal_fails_at_the_store_is_one_that_was_unmounted(layerfs: Layerfs) -> None:
+    """Not one whose daemon seems to have been killed."""
+    tree, mnt = layerfs.directory / "tree", layerfs.directory / "mnt"
+    tree.mkdir()
+    mnt.mkdir()
+    layerfs.ok("import", tree, "a:1")
+    layerfs.ok("mount", "--name", "m", "--image", "a:1", mnt)
+    (mnt / "new").touch()
+    with closing(sqlite3.connect(layerfs.root / "layerfs.db", isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert "another process is writing" in layerfs.refused("rm", "-f", "m")
+        writer.execute("ROLLBACK")
+    wait_until(lambda: layerfs("commit", "m", "b:1").returncode == 0)
+    layerfs.ok("rm", "m")
 
 
 def test_writes_to_a_mount_that_was_taken_away_fail(stack: Stack, layerfs: Layerfs) -> None:

@@ -252,5 +252,5 @@ def test_every_text_of_every_command_is_known_to_be_checked() -> None:
                 may_be_empty.add(parameter.name)
     assert may_be_empty == {
         "options", "entrypoint", "message", "author", "workdir", "user", "hostname", "domainname",
-        "detach_keys", "form",
+        "detach_keys", "form", "network", "platform", "target",
     }  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 
 from layerfs.container import logs
 from layerfs.container.ociruntime import failure, installed
-from layerfs.errors import Conflict, NotFound
+from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
 
 ID = "f" * 64
@@ -201,3 +201,9 @@ def test_the_choice_of_a_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_process_that_never_was() -> None:
     assert born(2**22 + 1) is None
     assert born(os.getpid()) is not None
+
+
+@pytest.mark.parametrize("id", ["", ".", "..", "a/b", "/etc", "../x"])
+def test_what_is_no_id_has_no_directory(id: str) -> None:
+    with pytest.raises(BadRequest, match="give the full id"):
+        directory(id)

@@ -69,6 +69,27 @@ def test_filters(root: Path, filters: dict[str, Any], count: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({"dangling": ["true"]}, 1),
+        ({"dangling": ["false"]}, 1),
+        ({"reference": ["debian"]}, 1),
+        ({"reference": ["debian:12"]}, 0),
+        ({"reference": ["other"]}, 0),
+    ],
+)
+def test_filters_of_an_image_with_a_name_by_digest_alone(
+    root: Path, filters: dict[str, Any], count: int
+) -> None:
+    """As dockerd answers: it is listed whichever dangling images are wanted, and goes with a prune."""
+    with Store(root) as store:
+        store.note_digest(store.resolve("debian:12").id, f"debian@sha256:{'a' * 64}")
+        store.untag("debian:12")
+    found = ask(root, "GET", "/images/json", filters=json.dumps(filters))
+    assert [image["RepoDigests"] for image in found] == [[f"debian@sha256:{'a' * 64}"]] * count
+
+
+@pytest.mark.parametrize(
     "filters",
     ["{", "[]", "3", '{"color": ["red"]}', '{"dangling": ["maybe"]}', '{"label": "x"}', '{"label": [1]}'],
 )

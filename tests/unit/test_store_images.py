@@ -234,10 +234,39 @@ def test_a_digest_goes_with_the_last_tag_of_its_repository(store: Store, base: I
     ]  # fmt: skip
 
 
+def test_an_image_whose_tag_has_moved_on_goes_with_a_prune(store: Store, base: Image, tree: Path) -> None:
+    """It has its digest still; dockerd removes it, too."""
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    assert store.prune_images(tagged=False)[0] == []
+    newer = store.import_image(tree / "etc", "debian:12")
+    removals = store.prune_images(tagged=False)[0]
+    assert removals[:2] == [Removal(untagged=f"debian@{DIGEST}"), Removal(deleted=f"sha256:{base.id}")]
+    assert [image.id for image in store.images()] == [newer.id]
+
+
+@pytest.mark.parametrize("name", ["debian:12", f"debian@{DIGEST}"])
+def test_the_names_of_an_image_in_use_are_one_if_they_are_in_one_repository(
+    store: Store, base: Image, mount: Mount, name: str
+) -> None:
+    store.note_digest(base.id, f"debian@{DIGEST}")
+    with pytest.raises(Conflict, match="must force"):
+        store.remove_image(name)
+    store.note_digest(base.id, f"other@{DIGEST}")
+    assert Removal(untagged=name) in store.remove_image(name)
+    assert store.images() != []
+
+
+def test_an_image_with_names_in_two_repositories_is_not_removed_by_its_id(store: Store, base: Image) -> None:
+    store.note_digest(base.id, f"other@{DIGEST}")
+    with pytest.raises(Conflict, match="multiple repositories"):
+        store.remove_image(base.id)
+    store.remove_image(base.id, force=True)
+    assert store.images() == []
+
+
 def test_an_image_with_a_digest_alone_is_removed_with_that(store: Store, base: Image) -> None:
     store.note_digest(base.id, f"debian@{DIGEST}")
     store.untag("debian:12")
-    assert store.prune_images(tagged=False)[0] == []  # it has a name
     removed = store.remove_image(f"debian@{DIGEST}")
     assert removed[:2] == [Removal(untagged=f"debian@{DIGEST}"), Removal(deleted=f"sha256:{base.id}")]
     assert store.images() == []

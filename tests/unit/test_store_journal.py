@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import LayerfsError, StoreBusy
+from layerfs.errors import Conflict, LayerfsError, StoreBusy
 from layerfs.store import Store
 from layerfs.store.database import Database
 from layerfs.store.journal import Hold, Journal
@@ -83,6 +83,21 @@ def test_a_hold_that_cannot_be_had_leaves_nothing_behind(root: Path) -> None:
     hold = Hold(root)
     for _ in range(2):
         with pytest.raises(LayerfsError):
+            hold.take()
+    hold.close()
+
+
+def test_a_hold_of_a_store_that_newer_code_has_changed_since_is_refused(store: Store, base: Image) -> None:
+    """What is held is held for a commit, by the daemon of a mount that was there before an upgrade."""
+    hold = Hold(store.root)
+    hold.open()
+    known = store.database.number("PRAGMA user_version")
+    store.database.execute(f"PRAGMA user_version = {known + 1}")
+    hold.take()  # it has only been added to
+    hold.let_go()
+    store.database.execute("UPDATE compatible SET version = ?", (known + 1,))
+    for _ in range(2):
+        with pytest.raises(Conflict, match="upgrade layerfs"):
             hold.take()
     hold.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import socket
 import threading
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.errors import LayerfsError
 from layerfs.unixhttp.client import UnixClient, encoded_head
 from layerfs.unixhttp.message import Query, Request, Response
 
@@ -79,6 +82,8 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nA;x
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, b""),
         (b"HTTP/1.1 200 \r\n\r\nuntil the end", 200, b"until the end"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
+        (b"HTTP/1.1 200\r\nContent-Length: 1\r\n\r\n!", 200, b"!"),
+        (b"HTTP/1.1 103 Early\r\na: b\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n!", 200, b"!"),
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 1\r\n\r\n!", 201, b"!"),
     ],
 )
@@ -102,11 +107,17 @@ def test_an_answer_to_head_has_no_body(tmp_path: Path) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Le",
         b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nContent-Length: ten\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabc",
+        CHUNKED.replace(b"3\r\nabc", b"-3\r\nabc"),
+        CHUNKED.replace(b"3\r\nabc", b"2\r\nabc"),
+        b"HTTP/1.1 2000 OK\r\n\r\n",
         CHUNKED[:-9],
         CHUNKED.replace(b"A;x=y", b"what"),
         b"SSH-2.0-OpenSSH\r\n\r\n",
         b"HTTP/1.1 20\r\n\r\n"[:10] + b"x0 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"x" * 100_000,
+        b"HTTP/1.1 200 OK\r\n" + b"many: lines\r\n" * 10_000 + b"\r\n",
     ],
 )
 def test_an_answer_that_is_none_or_not_whole_is_an_error(tmp_path: Path, said: bytes) -> None:
@@ -133,6 +144,28 @@ def test_an_upload_is_sent_in_chunks(tmp_path: Path) -> None:
     head, _, body = server.heard.partition(b"\r\n\r\n")
     assert b"Expect: 100-continue" in head.split(b"\r\n")
     assert body == b"40000\r\n" + b"x" * 262_144 + b"\r\n93e0\r\n" + b"x" * 37_856 + b"\r\n0\r\n\r\n"
+
+
+def test_an_upload_is_sent_after_other_words_than_go_on(tmp_path: Path) -> None:
+    said = b"HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+    with saying(tmp_path, said) as server:
+        assert UnixClient(server.path).send(Request("POST", "/", upload=io.BytesIO(b"x"))).status == 200
+    assert server.heard.endswith(b"\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EPIPE, errno.EIO])
+def test_an_upload_that_cannot_be_read_is_no_trouble_of_the_connection(tmp_path: Path, number: int) -> None:
+    """A command that took ENOENT for a socket which is not there would do everything once more, itself."""
+
+    class Unreadable(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(number, os.strerror(number))
+
+    with (
+        saying(tmp_path, b"HTTP/1.1 100 Go on\r\n\r\n", stays=True) as server,
+        pytest.raises(LayerfsError, match="cannot read what is to be sent"),
+    ):
+        UnixClient(server.path, timeout=2).send(Request("POST", "/", upload=Unreadable()))
 
 
 def test_of_an_upload_that_is_refused_nothing_is_read(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,6 +172,15 @@ def test_fsck_knows_volumes(store: Store) -> None:
     store.volumes.create("stranger")
     store.database.execute("UPDATE volumes SET labels = '7' WHERE name = 'data'")
     assert [it.what for it in store.check()] == ["its labels are not a JSON object of texts"]
+
+
+def test_recovery_removes_what_a_creation_that_was_killed_has_made(store: Store) -> None:
+    store.volumes.create("data")
+    for name in ("begun", "made/_data", "kept/_data"):
+        (store.root / "volumes" / name).mkdir(parents=True)
+    (store.root / "volumes/kept/_data/file").touch()
+    store.recover()
+    assert sorted(os.listdir(store.root / "volumes")) == ["data", "kept"]
 
 
 def test_a_volume_whose_directory_is_gone_can_be_removed(store: Store) -> None:

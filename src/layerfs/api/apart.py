@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import struct
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from layerfs.api.routes import Call, Place
 from layerfs.errors import BadRequest, LayerfsError
+from layerfs.host.interpreter import command
 from layerfs.host.polling import readable
-from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream
+from layerfs.unixhttp.message import Answer, Query, Request, Response, Stream, Upload, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
@@ -42,12 +45,13 @@ def answer(call: Call) -> Answer:
         "path": request.path,
         "query": request.query.pairs,
         "version": request.version,
+        "body": request.body.decode("latin-1"),
         "upload": request.upload is not None,
     }
     with ExitStack() as stack:
         process = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-m", "layerfs.api.apart"],
+                command("layerfs.api.apart"),
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -57,16 +61,11 @@ def answer(call: Call) -> Answer:
         stack.callback(_end, process)
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it has seen enough
-            _write(process.stdin.fileno(), json.dumps(head).encode() + b"\n")
-            while request.upload is not None and (piece := request.upload.read(CHUNK)):
-                _write(process.stdin.fileno(), _SIZE.pack(len(piece)) + piece)
-            _write(process.stdin.fileno(), _SIZE.pack(0))
+        start = _send(process.stdin.fileno(), process.stdout.fileno(), _encoded(head, request.upload))
         process.stdin.close()
-        pieces = _pieces(process.stdout.fileno(), stack.pop_all())
+        pieces = _pieces(process, stack.pop_all())
         next(pieces)
     try:
-        start = b""
         while b"\n" not in start:
             more = next(pieces, None)
             if more is None:
@@ -83,10 +82,68 @@ def answer(call: Call) -> Answer:
         raise
 
 
-def _pieces(fd: int, stack: ExitStack) -> Generator[bytes, None, None]:
+def _encoded(head: Mapping[str, Any], upload: Upload | None) -> Iterator[bytes]:
+    """Yield a request as `main` reads it."""
+    yield json.dumps(head).encode() + b"\n"
+    while upload is not None and (piece := upload.read(CHUNK)):
+        yield _SIZE.pack(len(piece)) + piece
+    yield _SIZE.pack(0)
+
+
+def _send(stdin: int, stdout: int, pieces: Iterable[bytes]) -> bytes:
+    """Send *pieces* to a process until it takes no more; return what it has said meanwhile.
+
+    It may say more than a pipe holds before it has read all, and would wait for us while we wait for it.
+    """
+    said = bytearray()
+    os.set_blocking(stdin, False)
+    poll = select.poll()
+    poll.register(stdin, select.POLLOUT)
+    poll.register(stdout, select.POLLIN)
+    with suppress(BrokenPipeError):
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                for fd, _ in poll.poll():
+                    if fd == stdin:
+                        view = view[os.write(stdin, view) :]
+                    elif data := os.read(stdout, CHUNK):
+                        said += data
+                    else:
+                        poll.unregister(stdout)
+    return bytes(said)
+
+
+def _pieces(process: subprocess.Popen[bytes], stack: ExitStack) -> Generator[bytes, None, None]:
+    """Yield what *process* still says. Raises `LayerfsError` where it does not end in order."""
+    assert process.stdout is not None
     with stack:
         yield b""  # the caller takes this one: from here on, closing the generator ends the process
-        yield from _read(fd)
+        yield from _read(process.stdout.fileno())
+        if _end(process) != 0:
+            raise LayerfsError(
+                f"the process that was to answer has ended too early ({_fate(process)}): try again"
+            )
+
+
+def _fate(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def launch(request: MountRequest) -> str:
+    """Mount what *request* asks for, by another process; see `layerfs.mounting.launch.start`.
+
+    A process that has threads cannot fork the daemon itself: the child might wait for a lock of one of them.
+    """
+    own = ("root", "foreground", "recover")
+    members = {name: value for name, value in asdict(request).items() if name not in own}
+    asked = Request("POST", "/layerfs/mounts", body=json.dumps(members).encode())
+    answered = answer(Call(Place(request.root, launch), asked))
+    assert isinstance(answered, Response)
+    if answered.status >= 400:
+        raise to_error(answered)
+    return str(json.loads(answered.body)["Name"])
 
 
 def _read(fd: int) -> Generator[bytes, None, None]:
@@ -109,16 +166,20 @@ def _after(first: bytes, pieces: Generator[bytes, None, None]) -> Generator[byte
         pieces.close()
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Have *process* end, which it does in order when nobody reads what it writes: it may have mounted."""
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Have *process* end, which it does in order when nobody reads what it writes: it may have mounted.
+
+    Returns its exit code. May be repeated.
+    """
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
     try:
-        process.wait(_PATIENCE)
+        return process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
+        return process.wait()
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -170,16 +231,16 @@ def main() -> int:
         head["method"],
         head["path"],
         Query([(name, value) for name, value in head["query"]]),
+        head["body"].encode("latin-1"),
         version=(head["version"][0], head["version"][1]),
         upload=_Input(source) if head["upload"] else None,
     )
     given = app.answer(Place(Path(head["root"]), _launch, alone=True), request)
-    source.close()  # who sends more than was read goes on, and reads the answer
     streams = isinstance(given, Stream)
     headers = [list(pair) for pair in given.headers]
     status = given.status if isinstance(given, (Response, Stream)) else 500
     told = json.dumps({"status": status, "headers": headers, "streams": streams}).encode() + b"\n"
-    with suppress(BrokenPipeError):  # nobody wants the answer any more
+    try:
         if isinstance(given, Stream):
             with closing(given.chunks):
                 _write(1, told)
@@ -187,6 +248,11 @@ def main() -> int:
                     _write(1, piece)
         else:
             _write(1, told + (given.body if isinstance(given, Response) else b""))
+    except BrokenPipeError:
+        pass  # nobody wants the answer any more
+    except LayerfsError as error:
+        print(f"layerfs: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -35,7 +35,7 @@ MODULES = {
     "exec": ("execs",),
     "images": ("images", "archives", "registries", "prune"),
     "info": ("system",),
-    "layerfs": ("native", "mounting", "running", "usage", "prune", "execs"),
+    "layerfs": ("native", "mounting", "running", "usage", "prune", "execs", "remotes"),
     "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),
@@ -104,12 +104,18 @@ def run(route: Route, call: Call) -> Answer:
     """Return the answer of *route* to *call*, an error as the answer that tells of it; never raises."""
     answer: Answer | None = None
     try:
-        answer = route.handler(call)
+        answer = _with_reserve(route, call) if route.frees else route.handler(call)
     except Exception as error:
         answer = failure(error)
     finally:
         call.close()  # a stream may go on in another thread
     return answer._replace(chunks=_closing(answer, call)) if isinstance(answer, Stream) else answer
+
+
+def _with_reserve(route: Route, call: Call) -> Answer:
+    from layerfs.store.reserve import with_reserve
+
+    return with_reserve(call.root, lambda: route.handler(call))
 
 
 def _closing(answer: Stream, call: Call) -> Generator[bytes, None, None]:

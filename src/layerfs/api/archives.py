@@ -64,9 +64,9 @@ def _saved(
 def load(call: Call) -> Answer:
     """Load the images of the archive that comes with *call*; answer as dockerd does, a JSON object a line.
 
-    `tag` is a name for the image instead of those it brings along. Without `quiet` it is told how far the
-    layers are. What goes wrong is the last line: docker-py raises `ImageLoadError` for that, and not for a
-    status.
+    `tag` is a name for the image instead of those it brings along, `untagged` gives it none. Without `quiet`
+    it is told how far the layers are. What goes wrong is the last line: docker-py raises `ImageLoadError` for
+    that, and not for a status.
     """
     source: Path | BinaryIO | None = call.request.source or cast("BinaryIO | None", call.request.upload)
     if source is None:
@@ -77,7 +77,7 @@ def load(call: Call) -> Answer:
     wanted = _platform(platform) if platform else None
     most = _limits(call.query)
     early = call.request.source is not None
-    tags = call.query.all("tag") or None
+    tags = call.query.all("tag") or ([] if call.query.flag("untagged") else None)
     quiet = call.query.flag("quiet")
 
     def work(lines: Lines) -> None:
@@ -85,8 +85,9 @@ def load(call: Call) -> Answer:
         from layerfs.store import Store
 
         with Store(call.root) as store:
-            for line in store.recover():
-                lines.put({"aux": {"Note": line}})
+            notes = store.recover()
+            if early:
+                lines.notes(notes)
             loaded = oci.load(
                 store,
                 source,
@@ -96,6 +97,8 @@ def load(call: Call) -> Answer:
                 progress=lines.bytes_done("Loading" if early and not quiet else None),
                 layer_progress=lines.layers_done(None if quiet else "Loading layer"),
             )
+        if not early:  # before the upload is read, nothing may be said: its end is not read after that
+            lines.notes(notes)
         for each in loaded:
             _tell(lines, each)
 

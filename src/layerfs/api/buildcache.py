@@ -111,4 +111,4 @@ class _Wanted:
         return label_matches(self._filters, {})  # an entry has no labels
 
 
-ROUTES = (route("POST", "/build/prune", prune),)
+ROUTES = (route("POST", "/build/prune", prune, frees=True),)

@@ -240,7 +240,7 @@ ROUTES = (
     route("GET", "/containers/{name}/json", inspect_container),
     route("POST", "/commit", commit),
     route("GET", "/containers/{name}/changes", changes),
-    route("POST", "/containers/{name}/stop", stop),
-    route("POST", "/containers/{name}/kill", kill),
+    route("POST", "/containers/{name}/stop", stop, frees=True),
+    route("POST", "/containers/{name}/kill", kill, frees=True),
     route("DELETE", "/containers/{name}", remove),
 )

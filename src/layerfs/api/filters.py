@@ -58,11 +58,11 @@ def label_matches(filters: Filters, labels: Mapping[str, str]) -> bool:
 
 
 def reference_matches(pattern: str, tag: str) -> bool:
-    """Return whether *pattern* names *tag* ("debian:12"), with or without the tag.
+    """Return whether *pattern* names *tag* ("debian:12" or "debian@sha256:..."), or its repository alone.
 
     `*` and `?` stand for any characters but a slash, as in Go's path.Match.
     """
-    repository = tag.rpartition(":")[0]
+    repository = tag.partition("@")[0] if "@" in tag else tag.rpartition(":")[0]
     return _matches(pattern, tag) or _matches(pattern, repository)
 
 

@@ -42,7 +42,7 @@ def list_images(call: Call) -> Response:
     sizes = _shared_sizes(call, images) if call.query.flag("shared-size") else {}
     answer = [
         image_summary(
-            _with_wanted_tags(image, filters),
+            _with_wanted_names(image, filters),
             size=call.store.image_size(image),
             containers=used.get(image.id, 0) if call.request.version >= (1, 51) else -1,
             named_none=call.request.version < (1, 43),
@@ -64,20 +64,25 @@ def _shared_sizes(call: Call, images: list[Image]) -> dict[str, int]:
 
 def _matches(image: Image, filters: Filters) -> bool:
     dangling = boolean_filter(filters, "dangling")
-    if dangling is not None and dangling is bool(image.tags or image.digests):
-        return False
-    if filters.get("reference") and not _with_wanted_tags(image, filters).tags:
-        return False
+    if dangling is not None and (image.tags if dangling else not (image.tags or image.digests)):
+        return False  # one with a name by digest alone is shown for both, as by dockerd
+    if filters.get("reference"):
+        named = _with_wanted_names(image, filters)
+        if not (named.tags or named.digests):
+            return False
     return label_matches(filters, imageconfig.labels(image.config))
 
 
-def _with_wanted_tags(image: Image, filters: Filters) -> Image:
-    """Return *image* with those of its tags that a filter by reference asks for, as dockerd answers."""
+def _with_wanted_names(image: Image, filters: Filters) -> Image:
+    """Return *image* with those of its names that a filter by reference asks for, as dockerd answers."""
     patterns = filters.get("reference")
     if not patterns:
         return image
-    wanted = [tag for tag in image.tags if any(reference_matches(pattern, tag) for pattern in patterns)]
-    return replace(image, tags=tuple(wanted))
+    tags, by_digest = (
+        tuple(name for name in names if any(reference_matches(pattern, name) for pattern in patterns))
+        for names in (image.tags, image.digests)
+    )
+    return replace(image, tags=tags, digests=by_digest)
 
 
 def inspect_image(call: Call) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,15 @@ def _check_bridge_name(store: Store, name: str) -> None:
 def remove_network(call: Call) -> Response:
     """Remove a network that no container runs in."""
     network = call.store.networks.find(call.names["id"])
-    networks.clear_away(call.root, call.store, network)
+    _clear_away(call, network)
     call.store.networks.remove(network.id)
     return Response(204)
+
+
+def _clear_away(call: Call, network: Network) -> None:
+    from layerfs.api.containers import clear_away  # which shows containers with their networks
+
+    networks.clear_away(call.store, network, partial(clear_away, call))
 
 
 def connect(call: Call) -> Response:
@@ -174,7 +181,7 @@ def prune_networks(call: Call) -> Response:
     filters = parse_filters(call.query.get("filters"), ("label", "label!", "until"))
     until = _until(filters)
     for network in call.store.networks.every():
-        networks.clear_away(call.root, call.store, network)
+        _clear_away(call, network)
     gone = call.store.networks.prune(
         lambda network: (until is None or network.created <= until) and label_matches(filters, network.labels)
     )
@@ -391,7 +398,7 @@ ROUTES = (
     route("GET", "/networks", list_networks),
     route("GET", "/networks/", list_networks),
     route("POST", "/networks/create", create_network),
-    route("POST", "/networks/prune", prune_networks),
+    route("POST", "/networks/prune", prune_networks, frees=True),
     route("POST", "/networks/{id}/connect", connect),
     route("POST", "/networks/{id}/disconnect", disconnect),
     route("GET", "/networks/{id}", inspect_network),

@@ -49,6 +49,11 @@ class Lines:
         text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"))
         self._put(text.encode("utf-8", "replace") + b"\r\n")
 
+    def notes(self, texts: Sequence[str]) -> None:
+        """Say what people are to be told besides: layerfs's own commands do. Raises `Gone`."""
+        for text in texts:
+            self.put({"aux": {"Note": text}})
+
     def bytes_done(self, status: str | None) -> Callable[[int, int], None]:
         """Return what takes how many bytes are done, and are to be done in all (0: not known).
 

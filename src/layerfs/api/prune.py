@@ -70,7 +70,7 @@ def _matches(filters: Filters, until: datetime | None, created: datetime, given:
 
 
 ROUTES = (
-    route("POST", "/images/prune", prune_images),
-    route("POST", "/containers/prune", prune_containers),
+    route("POST", "/images/prune", prune_images, frees=True),
+    route("POST", "/containers/prune", prune_containers, frees=True),
     route("POST", "/layerfs/recover", recover),
 )

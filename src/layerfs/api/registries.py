@@ -24,16 +24,17 @@ _AUTH = "x-registry-auth"
 def create_image(call: Call) -> Answer:
     """Pull an image (`fromImage`), or make one of the archive that comes with the call (`fromSrc`)."""
     if call.query.get("fromImage"):
-        return pull(call)
+        return pull_image(call)
     return import_image(call)
 
 
-def pull(call: Call) -> Answer:
+def pull_image(call: Call) -> Answer:
     """Bring an image from a registry; with no tag and no digest, every one of its repository."""
     from layerfs.api.progress import JSON_LINES, Lines
     from layerfs.archive.limits import Limits
+    from layerfs.distribution.access import OfHeader
     from layerfs.distribution.named import Named
-    from layerfs.distribution.pull import pull_named
+    from layerfs.distribution.pull import pull
     from layerfs.distribution.refusals import of_pull
     from layerfs.oci import platforms
 
@@ -47,14 +48,23 @@ def pull(call: Call) -> Answer:
 
         words = partial(of_pull, named=named, anonymous=not credentials.are_given)
         with Store(call.root) as store, _Worded(words):
-            pull_named(store, named, credentials, platform=platform, limits=Limits(), report=lines)
+            pull(
+                store,
+                named,
+                OfHeader(credentials),
+                platform=platform,
+                limits=Limits(),
+                report=lines,
+                doing=f"pull {named}",
+            )
 
     return Stream(200, Lines.of(work), JSON_LINES)
 
 
-def push(call: Call) -> Answer:
+def push_image(call: Call) -> Answer:
     """Bring an image to the registry that its name says; with no tag, every tag of its repository."""
     from layerfs.api.progress import JSON_LINES, Lines
+    from layerfs.distribution.access import OfHeader
     from layerfs.distribution.named import Named
     from layerfs.distribution.push import push_named
     from layerfs.distribution.refusals import of_push
@@ -69,7 +79,7 @@ def push(call: Call) -> Answer:
         from layerfs.store import Store
 
         with Store(call.root) as store, _Worded(partial(of_push, named=named)):
-            for done in push_named(store, named, credentials, lines):
+            for done in push_named(store, named, OfHeader(credentials), lines):
                 lines.say(f"{done.tag}: digest: {done.digest} size: {done.size}")
                 lines.put(
                     {
@@ -148,16 +158,17 @@ def import_image(call: Call) -> Answer:
         return apart.answer(call)
     texts = [line.strip() for text in call.query.all("changes") for line in text.splitlines()]
     called = call.query.get("called")
-    shown = "Importing" if call.query.flag("progress") and call.request.source is not None else None
+    early = call.request.source is not None
+    shown = "Importing" if call.query.flag("progress") and early else None
 
     def work(lines: Lines) -> None:
         from layerfs.store import Store
 
         report = lines.bytes_done(shown)
         with Store(call.root) as store:
-            if called:
-                for line in store.recover():
-                    lines.put({"aux": {"Note": line}})
+            notes = store.recover() if called else []
+            if early:
+                lines.notes(notes)
             image = store.import_image(
                 archive,
                 reference,
@@ -166,6 +177,8 @@ def import_image(call: Call) -> Answer:
                 called=called or "-",
                 progress=lambda done: report(done, 0),
             )
+        if not early:  # before the upload is read, nothing may be said: its end is not read after that
+            lines.notes(notes)
         lines.put({"status": f"sha256:{image.id}"})
 
     return Stream(200, Lines.of(work), JSON_LINES)
@@ -222,7 +235,7 @@ def search(call: Call) -> Response:
 ROUTES = (
     route("POST", "/images/create", create_image, upload=True),
     route("GET", "/images/search", search),
-    route("POST", "/images/{name}/push", push),
+    route("POST", "/images/{name}/push", push_image),
     route("POST", "/auth", log_in),
     route("GET", "/distribution/{name}/json", inspect_remote),
 )

@@ -114,9 +114,22 @@ class Route:
     """Whether *handler* reads the body itself, piece by piece."""
     waits: bool = False
     """Whether *handler* may wait for as long as a container runs."""
+    frees: bool = False
+    """Whether *handler* leads to more room: on a full disk it is called again, with what is kept for it."""
 
 
-def route(method: str, path: str, handler: Handler, *, upload: bool = False, waits: bool = False) -> Route:
-    """Return a route; `{name}` in *path* stands for one or more characters, slashes among them."""
+def route(
+    method: str,
+    path: str,
+    handler: Handler,
+    *,
+    upload: bool = False,
+    waits: bool = False,
+    frees: bool = False,
+) -> Route:
+    """Return a route; `{name}` in *path* stands for one or more characters, slashes among them.
+
+    What removes something (DELETE) leads to more room.
+    """
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+)", re.escape(path))
-    return Route(method, re.compile(pattern), handler, upload, waits)
+    return Route(method, re.compile(pattern), handler, upload, waits, frees or method == "DELETE")

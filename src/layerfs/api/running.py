@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, clear_away, how_to_end
 from layerfs.api.routes import Call, route
@@ -84,7 +84,11 @@ def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator
         if ticket.record is not None and ticket.watch is not None:
             while not ticket.record.wait(_PAUSE):
                 yield b""
-            code = lifecycle.wait(call.root, row, ticket.watch)
+            try:
+                code = lifecycle.wait(call.root, row, ticket.watch)
+            except LayerfsError as error:  # it has ended, and clearing away has failed
+                yield _exited(lifecycle.UNKNOWN, str(error))
+                return
         if condition == "removed" and host_config(row.container)["AutoRemove"]:
             deadline = time.monotonic() + _REMOVAL
             while _exists(call, row.id) and time.monotonic() < deadline:
@@ -92,8 +96,11 @@ def _waited(call: Call, row: Mount, ticket: Ticket, condition: str) -> Generator
         yield _exited(lifecycle.UNKNOWN if code is None else code)
 
 
-def _exited(code: int) -> bytes:
-    return json.dumps({"StatusCode": code}).encode() + b"\n"
+def _exited(code: int, error: str = "") -> bytes:
+    found: dict[str, Any] = {"StatusCode": code}
+    if error:
+        found["Error"] = {"Message": error}
+    return json.dumps(found).encode() + b"\n"
 
 
 def _exists(call: Call, mount_id: str) -> bool:
@@ -128,7 +135,9 @@ def exited(call: Call) -> Stream:
     """Clear away after a container whose process has ended, and start it again if its policy says so.
 
     For what its supervisor runs (`layerfs.container.exited`). An answer that is whole says that all is done.
+    Raises `BadRequest` for what is no id.
     """
+    directory(call.names["id"])
     return Stream(200, _followed_up(call))
 
 
@@ -136,7 +145,7 @@ def _followed_up(call: Call) -> Generator[bytes, None, None]:
     yield b""
     try:
         for _ in follow_up(call.root, call.names["id"], call.place.launch):
-            yield b""
+            yield b"."  # who asks sees that somebody is at it
     except (LayerfsError, OSError) as error:
         # Not for the caller to try again: it would fail in the same way.
         logging.getLogger(__name__).error("cannot clear away after %s: %s", call.names["id"][:12], error)

@@ -8,7 +8,7 @@ from pathlib import Path
 import trio
 from trio import to_thread
 
-from layerfs.api import app
+from layerfs.api import apart, app
 from layerfs.api.routes import Call, Place, Route
 from layerfs.errors import LayerfsError, OtherStore
 from layerfs.mounting import launch
@@ -35,7 +35,7 @@ class App:
 
     def __init__(self, root: Path, live: LiveMount | None = None, place: Place | None = None) -> None:
         """Serve the store at *root*, or all that *place* says."""
-        self.place = place or Place(root, launch=start_mount, live=live)
+        self.place = place or Place(root, launch=apart.launch, live=live)
 
     def find(self, request: Request) -> Handling:
         """Return what answers *request*, of which the head alone need be there."""

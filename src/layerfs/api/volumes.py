@@ -128,7 +128,7 @@ def shown(store: Store, mount: Mount) -> list[dict[str, Any]]:
 ROUTES = (
     route("GET", "/volumes", list_volumes),
     route("POST", "/volumes/create", create_volume),
-    route("POST", "/volumes/prune", prune_volumes),
+    route("POST", "/volumes/prune", prune_volumes, frees=True),
     route("GET", "/volumes/{name}", inspect_volume),
     route("PUT", "/volumes/{name}", update_volume),
     route("DELETE", "/volumes/{name}", remove_volume),

@@ -94,39 +94,31 @@ class Images:
         self, store: Store, reference: str, platform: Platform, progress: Progress, check: Callable[[], None]
     ) -> Image:
         from layerfs.archive.limits import Limits
-        from layerfs.distribution import skopeo
-        from layerfs.distribution.lookup import Registry
+        from layerfs.distribution.access import OfHeader
         from layerfs.distribution.named import Named
-        from layerfs.distribution.pull import pull_named
+        from layerfs.distribution.pull import pull
         from layerfs.distribution.refusals import of_pull
-        from layerfs.store import elsewhere
 
         named = Named.parse(reference)
         if named.tag is None and named.digest is None:
             named = named.tagged("latest")
         credentials = self._credentials(named.host)
         try:
-            pull_named(
+            (pulled,) = pull(
                 store,
                 named,
-                credentials,
+                OfHeader(credentials),
                 platform=str(platform),
                 limits=Limits(),
                 report=_Pulling(progress.look(f"pull {named}"), check),
+                doing=f"pull {named}",
             )
-            if named.digest is None:
-                image = store.resolve(str(named))
-            else:
-                doing = f"pull {named}"
-                with credentials.file(named.host) as authfile, store.scratch() as scratch:
-                    options = skopeo.access(named.is_local, authfile)
-                    found = Registry(named, options, scratch, doing, check).find(str(platform))
-                known = elsewhere.find_image(store.database, found.config.data)
-                if known is None:
-                    raise NotFound(f"{named} was removed while the build went on: build again")
-                image = known
         except LayerfsError as error:
             raise of_pull(error, named, anonymous=not credentials.are_given) from None
+        try:
+            image = store.resolve(f"sha256:{pulled.id}")
+        except NotFound:
+            raise NotFound(f"{named} was removed while the build went on: build again") from None
         if (image.os, image.architecture) != platform[:2]:
             raise BadRequest(
                 f"image {reference} is for {image.os}/{image.architecture}, not for {platform}: "

@@ -79,8 +79,11 @@ def workplace(root: Path) -> Iterator[Workplace]:
         above.mkdir(mode=0o700, exist_ok=True)
         check_private(above, "directory of builds", "remove it")
         while True:
-            path = above / os.urandom(6).hex()
-            path.mkdir(mode=0o700)
+            path = above / os.urandom(4).hex()  # short: it is in the names of sockets
+            try:
+                path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
             lock = -1
             with suppress(FileNotFoundError, BlockingIOError):  # taken for left over, an instant after mkdir
                 lock = open_own(path / _LOCK, os.O_RDWR | os.O_CREAT)

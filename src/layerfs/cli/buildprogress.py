@@ -105,8 +105,8 @@ class Quiet:
         elif "done" in event:
             if step.rest:
                 self.wrote(step, step.lines("\n"), event["seconds"])
-            self.done(step, event["seconds"], cached=event["cached"])
             del self._steps[number]
+            self.done(step, event["seconds"], cached=event["cached"])
         elif "failed" in event:
             if step.rest:
                 self.wrote(step, step.lines("\n"), event["seconds"])

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerfs.cli.names import may_be_path, mounted_on
 from layerfs.cli.uploads import Pieces
 from layerfs.errors import BadRequest, LayerfsError, NotFound, UsageError, from_os_error
 
@@ -39,20 +40,20 @@ def cp_command(root: Path, source: str, target: str, archive: bool, follow_link:
     """Copy files between this machine and a container or mount, running or not.
 
     One of SOURCE and TARGET is NAME:PATH, the other a path here, or - for a tar archive from standard input
-    or to standard output. As for cp(1), a directory goes into TARGET if that is one; DIRECTORY/. means what
-    is in it.
+    or to standard output. NAME may be a mountpoint. As for cp(1), a directory goes into TARGET if that is
+    one; DIRECTORY/. means what is in it.
 
     \b
     layerfs cp web:/etc/nginx ./conf
-    layerfs cp ./site/. web:/srv/www
+    layerfs cp ./site/. /srv/web:/srv/www
     layerfs cp web:/var/log - | tar t
     """
     from layerfs.client.client import Client
 
-    there, here = _parsed(source), _parsed(target)
+    client = Client.of(root)
+    there, here = _parsed(client, source), _parsed(client, target)
     if there and here:
         raise UsageError("copying between containers is not supported: copy to this machine first")
-    client = Client.of(root)
     if there:
         _copy_out(_Place(client, *there), target, follow_link)
     elif here:
@@ -61,11 +62,22 @@ def cp_command(root: Path, source: str, target: str, archive: bool, follow_link:
         raise UsageError("neither is in a container: give one of them as NAME:PATH")
 
 
-def _parsed(text: str) -> tuple[str, str] | None:
-    """Return the name and the path that *text* gives, None for a path here: `./a:b` is one, too."""
+def _parsed(client: Client, text: str) -> tuple[str, str] | None:
+    """Return the name and the path that *text* gives, None for a path here: `./a:b` is one, too.
+
+    A mountpoint stands for the name of its mount, unless there is such a path here.
+    """
     name, colon, path = text.partition(":")
-    if not colon or not name or text.startswith(("/", ".")):
+    if not colon or not name:
         return None
+    if may_be_path(name):
+        is_path = text.startswith(("/", "."))
+        if is_path and (not path.startswith("/") or os.path.isdir(os.path.dirname(text) or ".")):
+            return None
+        found = mounted_on(client, name)
+        if found is None and is_path:
+            return None
+        name = found or name
     if not path:
         raise UsageError(f"{text!r} has no path: give NAME:PATH, such as {name}:/")
     return name, path

@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerfs.cli import render
-from layerfs.cli.archives import Size
+from layerfs.cli.access import access_body, access_options
+from layerfs.cli.archives import Size, note_left_out, save_to
+from layerfs.cli.progress import Progress
+from layerfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from layerfs.client.client import Client
+    from layerfs.distribution.remotes import Remote
     from layerfs.distribution.skopeo import Options
+    from layerfs.store.scratch import Scratch
 
-
-def _access(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* the options that say how the other side is reached."""
-    for option in (
-        click.option(
-            "--skopeo", "extra", metavar="OPTION", multiple=True, help="Give 'skopeo copy' one more option."
-        ),
-        click.option("--policy", metavar="FILE", help="Trust as this policy says, instead of policy.json."),
-        click.option("--cert-dir", metavar="DIR", help="Use the certificates and keys in DIR."),
-        click.option("--creds", metavar="USER[:PASSWORD]", help="Log in as this user."),
-        click.option("--authfile", metavar="FILE", help="Log in with what 'skopeo login' has written here."),
-        click.option(
-            "--tls-verify",
-            metavar="BOOLEAN",
-            type=bool,
-            help="Insist on TLS with a valid certificate: true (the default) or false.",
-        ),
-        click.option("-q", "--quiet", is_flag=True, help="Show no progress."),
-    ):
-        command = option(command)
-    return command
+_UNPACKED = ("containers-storage", "docker-archive", "docker-daemon")
+"""Where layers are kept without compression."""
 
 
 @click.command("pull")
@@ -44,7 +35,7 @@ def _access(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--max-size", type=Size(), metavar="SIZE", help="Refuse an image that unpacks to more (256g).")
 @click.option("--max-files", type=click.IntRange(1), metavar="N", help="Refuse more files (10000000).")
-@_access
+@access_options
 @click.argument("source")
 @click.argument("name", required=False)
 @click.pass_obj
@@ -70,29 +61,73 @@ def pull_command(
     layerfs pull --tls-verify=false docker://localhost:5000/base:1 base:1
     layerfs pull containers-storage:localhost/built
     """
-    from layerfs.archive.limits import Limits
-    from layerfs.distribution.pull import pull
+    from layerfs.client.client import Client
     from layerfs.distribution.remotes import parse_remote
-    from layerfs.store import Store
 
     remote = parse_remote(source)
-    options = _options(platform=platform, **access)
-    default = Limits()
-    limits = Limits(max_size or default.size, max_files or default.files)
-    with Store(root) as store:
-        for line in store.recover():
-            render.note(line)
-        progress = sys.stderr.isatty() and not quiet
-        loaded = pull(store, remote, name, options, limits=limits, progress=progress)
-    if loaded.left_out:
-        click.echo(
-            f"layerfs: {loaded.left_out} device nodes were left out: only root can make them", err=True
+    client = Client.of(root)
+    limits = {"MaxSize": max_size, "MaxFiles": max_files}
+    with Progress(f"pulling {source}", wanted=not quiet) as progress:
+        if remote.transport == "docker":
+            body = {"Name": name, "Platform": platform, **limits, **access_body(**access)}
+            made = pull_named(client, remote.details.removeprefix("//"), body, progress)
+        else:
+            names = [name] if name is not None else [found] if (found := remote.image_name()) else []
+            options = _options(platform=platform, **access)
+            made = _pull_elsewhere(client, remote, names, options, limits, progress)
+    note_left_out(made["LeftOut"])
+    click.echo(made["ID"])
+
+
+def pull_named(client: Client, name: str, body: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """Bring the image *name* of a registry into the store; return what is told of it at the end."""
+    from layerfs.client.lines import lines
+
+    answer = client.stream("POST", "/layerfs/pull", body=json.dumps({"Source": name, **body}).encode())
+    return _last(progress, lines(answer))
+
+
+def _pull_elsewhere(
+    client: Client,
+    remote: Remote,
+    names: list[str],
+    options: Options,
+    limits: dict[str, int | None],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Copy an image that is in no registry into a layout of the command's own, and load that."""
+    from layerfs.cli.uploads import opened
+    from layerfs.client.lines import lines
+    from layerfs.distribution import skopeo
+    from layerfs.store.references import normalize
+
+    doing = f"pull {remote}"
+    skopeo.check(doing)
+    tags = [normalize(name) for name in names]
+    with _scratch() as scratch:
+        layout = scratch.path / "layout"
+        target = skopeo.layout(scratch, layout.name)
+        skopeo.copy(
+            remote, target, options, side="src", scratch=scratch, doing=doing, progress=progress.wanted
         )
-    click.echo(f"sha256:{loaded.image.id}")
+        with opened(str(layout), progress, doing) as (upload, what):
+            answer = client.stream(
+                "POST",
+                "/images/load",
+                upload=upload,
+                source=what,
+                tag=tags,
+                untagged=not tags,
+                platform=options.platform,
+                maxsize=str(limits["MaxSize"] or ""),
+                maxfiles=str(limits["MaxFiles"] or ""),
+                quiet=not progress.wanted,
+            )
+            return _last(progress, lines(answer))
 
 
 @click.command("push")
-@_access
+@access_options
 @click.argument("image")
 @click.argument("target", required=False)
 @click.pass_obj
@@ -107,10 +142,9 @@ def push_command(root: Path, /, image: str, target: str | None, quiet: bool, **a
     layerfs push registry.example/node-base:1
     layerfs push node-base oci:./layout:latest
     """
-    from layerfs.distribution.push import push
+    from layerfs.client.client import Client
+    from layerfs.client.lines import lines
     from layerfs.distribution.remotes import parse_remote
-    from layerfs.errors import UsageError
-    from layerfs.store import Store
 
     remote = parse_remote(target if target is not None else image)
     reference = image if target is not None else remote.image_name()
@@ -118,9 +152,56 @@ def push_command(root: Path, /, image: str, target: str | None, quiet: bool, **a
         raise UsageError(
             f"{remote} says nothing of a name: give the image, too ('layerfs push IMAGE {image}')"
         )
-    with Store(root, create=False) as store:
-        progress = sys.stderr.isatty() and not quiet
-        click.echo(push(store, reference, remote, _options(**access), progress=progress))
+    client = Client.of(root)
+    with Progress(f"pushing {reference}", wanted=not quiet) as progress:
+        if remote.transport != "docker":
+            digest = _push_elsewhere(client, reference, remote, _options(**access), progress)
+        else:
+            body = {"Image": reference, "Target": remote.details.removeprefix("//"), **access_body(**access)}
+            answer = client.stream("POST", "/layerfs/push", body=json.dumps(body).encode())
+            digest = _last(progress, lines(answer))["Digest"]
+    click.echo(digest)
+
+
+def _push_elsewhere(
+    client: Client, reference: str, remote: Remote, options: Options, progress: Progress
+) -> str:
+    """Save an image into a layout of the command's own, and copy that to where no registry is."""
+    from layerfs.distribution import skopeo
+
+    doing = f"push {reference} to {remote}"
+    skopeo.check(doing)
+    with _scratch() as scratch:
+        layout, digest = scratch.path / "layout", scratch.path / "digest"
+        compression = "none" if remote.transport in _UNPACKED else "gzip"
+        save_to(client, [reference], layout, "oci-dir", compression)
+        told = replace(options, extra=("--digestfile", str(digest), *options.extra))
+        source = skopeo.layout(scratch, layout.name)
+        skopeo.copy(source, remote, told, side="dest", scratch=scratch, doing=doing, progress=progress.wanted)
+        return digest.read_text().strip()
+
+
+@contextmanager
+def _scratch() -> Iterator[Scratch]:
+    """Make a directory for large things that are on their way, and remove it when the block ends."""
+    from layerfs.store.scratch import Scratch
+
+    place = os.environ.get("TMPDIR") or "/var/tmp"
+    with tempfile.TemporaryDirectory(prefix="layerfs-", dir=place) as path:
+        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield Scratch(Path(path), lock)
+        finally:
+            os.close(lock)
+
+
+def _last(progress: Progress, told: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is told at the end, having shown the rest."""
+    found: dict[str, Any] = {}
+    for fields in progress.following(told):
+        found = fields.get("aux") or found
+    return found
 
 
 def _options(**given: Any) -> Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,7 +88,7 @@ def run_command(root: Path, /, image: str, command: tuple[str, ...], **given: An
         attach.check_terminal(wanted["Tty"], wanted["AttachStdin"])
         _note_size(wanted)
     containers.warn_unfiltered()
-    identifier = create(client, root, {**wanted, "Image": image}, given)
+    identifier = create(client, {**wanted, "Image": image}, given)
     if detached:
         containers.start(client, identifier)
         click.echo(identifier)
@@ -118,7 +117,7 @@ def create_command(root: Path, /, image: str, command: tuple[str, ...], **given:
     from layerfs.client.client import Client
 
     wanted = body(given, command, network=NETWORK, detached=False)
-    click.echo(create(Client.of(root), root, {**wanted, "Image": image}, given))
+    click.echo(create(Client.of(root), {**wanted, "Image": image}, given))
 
 
 def _note_size(wanted: dict[str, Any]) -> None:
@@ -130,7 +129,7 @@ def _note_size(wanted: dict[str, Any]) -> None:
         wanted["HostConfig"]["ConsoleSize"] = list(size)
 
 
-def create(client: Client, root: Path, body: dict[str, Any], given: dict[str, Any]) -> str:
+def create(client: Client, body: dict[str, Any], given: dict[str, Any]) -> str:
     """Make the container that *body* describes, of an image that is pulled if need be; return its id.
 
     *given* are the options about the making itself. Raises `LayerfsError`.
@@ -138,14 +137,14 @@ def create(client: Client, root: Path, body: dict[str, Any], given: dict[str, An
     reference: str = body["Image"]
     with _id_file(given["cidfile"]) as ids:
         if given["pull"] == "always":
-            _pull(root, reference, given)
+            _pull(client, reference, given)
         try:
             made = _create(client, body, given)
         except NotFound as error:
             if given["pull"] != "missing" or "No such image" not in str(error):
                 raise
             click.echo(f"Unable to find image '{reference}' locally", err=True)
-            _pull(root, reference, given)
+            _pull(client, reference, given)
             made = _create(client, body, given)
         ids.append(made["Id"])
     for warning in made["Warnings"] or ():
@@ -192,16 +191,13 @@ def _create(client: Client, body: dict[str, Any], given: dict[str, Any]) -> dict
     return made
 
 
-def _pull(root: Path, reference: str, given: dict[str, Any]) -> None:
-    from layerfs.archive.limits import Limits
-    from layerfs.distribution.pull import pull
-    from layerfs.distribution.remotes import Remote
-    from layerfs.distribution.skopeo import Options
-    from layerfs.store import Store
-    from layerfs.store.references import normalize
+def _pull(client: Client, reference: str, given: dict[str, Any]) -> None:
+    from layerfs.cli.access import access_body
+    from layerfs.cli.distribution import pull_named
+    from layerfs.cli.progress import Progress
+    from layerfs.distribution.named import Named
 
-    with Store(root) as store:
-        remote = Remote("docker", f"//{normalize(reference)}")
-        options = Options(platform=given["platform"])
-        progress = sys.stderr.isatty() and not given["quiet"]
-        pull(store, remote, None, options, limits=Limits(), progress=progress)
+    # As for docker, a registry on the loopback need not have TLS: there is no option to say so.
+    access = access_body(tls_verify=False if Named.parse(reference).is_local else None)
+    with Progress(f"pulling {reference}", wanted=not given["quiet"]) as progress:
+        pull_named(client, reference, {"Platform": given["platform"], **access}, progress)

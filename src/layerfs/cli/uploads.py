@@ -81,7 +81,7 @@ def opened(name: str, progress: Progress, doing: str) -> Iterator[tuple[Upload, 
 
 
 def _archive(path: Path) -> Generator[bytes, None, None]:
-    """Yield an archive of the directory *path*, once none of its names is known to mean another thing."""
+    """Yield an archive of a directory. Raises `BadRequest` for a name that means another thing there."""
     from layerfs.container import copying
 
     for directory, directories, files in os.walk(path):

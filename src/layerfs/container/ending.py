@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs.errors import Conflict
 from layerfs.host import freezer
-from layerfs.host.record import directory, look, settled
+from layerfs.host.record import look, settled
 
 if TYPE_CHECKING:
     from layerfs.store.model import Mount
 
 _PATIENCE = 10.0
 """Seconds that a process may take to end once it was killed."""
-_CLEARING = 180.0
-"""Seconds that it may take to clear away: another process may be at it, and the runtime takes its time."""
 
 
 def send(mount: Mount, number: int) -> bool:
@@ -56,23 +51,3 @@ def check_unused(mount_id: str, name: str) -> None:
             f"{name} is the filesystem of a container that runs (process {record.pid}): "
             f"'layerfs stop {name}' ends the container and unmounts it"
         )
-
-
-def clear_away(root: Path, mount_id: str) -> None:
-    """Have cleared away what a container that has ended leaves, and wait for that; fine if it is done.
-
-    A process of its own does it, the same that a supervisor starts: this one may be the daemon of the
-    container's files, which ends with it. Raises `Conflict` when that takes too long; it goes on.
-    """
-    if directory(mount_id).exists():
-        process = subprocess.Popen(
-            [sys.executable, "-m", "layerfs.engine.finish", str(root), mount_id],
-            stdin=subprocess.DEVNULL,
-            cwd="/",
-        )
-        try:
-            process.wait(_CLEARING)
-        except subprocess.TimeoutExpired:
-            raise Conflict(
-                f"waited {_CLEARING:g} seconds for process {process.pid}, which clears away after it"
-            ) from None

@@ -26,7 +26,7 @@ from layerfs.container.ociruntime import ContainerError, Runtime, failure
 from layerfs.container.settings import absolute, environment
 from layerfs.container.spec import given_rights, identity
 from layerfs.errors import Conflict, NotFound
-from layerfs.host.record import born, directory
+from layerfs.host.record import born, directories
 from layerfs.host.terminal import set_size
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ KNOWN = Execs()
 
 def clear_away() -> None:
     """Remove the directories of processes whose makers were killed: nobody asks for those processes now."""
-    for path in directory("").glob(f"{_PREFIX}*"):
+    for path in directories().glob(f"{_PREFIX}*"):
         maker = path.name.split("-")[1]
         if not maker.isdecimal() or born(int(maker)) is None:
             shutil.rmtree(path, ignore_errors=True)

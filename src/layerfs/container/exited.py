@@ -11,13 +11,20 @@ import posix
 import sys
 
 _PIECE = 65536
+_PATIENCE = 120.0
+"""Seconds: longer than unmounting and starting take, in which nothing comes from the engine."""
 _END = b"\r\n0\r\n\r\n"
 """The end of an answer that came whole (RFC 9112, 7.1)."""
 
 
 def ask(mount_id: str, engine: str, quoted: str) -> bool:
-    """Return whether an engine has done all there is to do; wait for as long as it is at it."""
+    """Return whether an engine has done all there is to do; wait for as long as it is at it.
+
+    One from which nothing comes for `_PATIENCE` seconds does not count: it may be stopped, and what follows
+    may be done twice.
+    """
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.settimeout(_PATIENCE)
     namespace = posix.readlink("/proc/self/ns/mnt")
     try:
         connection.connect(engine)
@@ -26,10 +33,10 @@ def ask(mount_id: str, engine: str, quoted: str) -> bool:
             f"layerfs-root: {quoted}\r\nlayerfs-namespace: {namespace}\r\n"
             "Content-Length: 0\r\nConnection: close\r\n\r\n".encode("utf-8", "surrogateescape")
         )
-        answer = piece = connection.recv(_PIECE)
-        while piece:
-            piece = connection.recv(_PIECE)
-            answer = answer[:64] + (answer[64:] + piece)[-64:]
+        answer = b""
+        while piece := connection.recv(_PIECE):
+            answer += piece
+            answer = answer[:64] + answer[64:][-64:]
     except OSError:
         return False
     finally:
@@ -40,7 +47,7 @@ def ask(mount_id: str, engine: str, quoted: str) -> bool:
 def main(root: str, mount_id: str, engine: str, quoted: str) -> None:
     """Have it done by an engine, or become the program that does it."""
     if not ask(mount_id, engine, quoted):
-        arguments = [sys.executable, "-m", "layerfs.engine.finish", root, mount_id]
+        arguments = [sys.executable, "-P", "-m", "layerfs.engine.finish", root, mount_id]
         posix.execv(sys.executable, arguments)
 
 

@@ -30,6 +30,7 @@ from layerfs.host.record import Lock, Record, Watch, born, directory, look
 from layerfs.host.rundir import forget, running_pid
 from layerfs.mounting.find import mount_of
 from layerfs.store import Store
+from layerfs.store.reserve import with_reserve
 
 if TYPE_CHECKING:
     from layerfs.mounting.request import MountRequest
@@ -282,6 +283,10 @@ def finish(root: Path, mount_id: str) -> int | None:
     """
     if not directory(mount_id).exists():
         return None
+    return with_reserve(root, lambda: _finish_locked(root, mount_id))
+
+
+def _finish_locked(root: Path, mount_id: str) -> int | None:
     with Lock(mount_id) as lock:
         record = lock.read()
         if record is not None and record.alive():

@@ -19,7 +19,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.container import aliases, ending, files, hostfiles, netavark, networking, publishing
+from layerfs.container import aliases, files, hostfiles, netavark, networking, publishing
 from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import netns
@@ -154,12 +154,13 @@ def namespace_of(mount_id: str) -> str:
     return str(netavark.namespace_path(mount_id))
 
 
-def clear_away(root: Path, store: Store, network: Network) -> None:
-    """Clear away after containers in *network* whose process has ended, if nobody has done so yet."""
+def clear_away(store: Store, network: Network, clear: Callable[[Mount], None]) -> None:
+    """Have *clear* clear away after the containers in *network* that have ended, if nobody did so yet."""
     for endpoint in store.networks.endpoints(network=network.id):
         record = look(endpoint.mount)
         if record is None or not record.alive():
-            ending.clear_away(root, endpoint.mount)
+            with suppress(NotFound):  # it has just been removed
+                clear(store.mount(endpoint.mount))
             if not directory(endpoint.mount).exists():  # nothing is left of it but the row, if that
                 store.networks.leave(endpoint.mount)
 

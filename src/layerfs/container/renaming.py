@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,13 +22,19 @@ def rename(root: Path, mount: Mount, name: str) -> None:
     and `Conflict`; then it has the old name. Raises `LayerfsError` when only its networks do not know the new
     one.
     """
-    if name == mount.name:
-        raise BadRequest("Renaming a container with the same name as its current name")
-    if rundir.running_pid(rundir.check_name(name)) is not None:
-        raise Conflict(f"the name {name} is in use: choose another one")
-    with locked(mount.id) if mount.container else nullcontext(), Store(root) as store:
+    rundir.check_name(name)
+    with locked(mount.id), Store(root) as store:
+        before = store.mount(mount.id).name  # another rename may have come first
+        if name == before:
+            raise BadRequest("Renaming a container with the same name as its current name")
+        if rundir.running_pid(name) is not None:
+            raise Conflict(f"the name {name} is in use: choose another one")
         store.rename_mount(mount.id, name)
-        rundir.rename(mount.name, name)
+        try:
+            rundir.rename(before, name)
+        except Conflict:  # a mount of another store has just been given it
+            store.rename_mount(mount.id, before)
+            raise
         for endpoint in store.networks.endpoints(mount=mount.id):
             _rename_in(store, store.mount(mount.id), endpoint.network)
 

@@ -26,6 +26,7 @@ from layerfs.host import rundir
 from layerfs.host.notify import Notifier
 from layerfs.host.ownership import open_own
 from layerfs.store import Store
+from layerfs.store.reserve import keep, with_reserve
 from layerfs.unixhttp import server
 from layerfs.unixhttp.peer import listen, of_stdlib
 
@@ -45,8 +46,9 @@ def run(root: Path, path: Path | None, group: str | None) -> None:
     for line in workplace.recover():
         _log.warning("%s", line)
     with Store(root) as store:
-        for line in store.recover():
+        for line in with_reserve(root, lambda: list(store.recover())):
             _log.warning("%s", line)
+    keep(root)
     with _only_one(root):
         listener = _listener(path or rundir.engine_socket(), group)
         zygote = Zygote(root)

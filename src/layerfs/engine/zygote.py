@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
+from layerfs.host.interpreter import command
 from layerfs.host.polling import readable
 from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
@@ -44,7 +45,7 @@ class Zygote:
         self._ask, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(theirs.fileno()), str(root)],
+                command(_MODULE, str(theirs.fileno()), str(root)),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 cwd="/",

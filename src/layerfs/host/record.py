@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import select
 import signal
 import time
@@ -18,11 +19,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from layerfs.errors import Conflict
+from layerfs.errors import BadRequest, Conflict
 from layerfs.host import rundir
 from layerfs.host.ownership import check_private, open_own
 
 _NAME = "record"
+_ID = re.compile(r"[\w-]+", re.ASCII)
 _PATIENCE = 90.0
 """Seconds to wait for another process that starts a container or clears away after it."""
 
@@ -89,9 +91,19 @@ def born(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def directories() -> Path:
+    """Return the directory that has one for each container that runs."""
+    return rundir.run_dir() / "containers"
+
+
 def directory(mount_id: str) -> Path:
-    """Return the directory with what concerns the container only while it runs."""
-    return rundir.run_dir() / "containers" / mount_id
+    """Return the directory with what concerns the container only while it runs.
+
+    Raises `BadRequest` for what is no id: whoever clears away removes all that is in the directory.
+    """
+    if not _ID.fullmatch(mount_id):
+        raise BadRequest(f"invalid container id {mount_id[:100]!r}: give the full id")
+    return directories() / mount_id
 
 
 def look(mount_id: str) -> Record | None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from layerfs.errors import BadRequest, Conflict, LayerfsError
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
 from layerfs.fuse import bdi, busypoll, session, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
@@ -403,14 +403,24 @@ class Daemon:
         async with self._changing:
             await self._unmount(force, discard=True)
             self.removed = True
-            await trio.to_thread.run_sync(self._remove_from_store, volumes)
+            try:
+                await trio.to_thread.run_sync(self._remove_from_store, volumes)
+            except NotFound:  # somebody else has removed it
+                raise
+            except BaseException:
+                self.removed = self._discarded = False  # it is unmounted, no more
+                raise
 
     async def _unmount(self, force: bool, *, discard: bool) -> None:
         self._check_serving()
         self._discarded = discard and self.outside_upper is None  # which its owner keeps
         flush = None if self._discarded else self.flush
         ending = Unmounting(self.name, self._inside, flush, self._ended, self._notifier)
-        await ending.run(force=force)
+        try:
+            await ending.run(force=force)
+        except BaseException:
+            self._discarded = False  # it may go on for years, and somebody else may unmount it
+            raise
 
     def _remove_from_store(self, volumes: bool) -> None:
         with Store(self.root) as store:

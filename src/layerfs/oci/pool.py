@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from layerfs import errors
 from layerfs.errors import LayerfsError
+from layerfs.host.interpreter import command
 
 
 class _Job(Protocol):
@@ -93,7 +93,7 @@ class Pool(Generic[_AnyJob, _State]):
     def _start(self) -> subprocess.Popen[str]:
         with self._lock:
             process = subprocess.Popen(
-                [sys.executable, "-m", "layerfs.oci.worker", self._work_kind.name],
+                command("layerfs.oci.worker", self._work_kind.name),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

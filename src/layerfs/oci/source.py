@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -171,7 +172,9 @@ def opened(source: Path | BinaryIO, spool: Path, report: Callable[[int], None]) 
         try:
             found = _open(source, spool, report, stack)
         except OSError as error:
-            raise from_os_error(error, "read the archive") from None
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            doing = f"keep the archive in {spool}" if full else "read the archive"
+            raise from_os_error(error, doing) from None
         yield found
 
 

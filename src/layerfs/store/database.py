@@ -16,6 +16,7 @@ from typing import Any
 
 from layerfs.errors import Conflict, Forbidden, LayerfsError, NoSpace, NotFound, StoreBusy, from_os_error
 from layerfs.host.ownership import check_private
+from layerfs.store import reserve
 from layerfs.store.schema import COMPATIBLE, MIGRATIONS
 from layerfs.union.trees import sync_path
 
@@ -195,6 +196,17 @@ class Database:
                     self.execute("DELETE FROM compatible")
                     self.execute("INSERT INTO compatible (version) VALUES (?)", (COMPATIBLE,))
                     self.execute(f"PRAGMA user_version = {known}")
+            reserve.keep(self.root)
+        self.check_version()
+
+    def check_version(self) -> None:
+        """Raise `Conflict` where the store has seen migrations that this code must know to use it.
+
+        It has been asked when the store was opened. Who has it open for long asks again before it writes:
+        layerfs may have been upgraded meanwhile.
+        """
+        known = len(MIGRATIONS)
+        version = self.number("PRAGMA user_version")
         if version > known and self.number("SELECT version FROM compatible") > known:
             raise Conflict(
                 f"store {self.root} is of version {version}, this layerfs knows {known}: upgrade layerfs"

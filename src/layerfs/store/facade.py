@@ -240,7 +240,7 @@ class Store(MountsOfStore):
     ) -> tuple[list[Removal], int]:
         """Remove the images, of those *wanted*, that no mount was made from and no other image.
 
-        Those that have a name go only if *tagged*. Returns what went, in order, and the bytes it freed.
+        Those that have a tag go only if *tagged*. Returns what went, in order, and the bytes it freed.
         """
         from layerfs.store.prune import prune_images
 

@@ -86,7 +86,8 @@ class Hold:
         """Hold the journal until `let_go`; waits until others have let go.
 
         For a thread that may wait: it restarts a journal whose turn that is. Raises `LayerfsError`, and
-        `StoreBusy` where others write all the time; then nothing is held.
+        `StoreBusy` where others write all the time, `Conflict` for a store that newer code has changed since
+        it was opened; then nothing is held.
         """
         self._turn.acquire()
         try:
@@ -94,6 +95,7 @@ class Hold:
             for reader in self._readers:
                 if reader is not self._readers[0]:
                     with reader.transaction():  # a page is written, the same as before
+                        reader.check_version()
                         version = reader.number("PRAGMA user_version")
                         reader.execute(f"PRAGMA user_version = {version}")
                 reader.execute("BEGIN")

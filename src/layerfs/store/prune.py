@@ -55,7 +55,7 @@ def _choose(db: Database, tagged: bool, wanted: Callable[[ImageRow], bool]) -> l
     chosen = []
     while free:
         image = free.pop()
-        if image.id in used or ((image.tags or image.digests) and not tagged) or not wanted(image):
+        if image.id in used or (image.tags and not tagged) or not wanted(image):
             continue
         chosen.append(image.id)
         if image.parent is not None:

@@ -24,15 +24,14 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
             by_digest = digests.is_one(reference)
             name = digests.parse(reference) if by_digest else normalize(reference)
             users = _users(db, image)
-            last = len(image.digests) == 1 and not image.tags if by_digest else len(image.tags) == 1
-            if not force and last and users:
+            if not force and _is_in_one_place(image) and users:
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{reference}" (must force)'
                     f" - mount {users[0][0]} is using its referenced image {image.id[:12]}"
                 )
             removals += _untag(db, image, name)
             keep_quietly = True
-        elif not force and len({repository(tag) for tag in image.tags}) > 1:
+        elif not force and len(_repositories(image)) > 1:
             raise _conflict(image, "must be forced", "image is referenced in multiple repositories")
         image = images.row(db, image.id)
         if by_id or not (image.tags or image.digests):
@@ -50,7 +49,7 @@ def remove_image(db: Database, reference: str, *, force: bool, prune: bool) -> l
 def remove_unneeded(
     db: Database, image_ids: Sequence[str], *, tagged: bool
 ) -> tuple[list[Removal], list[str]]:
-    """Delete those of the images that nothing needs and, without *tagged*, that have no name.
+    """Delete those of the images that nothing needs and, without *tagged*, that have no tag.
 
     Part of a transaction. Images made from others must come before those. Each is looked at again here, so
     one that has gone, or is needed since it was chosen, is passed over. Returns what went, in order, and the
@@ -62,7 +61,7 @@ def remove_unneeded(
         if db.scalar("SELECT 1 FROM images WHERE id = ?", (image_id,)) is None:
             continue
         image = images.row(db, image_id)
-        if (tagged or not (image.tags or image.digests)) and _why_not(db, image, force=False) is None:
+        if (tagged or not image.tags) and _why_not(db, image, force=False) is None:
             _delete(db, image, removals, doomed)
     return removals, doomed
 
@@ -103,6 +102,15 @@ def _untag(db: Database, image: ImageRow, name: str) -> list[Removal]:
     others = any(tag != name and repository(tag) == home for tag in image.tags)
     gone = [] if others else digests.drop(db, image.id, home)
     return [Removal(untagged=each) for each in (name, *gone)]
+
+
+def _repositories(image: ImageRow) -> set[str]:
+    return {repository(tag) for tag in image.tags} | {name.partition("@")[0] for name in image.digests}
+
+
+def _is_in_one_place(image: ImageRow) -> bool:
+    """Return whether all names of an image are in one repository, and one of them at most is a tag."""
+    return len(image.tags) <= 1 and len(_repositories(image)) == 1
 
 
 def _why_not(db: Database, image: ImageRow, force: bool) -> Conflict | None:

@@ -232,6 +232,7 @@ COMPATIBLE = 8
 """The number of migrations that code must know to open a store that has seen all of these.
 
 Daemons of mounts live on when layerfs is upgraded, and commit to a store that a newer one has migrated. That
-goes well while migrations only add: tables, indexes, columns that an INSERT may leave out. One that does
-more sets this to its own number; what it was before counts for no store any more.
+goes well while migrations only add: tables, indexes, columns that an INSERT may leave out; none that keeps
+what older code would remove, as nothing that it knows refers to it. One that does more sets this to its own
+number; what it was before counts for no store any more.
 """

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.host.interpreter import command
 from layerfs.store import external, layers, manifest
 from layerfs.store.database import Database
 from layerfs.store.model import Difference, Layer
@@ -178,7 +179,7 @@ def start(root: Path, *layer_ids: str, watch: int | None = None) -> subprocess.P
     watches = [] if watch is None else [watch]
     words = [os.fspath(root), ",".join(layer_ids), *map(str, watches)]
     return subprocess.Popen(
-        [sys.executable, "-m", "layerfs.store.settle", *words],
+        command("layerfs.store.settle", *words),
         pass_fds=watches,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -140,8 +140,12 @@ class Volumes:
                     columns = (name, now(), anonymous, json.dumps(given), json.dumps(dict(options or {})))
                     self._db.execute(f"INSERT INTO volumes ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", columns)
                     self.record(name, "create")
-        except OSError as error:
-            raise from_os_error(error, f"create the volume {name}") from None
+        except BaseException as error:
+            with suppress(LayerfsError):
+                _remove_unmade(self._db, self._root / name)
+            if isinstance(error, OSError):
+                raise from_os_error(error, f"create the volume {name}") from None
+            raise
         self._db.sync()
         return self.find(name)
 
@@ -347,7 +351,19 @@ def recover(db: Database) -> list[str]:
         with suppress(LayerfsError):
             remove_trees(path)
             done.append(f"removed {path}: its volume is gone")
-    return done
+    unmade = [path for path in strangers(db) if _remove_unmade(db, path)]
+    return [*done, *(f"removed {path}: its volume was not made to the end" for path in unmade)]
+
+
+def _remove_unmade(db: Database, own: Path) -> bool:
+    """Remove the empty directory of a volume that was not made to its end; return whether it was one."""
+    with suppress(OSError), db.transaction():  # who makes one has committed by now, or been killed
+        if db.scalar("SELECT 1 FROM volumes WHERE name = ?", (own.name,)) is None:
+            with suppress(FileNotFoundError):
+                (own / "_data").rmdir()
+            own.rmdir()
+            return True
+    return False
 
 
 def _aside(root: Path) -> list[Path]:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from layerfs.errors import from_os_error
 from layerfs.unixhttp.message import Headers, Pairs, Request, Response, Stream, Upload, build_target
 
 _PIECE = 1 << 18
 _MAX_HEAD = 1 << 16
 """The largest status line and header together, in bytes."""
 _CONTINUE = 100
+_DIGITS = b"0123456789abcdefABCDEF"
+_NOT_HTTP = "the server answered with something other than HTTP"
 _WITHOUT_BODY = (204, 304)
 _SEEN_ENOUGH = (BrokenPipeError, ConnectionResetError)
 """How sending fails where the server reads no more; its answer says why."""
@@ -28,7 +31,7 @@ class UnixClient:
 
     Where there is no server, `FileNotFoundError` or `ConnectionRefusedError` is raised, and nothing has been
     sent. Other `OSError`s leave open what the server has done: `TimeoutError`, and `ConnectionResetError` for
-    an answer that ends too early or is none.
+    an answer that ends too early or is none. An upload that cannot be read is a `LayerfsError`.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class UnixClient:
         with suppress(*_SEEN_ENOUGH):
             connection.sendall(self._encoded(request, more))
         if request.upload is not None:
-            answer.read_head()
+            answer.read_head(_CONTINUE)
             if answer.status != _CONTINUE:
                 return answer
             with suppress(*_SEEN_ENOUGH):
@@ -94,8 +97,6 @@ class UnixClient:
         if self._wait is not None:
             self._wait(connection.fileno())
         answer.read_head()
-        while answer.status == _CONTINUE:
-            answer.read_head()
         return answer
 
     def _encoded(self, request: Request, more: Mapping[str, str]) -> bytes:
@@ -111,11 +112,19 @@ class UnixClient:
 
 
 def _send_chunked(connection: socket.socket, upload: Upload) -> None:
-    while piece := upload.read(_PIECE):
+    while piece := _read(upload):
         connection.sendall(b"%x\r\n" % len(piece))
         connection.sendall(piece)
         connection.sendall(b"\r\n")
     connection.sendall(b"0\r\n\r\n")
+
+
+def _read(upload: Upload) -> bytes:
+    """Return the next piece of *upload*. Its errors must not pass for those of the connection."""
+    try:
+        return upload.read(_PIECE)
+    except OSError as error:
+        raise from_os_error(error, "read what is to be sent") from None
 
 
 def encoded_head(method: str, path: str, pairs: Pairs, headers: Mapping[str, str]) -> bytes:
@@ -148,36 +157,52 @@ class _Answer:
         with self._connection:
             if self._method == "HEAD" or self.status in _WITHOUT_BODY:
                 return
-            if told.get("transfer-encoding", "").lower() == "chunked":
-                while size := self._size(self._line()):
+            if "transfer-encoding" in told:
+                if told["transfer-encoding"].lower() != "chunked":
+                    raise _broken(_NOT_HTTP)
+                while size := _number(self._line(_MAX_HEAD), 16):
                     yield from self._exactly(size)
-                    self._line()
+                    if self._line(0):
+                        raise _broken(_NOT_HTTP)
             elif "content-length" in told:
-                yield from self._exactly(self._size(told["content-length"].encode(), 10))
+                yield from self._exactly(_number(told["content-length"].encode(), 10))
             else:
                 if self._data:
                     yield self._data
                 while piece := self._connection.recv(_PIECE):
                     yield piece
 
-    def read_head(self) -> None:
-        """Wait for the next status and header; there may be some before those of the answer itself."""
-        version, _, rest = self._line().partition(b" ")
+    def read_head(self, *awaited: int) -> None:
+        """Wait for the status and header of the answer, or for one of the statuses *awaited* before it.
+
+        Others below 200 are passed over, but for 101, which is an answer.
+        """
+        self._read_head()
+        while 100 <= self.status < 200 and self.status not in (101, *awaited):
+            self._read_head()
+
+    def _read_head(self) -> None:
+        room = _MAX_HEAD
+        first = self._line(room)
+        version, _, rest = first.partition(b" ")
+        status = rest.partition(b" ")[0]
+        if not version.startswith(b"HTTP/1.") or len(status) != 3:
+            raise _broken(_NOT_HTTP)
         headers = []
-        while line := self._line():
+        room -= len(first)
+        while line := self._line(room):
+            room -= len(line)
             name, _, value = line.partition(b":")
             headers.append((name.decode("latin-1").lower(), value.strip().decode("latin-1")))
-        if not version.startswith(b"HTTP/1."):
-            raise _broken("the server answered with something other than HTTP")
-        self.status, self.headers = self._size(rest[:3], 10), tuple(headers)
+        self.status, self.headers = _number(status, 10), tuple(headers)
 
-    def _line(self) -> bytes:
-        """Return the next line, without its end."""
-        while b"\r\n" not in self._data:
-            if len(self._data) > _MAX_HEAD:
-                raise _broken("the server's answer has a header without an end")
+    def _line(self, most: int) -> bytes:
+        """Return the next line, of *most* bytes at most, without its end."""
+        while (end := self._data.find(b"\r\n")) < 0 and len(self._data) <= most + 1:
             self._receive()
-        line, _, self._data = self._data.partition(b"\r\n")
+        if not 0 <= end <= most:
+            raise _broken("the server's answer has a header without an end")
+        line, self._data = self._data[:end], self._data[end + 2 :]
         return line
 
     def _exactly(self, size: int) -> Generator[bytes, None, None]:
@@ -195,12 +220,16 @@ class _Answer:
             raise _broken("the server ended the connection without an answer, or in the middle of one")
         self._data += data
 
-    @staticmethod
-    def _size(text: bytes, base: int = 16) -> int:
-        try:
-            return int(text.partition(b";")[0], base)
-        except ValueError:
-            raise _broken("the server answered with something other than HTTP") from None
+
+def _number(text: bytes, base: int) -> int:
+    """Return the number in *text*, behind which there may be an extension of a chunk."""
+    digits = text.partition(b";")[0].strip()
+    try:
+        if digits.strip(_DIGITS) == b"":  # int() takes signs, too
+            return int(digits, base)
+    except ValueError:
+        pass
+    raise _broken(_NOT_HTTP)
 
 
 def _broken(why: str) -> ConnectionResetError:

@@ -265,8 +265,10 @@ class Connection:
                 await self._send(self._http.send(h11.EndOfMessage()) or b"")
             except trio.BrokenResourceError:
                 pass  # the client went away
+            except LayerfsError as error:
+                log.error("a streamed answer failed: %s", error)  # its end is missing, which tells the client
             except Exception:
-                log.exception("a streamed answer failed")  # its end is missing, which tells the client
+                log.exception("a streamed answer failed")
             finally:
                 answer.chunks.close()  # a client that went away before the first piece has had nothing pushed
             nursery.cancel_scope.cancel()
