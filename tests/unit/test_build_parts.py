@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,9 @@ import pytest
 from layerfs.build import keys, outcome, targets
 from layerfs.build.outcome import Entry
 from layerfs.build.progress import Classic, Quiet
+from layerfs.build.workplace import workplace
+from layerfs.errors import LayerfsError
+from layerfs.host import mountcalls
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -81,6 +85,19 @@ def test_a_history_without_times_of_its_own_is_always_the_same() -> None:
     ]  # fmt: skip
     (alone,) = outcome.history([Entry("CMD")], before=_TIME, now=later, author="", comment="")
     assert alone.created == _TIME
+
+
+def test_a_build_that_gets_no_private_place_leaves_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: bytes, options: bytes) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    monkeypatch.setenv("LAYERFS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(mountcalls, "mount_tmpfs", refuse)
+    with pytest.raises(LayerfsError, match="make a directory for the build"), workplace(root):
+        pass
+    assert list((tmp_path / "run" / "builds").iterdir()) == []
 
 
 class _Sink:
