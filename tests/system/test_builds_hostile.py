@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, wait_until
 from tests.system.apirequests import Api
 from tests.system.builds import HEAD, Builds, builds
 
@@ -56,3 +56,30 @@ def test_many_stages_need_few_descriptors(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-500:]
         assert alone.left() == []
+
+
+def test_no_path_that_a_command_can_change_is_followed_for_the_next_container(
+    served: tuple[Builds, Api],
+) -> None:
+    made, _ = served
+    context = made.context(
+        f"{HEAD}RUN sleep 3\n"
+        "RUN cat /etc/hosts; grep -c ' /etc/' /proc/mounts\n"
+        "RUN mv /etc /moved && mkdir /etc && ln -s ../moved/group /etc/hosts\n"
+        "RUN ls -lL /etc/hosts; grep -c ' /moved/group \\| /etc/resolv.conf ' /proc/mounts\n"
+    )
+    words = [*made.layerfs.words, "build", "--network", "none", "--add-host", "here:10.1.2.3", str(context)]
+    with subprocess.Popen(words, env=made.layerfs.environment, stderr=subprocess.PIPE, text=True) as process:
+        bundles = made.layerfs.run / "builds"
+        wait_until(lambda: len(list(bundles.glob("*/private/bundles/*/pid"))) >= 1)
+        wait_until(lambda: len(list(bundles.glob("*/private/bundles/*/config.json"))) == 2)
+        configs = sorted(
+            bundles.glob("*/private/bundles/*/config.json"), key=lambda it: it.stat().st_mtime_ns
+        )
+        mounts = json.loads(configs[-1].read_text())["mounts"]
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert [it["destination"] for it in mounts if it["destination"].startswith("/etc")] == []
+    assert "10.1.2.3\there" in said
+    assert [line.split()[-1] for line in said.splitlines() if line.split()[-1:] == ["2"]] == ["2", "2"]
+    assert made.left() == []
