@@ -205,7 +205,7 @@ def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
-def test_a_full_disk_is_told(small: Path) -> None:
+def test_a_full_disk(small: Path) -> None:
     with containers(small) as there:
         made = Builds(there)
         made.ok(HEAD + "RUN echo 1 > /1\n")

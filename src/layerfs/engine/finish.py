@@ -19,11 +19,7 @@ def main(root: str, mount_id: str) -> int:
     """
     from layerfs.container.afterwards import follow_up
 
-    log = open_own(make_run_dir() / "containers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    logging.basicConfig(
-        stream=os.fdopen(log, "a", errors="backslashreplace"),
-        format="%(asctime)s %(levelname)s: %(message)s",
-    )
+    logging.basicConfig(handlers=[_ContainersLog()], format="%(asctime)s %(levelname)s: %(message)s")
     try:
         for _ in follow_up(Path(root), mount_id, _launch):
             pass
@@ -31,6 +27,18 @@ def main(root: str, mount_id: str) -> int:
         logging.getLogger(__name__).error("cannot clear away after %s: %s", mount_id[:12], error)
         return 1
     return 0
+
+
+class _ContainersLog(logging.Handler):
+    """Appends to the log of all containers, which is there once something has gone wrong."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            log = open_own(make_run_dir() / "containers.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            with os.fdopen(log, "a", errors="backslashreplace") as file:
+                file.write(f"{self.format(record)}\n")
+        except (LayerfsError, OSError):
+            self.handleError(record)
 
 
 def _launch(request: object) -> str:
