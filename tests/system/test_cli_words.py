@@ -215,7 +215,8 @@ def test_what_the_machine_and_the_store_are(there: Containers) -> None:
     assert there.layerfs.ok("version", "-f", "{{.Server.Os}}") == "linux"
     assert there.layerfs.ok("system", "info", "--format", "{{.Driver}}") == "layerfs"
     assert "Storage Driver: layerfs" in there.layerfs.ok("info")
-    assert there.layerfs.ok("system", "df", "--format", "{{.Type}}").split() == ["Images", "Mounts", "Layers"]
+    kinds = there.layerfs.ok("system", "df", "--format", "{{.Type}}").splitlines()
+    assert kinds == ["Images", "Mounts", "Layers", "Build Cache"]
 
 
 def test_pruning_by_kind(there: Containers) -> None:
