@@ -3,8 +3,10 @@
 The container has no supervisor and no row: `runc run` is a child of the build, and what the command writes
 comes through a pipe. All but the last of what a runtime does comes before a step needs it: it is started
 ahead, and waits in a hook (`createRuntime`: the namespaces and mounts are there, the command has not begun)
-until it is told to go. (The places in /etc are mounted after that: the command before could have put a link
-in the way of a runtime, which then makes files outside of the tree.) What the hook waits for ends with this process, and then the command never begins.
+until it is told to go. What the hook waits for ends with this process, and then the command never begins.
+
+The places in /etc are mounted after the word: the command before could have put a link in the way of a
+runtime, which then makes files outside of the tree.
 """
 
 from __future__ import annotations
