@@ -16,7 +16,7 @@ from layerfs.build.outcome import Entry, Outcome
 from layerfs.dockerfile import heredocs, history
 from layerfs.dockerfile.configure import Configuration
 from layerfs.dockerfile.instructions import Copy, Instruction, Run, Single
-from layerfs.errors import LayerfsError
+from layerfs.errors import BadRequest, LayerfsError
 
 if TYPE_CHECKING:
     from layerfs.build.live import Live
@@ -207,6 +207,12 @@ class StageBuild:
         from layerfs.build.run import Order
 
         host: Mapping[str, Any] = self.building.options.host
+        if run.network == "host" != host["NetworkMode"]:
+            # A Dockerfile from elsewhere must not reach what listens on the loopback. BuildKit asks, too.
+            raise BadRequest(
+                f"{run.file}:{run.line}: RUN --network=host: this build may not use the network of the host: "
+                "allow it with --network host"
+            )
         if run.network != "default":
             host = {**host, "NetworkMode": run.network}
         return Order(
