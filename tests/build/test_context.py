@@ -47,7 +47,6 @@ def test_a_directory(tmp_path: Path) -> None:
     with context.from_directory(tmp_path) as opened:
         assert (opened.dockerfile, opened.dockerfile_name) == ("FROM a", "Dockerfile")
         assert names(opened.source) == {b"Dockerfile", b"src", b"src/x"}
-        assert (opened.directory, opened.ignores) == (tmp_path, False)
 
 
 def test_names_of_dockerfiles(tmp_path: Path) -> None:
@@ -136,7 +135,6 @@ def test_what_is_ignored(tmp_path: Path) -> None:
         },
     )
     with context.from_directory(tmp_path) as opened:
-        assert opened.ignores
         assert names(opened.source) == {
             *(b"Dockerfile", b"keep.log", b"src", b"src/c"),
             *(b"node_modules", b"node_modules/kept", b"node_modules/kept/x"),
@@ -211,7 +209,7 @@ def test_names_like_whiteouts_and_absolute_names_in_an_archive(tmp_path: Path) -
 
 def test_a_dockerfile_in_place_of_an_archive(tmp_path: Path) -> None:
     with context.from_tar(io.BytesIO(b"FROM a\n"), tmp_path) as opened:
-        assert (opened.dockerfile, opened.directory) == ("FROM a\n", None)
+        assert opened.dockerfile == "FROM a\n"
         assert names(opened.source) == set()
     with pytest.raises(BadRequest, match="no tar archive"):
         context.from_tar(io.BytesIO(b"x" * (17 << 20)), tmp_path)

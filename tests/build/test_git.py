@@ -195,3 +195,21 @@ def test_a_repository_is_not_waited_for_for_ever(tmp_path: Path) -> None:
         with pytest.raises(Stopped):
             git.fetch(url, tmp_path, check=check)
     assert time.monotonic() - began < 5
+
+
+def test_a_commit_of_a_server_that_gives_no_single_commits(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(git, "_CONFIG", (*git._CONFIG, "protocol.version=0"))
+    repository.run("checkout", "-q", "-b", "side")
+    for text in ("in between", "on top"):
+        (repository.directory / "sub/x").write_text(text)
+        repository.commit(text)
+    between = repository.run("rev-parse", "HEAD^")
+    repository.run("checkout", "-q", "main")
+    tree = git.fetch(f"{repository.url}#{between}", tmp_path)
+    assert (tree / "sub/x").read_text() == "in between"
+    absent = tmp_path / "absent"
+    absent.mkdir()
+    with pytest.raises(LayerfsError, match="cannot fetch"):
+        git.fetch(f"{repository.url}#{'0' * 40}", absent)

@@ -186,7 +186,7 @@ def test_limits_and_hosts_of_a_build_are_those_of_its_commands(clients: Clients)
 def test_a_build_has_a_network_of_its_own(clients: Clients) -> None:
     context = clients.made.context(
         HEAD + "RUN ip -4 addr show eth0 | grep inet\nRUN ip -4 addr show eth0 | grep inet\n"
-        "RUN --network=none ! ip addr show eth0\nRUN --network=host ip addr | grep -c ether\n"
+        "RUN --network=none ! ip addr show eth0\n"
     )
     said = clients.ok("build", str(context))
     addresses = re.findall(r"inet ([0-9.]+)/", said)

@@ -65,7 +65,8 @@ def test_a_command_that_fails_says_where_how_and_what_it_wrote_last(served: Buil
         (HEAD + "USER nobody-here\nRUN true\n", "unable to find user nobody-here"),
         (HEAD + 'RUN ["/no/such"]\n', "returned a non-zero code: 127"),
         (HEAD + "RUN sh -c 'kill -9 $$'; exit $?\n", "returned a non-zero code: 137"),
-        (HEAD + "RUN --network=host --security=insecure true\n", "insecure"),
+        (HEAD + "RUN --security=insecure true\n", "insecure"),
+        (HEAD + "RUN --network=host true\n", "Dockerfile:2: RUN --network=host: this build may not use"),
     ],
 )
 def test_what_cannot_be_built_is_said_in_one_line(served: Builds, dockerfile: str, line: str) -> None:

@@ -64,7 +64,8 @@ def seen(tree: Path) -> dict[str, tuple[object, ...]]:
 
 def nothing_is_left(layerfs: Layerfs, layers: int) -> None:
     wait_until(lambda: len(os.listdir(layerfs.root / "layers")) == layers)
-    names = {"layerfs.db", "layerfs.db-wal", "layerfs.db-shm", "layerfs.lock", "layers", "tmp", "volumes"}
+    names = {"layerfs.db", "layerfs.db-wal", "layerfs.db-shm", "layerfs.lock"}
+    names |= {"layers", "reserve", "tmp", "volumes"}
     assert {path.name for path in layerfs.root.iterdir()} <= names
     assert not (layerfs.root / "tmp").exists() or list((layerfs.root / "tmp").iterdir()) == []
     layerfs.ok("fsck")

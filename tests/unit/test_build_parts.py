@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -10,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from layerfs.build import keys, outcome, script, targets
+from layerfs.build import keys, outcome, targets
 from layerfs.build.outcome import Entry
 from layerfs.build.progress import Classic, Quiet
-from layerfs.dockerfile import parser
-from layerfs.dockerfile.configure import Configuration
-from layerfs.dockerfile.instructions import Run
+from layerfs.build.workplace import workplace
+from layerfs.errors import LayerfsError
+from layerfs.host import mountcalls
 
 _TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -86,22 +87,17 @@ def test_a_history_without_times_of_its_own_is_always_the_same() -> None:
     assert alone.created == _TIME
 
 
-@pytest.mark.parametrize(
-    ("text", "words", "found"),
-    [
-        ("RUN make", ["/bin/sh", "-c", "make"], None),
-        ('RUN ["make", "all"]', ["make", "all"], None),
-        ("RUN <<EOF\nmake\nEOF", ["/bin/sh", "-c", "make\n"], None),
-        ("RUN <<-'E'\n\tmake\nE", ["/bin/sh", "-c", "make\n"], None),
-        ("RUN <<EOF\n#!/bin/x\ny\nEOF", ["/dev/pipes/EOF"], "#!/bin/x\ny\n"),
-        ("RUN cat <<EOF\n#!x\nEOF", ["/bin/sh", "-c", "cat <<EOF\n#!x\nEOF"], None),
-    ],
-)
-def test_here_documents_are_scripts_or_for_the_shell(text: str, words: list[str], found: str | None) -> None:
-    run = parser.parse(f"FROM x\n{text}\n".encode()).stages[0].instructions[0]
-    assert isinstance(run, Run)
-    assert script.words(run, Configuration({})) == words
-    assert script.of(run) == found
+def test_a_build_that_gets_no_private_place_leaves_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: bytes, options: bytes) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    monkeypatch.setenv("LAYERFS_RUN", str(tmp_path / "run"))
+    monkeypatch.setattr(mountcalls, "mount_tmpfs", refuse)
+    with pytest.raises(LayerfsError, match="make a directory for the build"), workplace(root):
+        pass
+    assert list((tmp_path / "run" / "builds").iterdir()) == []
 
 
 class _Sink:
@@ -179,3 +175,23 @@ def test_a_quiet_build_tells_all_when_it_fails() -> None:
     assert sink.said == []
     quiet.tell()
     assert sink.text == "a"
+
+
+def test_what_waits_to_be_said_is_bounded() -> None:
+    piece = b"x" * 65535 + b"\n"
+    for quiet in (False, True):
+        sink = _Sink()
+        kept = Quiet(sink)
+        progress = Classic(kept if quiet else sink)
+        progress.planned({0: 1} if quiet else {1: 1, 0: 1})
+        step = progress.begin(0, "a", 1, 1, "RUN yes")
+        step.working()
+        for _ in range(100):
+            step.output(piece)
+        step.output(b"the last\n")
+        assert sink.text == ""
+        step.failed()
+        kept.tell()
+        assert len(sink.text) < 2 << 20
+        assert sink.text.startswith("[")
+        assert sink.text.endswith("xx\nthe last\n")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _MOST = 8 << 20
 """Bytes of what our client sends: a Dockerfile, and secrets."""
+_TEXTS = ("archive", "directory", "dockerfile", "dockerfile_path", "dockerfile_text", "url")
 
 
 def build(call: Call) -> Stream:
@@ -69,6 +70,14 @@ def _ours(call: Call) -> dict[str, Any] | None:
         fields = None
     if not isinstance(fields, dict):
         raise BadRequest("the request's body must be a JSON object")
+    for name in _TEXTS:
+        text = fields.get(name)
+        if text is not None and (not isinstance(text, str) or "\0" in text):
+            raise BadRequest(f"{name} must be a text without zero bytes")
+    for name in ("secrets", "ssh"):
+        pairs = fields.get(name) or {}
+        if not isinstance(pairs, dict) or not all(isinstance(text, str) for text in pairs.values()):
+            raise BadRequest(f"{name} must be an object of strings")
     return fields
 
 

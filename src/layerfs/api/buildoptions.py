@@ -47,8 +47,8 @@ def options(query: Query, ours: Mapping[str, Any] | None) -> Options:
         pull=query.flag("pull"),
         cache_from=tuple(_list(query, "cachefrom")),
         only_cache_from=ours is None,
-        secrets={name: _decoded(value) for name, value in more.get("secrets", {}).items()},
-        ssh=dict(more.get("ssh", {})),
+        secrets={name: _decoded(value) for name, value in (more.get("secrets") or {}).items()},
+        ssh=dict(more.get("ssh") or {}),
         epoch=_epoch(args.get(EPOCH)),
         keep_failed=bool(more.get("debug")),
     )

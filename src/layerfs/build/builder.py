@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfs.build import outcome, workplace
-from layerfs.build.base import SCRATCH, Base
-from layerfs.build.building import Building, Options, Stopped
+from layerfs.build.base import Base
+from layerfs.build.building import Building, Options
 from layerfs.build.outcome import Entry, Outcome
 from layerfs.build.plan import Plan, PlannedStage, plan
 from layerfs.build.stage import StageBuild
@@ -18,7 +18,6 @@ from layerfs.dockerfile import history, parser
 from layerfs.dockerfile.configure import Configuration
 from layerfs.errors import BadRequest
 from layerfs.oci import platforms
-from layerfs.oci.platforms import Platform
 from layerfs.store import Store
 from layerfs.store.references import normalize
 
@@ -29,6 +28,10 @@ if TYPE_CHECKING:
     from layerfs.dockerfile.instructions import Dockerfile
     from layerfs.mounting.request import MountRequest
     from layerfs.store.model import Image
+
+
+_SIDE_BY_SIDE = 32
+"""Stages that are worked on at a time: each has a thread, a store and perhaps a mount."""
 
 
 def build(
@@ -95,8 +98,6 @@ def _base(building: Building, store: Store, stage: PlannedStage) -> Base:
     platform = building.options.platform
     if stage.platform is not None:
         platform = platforms.parse(stage.platform)
-    if stage.image == SCRATCH:
-        return building.images.base(store, stage.image, platform, building.progress, building.check)
     return building.images.base(store, stage.image, platform, building.progress, building.check)
 
 
@@ -105,9 +106,20 @@ def _build_stages(
 ) -> None:
     """Build all stages, side by side as far as they do not wait for each other. Raises nothing."""
     alone = len(dockerfile.stages) == 1
+    lock = threading.Lock()
+    waiting = list(reversed(planned.stages))  # a stage waits only for those that are taken before it
 
-    def work(stage: PlannedStage) -> None:
+    def work() -> None:
+        while True:
+            with lock:
+                if not waiting:
+                    return
+                stage = waiting.pop()
+            one(stage)
+
+    def one(stage: PlannedStage) -> None:
         try:
+            building.check()
             with building.store() as store:
                 name = stage.begin.name or ("" if alone else stage.name)
                 building.finish(stage.index, _stage(building, store, stage, name, planned, dockerfile, bases))
@@ -115,15 +127,13 @@ def _build_stages(
         except BaseException as error:
             building.fail(error)
 
-    *others, last = planned.stages
-    threads = [threading.Thread(target=work, args=(stage,), name=f"stage {stage.name}") for stage in others]
-    for thread in threads:
-        thread.start()
-    try:
-        work(last)
-    finally:
-        for thread in threads:
-            thread.join()
+    others = min(len(waiting), _SIDE_BY_SIDE) - 1
+    with ExitStack() as threads:
+        for number in range(others):
+            thread = threading.Thread(target=work, name=f"stages {number}")
+            thread.start()
+            threads.callback(thread.join)
+        work()
 
 
 def _stage(
@@ -216,4 +226,4 @@ def _image(building: Building, store: Store, result: Outcome, references: Sequen
     )
 
 
-__all__ = ["Options", "Platform", "Stopped", "build", "suppress"]
+__all__ = ["build"]

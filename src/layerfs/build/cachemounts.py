@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from layerfs.errors import from_os_error
+from layerfs.store import Store
 from layerfs.store.layers import measure
 from layerfs.union.trees import remove_trees
 
@@ -28,6 +29,8 @@ SHARING = ("shared", "private", "locked")
 _LOCK = "lock"
 _DATA = "data"
 _ABOUT = "about.json"
+_LOOK = 0.02
+"""Seconds between two looks whether one is free."""
 
 
 class Owner(NamedTuple):
@@ -85,19 +88,41 @@ def taken(
     """
     building = stage.building
     try:
-        path, lock = _take(building.root, identifier, sharing, building.check)
+        while True:
+            path, lock = _take(building.root, identifier, sharing, building.check)
+            try:
+                if not (path / _DATA).exists():
+                    _make(stage, path, owner, below, source)
+                if sharing != "shared" or _share(path, lock, building.check):
+                    os.utime(path / _LOCK)
+                    break
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)
     except OSError as error:
         raise from_os_error(error, f"make the cache {identifier}") from None
     try:
-        data = path / _DATA
-        if not data.exists():
-            _make(stage, path, owner, below, source)
-        if sharing == "shared":
-            fcntl.flock(lock, fcntl.LOCK_SH)  # others may have it from here on
-        os.utime(path / _LOCK)
-        yield data
+        yield path / _DATA
     finally:
         os.close(lock)
+
+
+def _share(path: Path, lock: int, check: Callable[[], None]) -> bool:
+    """Let others have it from here on; return whether it is still there: for an instant nobody holds it."""
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return _is_at(path, lock)
+        except BlockingIOError:
+            check()
+            time.sleep(_LOOK)
+
+
+def _is_at(path: Path, lock: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock), os.stat(path / _LOCK))
+    return False
 
 
 def _take(root: Path, identifier: str, sharing: str, check: Callable[[], None]) -> tuple[Path, int]:
@@ -107,14 +132,16 @@ def _take(root: Path, identifier: str, sharing: str, check: Callable[[], None]) 
         path = directory(root) / (f"{name}.{number}" if number else name)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (path / _ABOUT).exists():
-            (path / _ABOUT).write_text(json.dumps({"id": identifier}))
+            part = path / f"{_ABOUT}.{os.urandom(4).hex()}"  # half of it would be a cache that nobody finds
+            part.write_text(json.dumps({"id": identifier}))
+            part.rename(path / _ABOUT)
         lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         new = not (path / _DATA).exists()
         kind = fcntl.LOCK_SH if sharing == "shared" and not new else fcntl.LOCK_EX
         while True:
             try:
                 fcntl.flock(lock, kind | fcntl.LOCK_NB)
-                if os.path.exists(path / _LOCK) and os.path.samestat(os.fstat(lock), os.stat(path / _LOCK)):
+                if _is_at(path, lock):
                     return path, lock
                 break  # it has been pruned: once more
             except BlockingIOError:
@@ -123,7 +150,7 @@ def _take(root: Path, identifier: str, sharing: str, check: Callable[[], None]) 
                 if sharing == "shared" and (path / _DATA).exists():
                     kind = fcntl.LOCK_SH
             check()
-            time.sleep(0.02)
+            time.sleep(_LOOK)
         os.close(lock)
         if sharing != "private":
             return _take(root, identifier, sharing, check)
@@ -164,16 +191,19 @@ def every(root: Path) -> list[CacheMount]:
 
 
 def remove(mount: CacheMount) -> bool:
-    """Remove one unless a command has it; return whether it is gone. Raises `LayerfsError`."""
+    """Remove one unless a command has it; return whether it is gone. Raises `LayerfsError`.
+
+    Should this process be killed, recovery of the store removes what is left.
+    """
+    root = mount.path.parents[2]
     try:
         lock = os.open(mount.path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        doomed = mount.path.with_name(f"{mount.path.name}.{os.urandom(4).hex()}.gone")
-        mount.path.rename(doomed)
-        remove_trees(doomed)
+        with Store(root) as store, store.scratch() as scratch:
+            mount.path.rename(scratch.path / "cache")
     except BlockingIOError:
         return False
     except OSError as error:

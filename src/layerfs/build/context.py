@@ -39,10 +39,6 @@ class Context:
     """The text of the Dockerfile. Bytes that are not UTF-8 are surrogates (`surrogateescape`)."""
     dockerfile_name: str
     """What people call it."""
-    directory: Path | None
-    """The directory on disk, what is ignored included; None for an archive, or a Dockerfile alone."""
-    ignores: bool
-    """Whether anything may be ignored: then `directory` has more in it than `source`."""
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Context:
@@ -66,14 +62,13 @@ def from_directory(path: Path, dockerfile: Path | str | bytes | None = None) -> 
     with ExitStack() as stack:
         try:
             disk = stack.enter_context(closing(Disk(path, "the build context", lasting=True)))
-            return _opened(disk, path, dockerfile, stack, client_ignores=False)
+            return _opened(disk, dockerfile, stack, client_ignores=False)
         except OSError as error:
             raise from_os_error(error, f"read the build context {path}") from None
 
 
 def _opened(
     source: Source,
-    path: Path | None,
     dockerfile: Path | str | bytes | None,
     stack: ExitStack,
     *,
@@ -100,7 +95,7 @@ def _opened(
         rules = [_quoted(inner) for inner in left_out]
     if rules:
         source = Filtered(source, (Ignore(rules),))
-    return Context(source, _decoded(text, name), name, path, bool(rules), stack.pop_all())
+    return Context(source, _decoded(text, name), name, stack.pop_all())
 
 
 def _find_dockerfile(source: Source, wanted: str | None) -> tuple[str, bytes]:
@@ -213,7 +208,7 @@ def from_tar(
         try:
             packed = stack.enter_context(closing(Packed(scratch)))
             packed.fill(Reader(Feed(decompressed(unread.read, more=True)), needs_end=False), limits, check)
-            return _opened(packed, None, dockerfile, stack, client_ignores=True)
+            return _opened(packed, dockerfile, stack, client_ignores=True)
         except OSError as error:
             raise from_os_error(error, "read the build context") from None
 
@@ -227,16 +222,16 @@ def _is_archive(start: bytes) -> bool:
 
 def from_dockerfile(text: bytes) -> Context:
     """Return an empty context with the Dockerfile *text*. Raises `BadRequest` where that is no text."""
-    return Context(Nothing(), _decoded(text, DOCKERFILE), DOCKERFILE, None, False)
+    return Context(Nothing(), _decoded(text, DOCKERFILE), DOCKERFILE)
 
 
 class Nothing:
-    """A source with nothing in it: the context of a Dockerfile that comes alone."""
+    """A source with nothing in it: the context of a Dockerfile that comes alone, or a stage without files."""
 
     keeps_owners = lasting = may_change = False
-    called = "the build context, which is a Dockerfile alone"
 
-    def __init__(self) -> None:
+    def __init__(self, called: str = "the build context, which is a Dockerfile alone") -> None:
+        self.called = called
         self.digests: dict[tuple[int, int], bytes] = {}
 
     def root(self) -> SourceDirectory:
@@ -275,6 +270,6 @@ def from_url(
             place.mkdir(mode=0o700)
             tree = git.fetch(url, place, check=check)
             disk = stack.enter_context(closing(Disk(tree, "the build context")))
-            return _opened(disk, tree, dockerfile, stack, client_ignores=False)
+            return _opened(disk, dockerfile, stack, client_ignores=False)
         except OSError as error:
             raise from_os_error(error, f"read the build context {fetching.without_secrets(url)}") from None

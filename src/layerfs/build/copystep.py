@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.build import copying, keys
 from layerfs.build.cachefrom import is_same_tree
+from layerfs.build.context import Nothing
 from layerfs.build.copying import Job
 from layerfs.build.digests import Digest, Memory
 from layerfs.build.sources import of_stack
@@ -51,9 +52,11 @@ def copy_step(stage: StageBuild, instruction: Copy, step: Step) -> None:
             if found := stage.cached(first):
                 stage.made(step, found, created_by, cached=True)
                 return
-            if there is not None:
-                stack = stage.store.steps.stack_of_step(there)
-                source = opened.enter_context(of_stack(stack, f"stage {wanted.from_}"))
+            called = f"stage {wanted.from_}"
+            if there is None:
+                source = Nothing(called)
+            else:
+                source = opened.enter_context(of_stack(stage.store.steps.stack_of_step(there), called))
         selection = opened.enter_context(
             copying.select(job, source, scratch=building.scratch, check=building.check)
         )
@@ -112,7 +115,10 @@ def _candidate(stage: StageBuild, tree: Path, created_by: str) -> str | None:
 
 
 def stage_of(stage: StageBuild, name: str) -> str | None:
-    """Return the step of the stage or the image that *name* means, once it is there."""
+    """Return the step of the stage or the image that *name* means, once it is there; None if it is empty.
+
+    Raises `LayerfsError`, and what ends the build.
+    """
     building = stage.building
     place = stage.sources.get(name.lower())
     if place is not None:

@@ -84,14 +84,15 @@ def fetch(
     git("init", "--quiet", str(tree), inside=False)
     git("remote", "add", "origin", "--", wanted.remote)
     ref = wanted.ref or "HEAD"
+    found = "FETCH_HEAD"
     try:
         git("fetch", "--quiet", "--depth=1", "--no-tags", "origin", "--", ref)
     except LayerfsError:
         if _COMMIT.fullmatch(ref) is None:
             raise
         git("fetch", "--quiet", "--tags", "origin", "--", "+refs/heads/*:refs/remotes/origin/*")
-        git("fetch", "--quiet", ".", "--", ref)  # a server need not give single commits
-    git("checkout", "--quiet", "--force", "FETCH_HEAD")
+        found = ref  # a server need not give single commits
+    git("checkout", "--quiet", "--force", "--detach", found)
     commit = git("rev-parse", "HEAD").strip()
     if checksum is not None and not (len(checksum) >= 7 and commit.startswith(checksum)):
         raise BadRequest(f"{without_secrets(text)} is the commit {commit}, not {checksum}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -70,6 +71,34 @@ class Progress(Protocol):
         """Raise where nobody listens any more, or the build is to end."""
 
 
+_KEPT = 1 << 20
+"""Characters that are kept of what is not said yet, for each stage: what came last."""
+
+
+class _Kept:
+    """What is to be said later: all of it, unless it is much, for then its beginning is left out."""
+
+    def __init__(self) -> None:
+        self._said: deque[Mapping[str, Any]] = deque()
+        self._size = self._left_out = 0
+
+    def add(self, fields: Mapping[str, Any]) -> None:
+        self._said.append(fields)
+        self._size += _length(fields)
+        while self._size > _KEPT and len(self._said) > 1:
+            gone = _length(self._said.popleft())
+            self._size -= gone
+            self._left_out += gone
+
+    def all(self) -> list[Mapping[str, Any]]:
+        first = [{"stream": f"[{self._left_out} characters are left out]\n"}] if self._left_out else []
+        return [*first, *self._said]
+
+
+def _length(fields: Mapping[str, Any]) -> int:
+    return sum(len(str(value)) for value in fields.values())
+
+
 class Classic:
     """The words of docker's classic builder."""
 
@@ -81,7 +110,7 @@ class Classic:
         """The stages whose words are still to come, the one first that speaks."""
         self._first: dict[int, int] = {}
         self._total = 0
-        self._waiting: dict[int, list[str]] = {}
+        self._waiting: dict[int, _Kept] = {}
         self._ended: set[int] = set()
         self._undecided: dict[int, list[_ClassicStep]] = {}
         self._cached: dict[int, bool] = {}
@@ -94,7 +123,7 @@ class Classic:
     def planned(self, steps: Mapping[int, int]) -> None:
         """See `Progress`."""
         self._order = list(steps)
-        self._waiting = {stage: [] for stage in steps}
+        self._waiting = {stage: _Kept() for stage in steps}
         for stage, count in steps.items():
             self._first[stage] = self._total
             self._total += count
@@ -118,7 +147,7 @@ class Classic:
             if self._order and self._order[0] == stage:
                 self._sink.put({"stream": text})
             else:
-                self._waiting[stage].append(text)
+                self._waiting[stage].add({"stream": text})
 
     def end_stage(self, stage: int) -> None:
         """See `Progress`."""
@@ -144,9 +173,9 @@ class Classic:
                 self._order = [stage]
 
     def _flush(self, stage: int) -> None:
-        waiting, self._waiting[stage] = self._waiting[stage], []
+        waiting, self._waiting[stage] = self._waiting[stage].all(), _Kept()
         if waiting:
-            self._sink.put({"stream": "".join(waiting)})
+            self._sink.put({"stream": "".join(it["stream"] for it in waiting)})
 
     def warn(self, text: str) -> None:
         """See `Progress`."""
@@ -302,17 +331,17 @@ class Quiet:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._said: list[Mapping[str, Any]] = []
+        self._said = _Kept()
 
     def put(self, fields: Mapping[str, Any], /) -> None:
         """Keep *fields*."""
-        self._said.append(fields)
+        self._said.add(fields)
 
     def check(self) -> None:
         """See `Sink`."""
         self._sink.check()
 
     def tell(self) -> None:
-        """Say all."""
-        for fields in self._said:
+        """Say all, or the last of it if it is much."""
+        for fields in self._said.all():
             self._sink.put(fields)

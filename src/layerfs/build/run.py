@@ -4,6 +4,9 @@ The container has no supervisor and no row: `runc run` is a child of the build, 
 comes through a pipe. All but the last of what a runtime does comes before a step needs it: it is started
 ahead, and waits in a hook (`createRuntime`: the namespaces and mounts are there, the command has not begun)
 until it is told to go. What the hook waits for ends with this process, and then the command never begins.
+
+The places in /etc are mounted after the word: the command before could have put a link in the way of a
+runtime, which then makes files outside of the tree.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +29,7 @@ from layerfs.build.errors import StepFailed
 from layerfs.container import hostfiles, ociruntime, spec, users
 from layerfs.container.mountpoints import Point
 from layerfs.container.ociruntime import ContainerError
+from layerfs.container.rootfs import open_beneath
 from layerfs.errors import LayerfsError, from_os_error
 from layerfs.host.polling import readable
 
@@ -33,8 +38,18 @@ if TYPE_CHECKING:
 
 HOSTNAME = "buildkitsandbox"
 """As BuildKit's: the same in every build."""
-_HOOK = 'read -r word <"$0" && test "$word" = go'
-"""Waits for the word. The end of whoever would say it is no such word, and before that is heard, no file."""
+_HOOK = """
+read -r word <"$0" && test "$word" = go || exit 1
+test $# = 0 && exit
+state=$(cat)
+pid=${state#*'"pid":'}
+exec nsenter -t "${pid%%[!0-9]*}" -m -- sh -c '
+while test $# -gt 0; do mount --bind "$1" "$2" || exit; shift 2; done' sh "$@"
+"""
+"""Waits for the word. The end of whoever would say it is no such word, and before that is heard, no file.
+
+Then mounts what is left to it: pairs of a source and a destination, in the namespace of the container.
+"""
 _LOOK = 0.1
 """Seconds between two looks whether the build is to end."""
 _PIECE = 1 << 16
@@ -86,10 +101,14 @@ class Container:
         self._go: tuple[int, ...] = ()
         self._process: subprocess.Popen[bytes] | None = None
         self._missing = targets.Missing()
+        self._later: list[Point] = []
+        """What the hook mounts when nothing else works on the tree: a runtime follows paths that the other
+        command could change meanwhile, out of the tree."""
         try:
             self.user = users.find_user(self._root, order.user)
-            built = self._specification()
-            self._missing = targets.missing(self._root, _outermost(built["mounts"]))
+            built = self._specification(ahead=ahead)
+            places = _outermost(built["mounts"]) + [point["Destination"] for point in self._later]
+            self._missing = targets.missing(self._root, places)
             if ahead and self.made_places:
                 raise LayerfsError("something is missing to mount on")
             (self.bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
@@ -100,7 +119,7 @@ class Container:
                 raise from_os_error(error, "make a container for RUN") from None
             raise
 
-    def _specification(self) -> dict[str, Any]:
+    def _specification(self, *, ahead: bool) -> dict[str, Any]:
         order = self.order
         own = self.bundle / "files"
         own.mkdir()
@@ -108,6 +127,9 @@ class Container:
         # /etc/hostname is the image's, as with BuildKit: a command may write it for those who run the image.
         named = [point for point in named if point["Destination"] != "/etc/hostname"]
         taken = {point["Destination"] for point in order.points}
+        named = [point for point in named if point["Destination"] not in taken]
+        if ahead:
+            named, self._later = [], named
         built = spec.build(
             mount_id=self.id,
             root=self._tree,
@@ -119,14 +141,19 @@ class Container:
             },
             settings={"HostConfig": order.host, "Tty": False, "Hostname": HOSTNAME, "Domainname": ""},
             user=self.user,
-            points=[*(point for point in named if point["Destination"] not in taken), *order.points],
+            points=[*named, *order.points],
             joins={"network": order.namespace} if order.namespace else {},
         )
         shell = ociruntime.find_program("sh") or "/bin/sh"
         self._go = os.pipe()
         # By way of this process: who opens it after our end finds nothing, and does not wait for ever.
         go = f"/proc/{os.getpid()}/fd/{self._go[0]}"
-        hook = {"path": shell, "args": ["sh", "-c", _HOOK, go], "env": ["PATH=/bin"]}
+        pairs = [(it["Source"], f"{self._tree}{it['Destination']}") for it in self._later]
+        hook = {
+            "path": shell,
+            "args": ["sh", "-c", _HOOK, go, *(path for pair in pairs for path in pair)],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        }
         built["hooks"] = {"createRuntime": [hook]}
         return built
 
@@ -147,8 +174,22 @@ class Container:
         if order != self.order or self._process is None or self._process.poll() is not None:
             return False
         with suppress(LayerfsError):
-            return users.find_user(self._root, order.user) == self.user
+            return self._has_places() and users.find_user(self._root, order.user) == self.user
         return False
+
+    def _has_places(self) -> bool:
+        """Return whether there are files, and no links, to mount the rest on."""
+        for point in self._later:
+            try:
+                fd = open_beneath(self._root, os.fsencode(point["Destination"].lstrip("/")), os.O_PATH)
+            except OSError:
+                return False
+            try:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    return False
+            finally:
+                os.close(fd)
+        return True
 
     @property
     def made_places(self) -> bool:

@@ -7,20 +7,23 @@ import posixpath
 import re
 import secrets as random
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import cachemounts, keys, script
+from layerfs.build import cachemounts, contextmounts
+from layerfs.build.copystep import stage_of
 from layerfs.container.mountpoints import Point, bind
 from layerfs.container.rootfs import open_inside
-from layerfs.errors import BadRequest, NotFound, from_os_error
+from layerfs.dockerfile import heredocs
+from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 
 if TYPE_CHECKING:
+    from layerfs.build.digests import Digest
     from layerfs.build.run import Order
     from layerfs.build.stage import StageBuild
-    from layerfs.dockerfile.instructions import Run, RunMount
+    from layerfs.dockerfile.instructions import Heredoc, Run, RunMount
 
 _MOST_SECRET = 500 << 10
 """Bytes of a secret, as with BuildKit."""
@@ -56,36 +59,42 @@ class Mounts:
         self._stage = stage
         self._run = run
         self._wanted = [_Wanted(mount, _target(mount, order.directory)) for mount in run.mounts]
+        self._seen: list[tuple[str, Digest]] = []
 
     @property
     def caches(self) -> bool:
         """Whether there is a cache among them."""
         return any(it.mount.type == "cache" for it in self._wanted)
 
+    @property
+    def find_files(self) -> bool:
+        """Whether the command finds files of the build context, a stage or an image in one of them."""
+        return any(it.mount.type == "bind" or it.text("from") for it in self._wanted)
+
     def described(self) -> list[Any]:
-        """Return what of them decides what the command finds: what a cache or a secret has in it does not."""
+        """Return what of them decides what the command finds: what a cache or a secret has in it does not.
+
+        Raises `LayerfsError`, and what ends the build.
+        """
+        self._seen.clear()
         found: list[Any] = []
         for wanted in self._wanted:
             what = [wanted.mount.type, wanted.target, sorted(wanted.mount.options.items())]
-            if wanted.mount.type == "bind":
-                what.append(self._contents(wanted))
+            if name := wanted.text("from"):
+                what.append(stage_of(self._stage, name) or "")
+            elif wanted.mount.type == "bind":
+                source = wanted.text("source", "/")
+                self._seen.append((source, contextmounts.digest(self._stage.building, source)))
+                what.append(self._seen[-1][1].text)
             found.append(what)
         return found
 
-    def _contents(self, wanted: _Wanted) -> str:
-        from layerfs.build import copying
-        from layerfs.build.copystep import stage_of
-        from layerfs.build.digests import Memory
-
+    def have_changed(self) -> bool:
+        """Return whether files of the build context are no longer what `described` has told of."""
         building = self._stage.building
-        if name := wanted.text("from"):
-            return stage_of(self._stage, name) or ""
-        job = copying.Job(sources=(wanted.text("source", "/"),), destination="/")
-        with (
-            copying.select(job, building.context.source, scratch=building.scratch) as selection,
-            Memory(building.memory) as memory,
-        ):
-            return selection.digest(memory).text
+        with suppress(LayerfsError):
+            return any(contextmounts.digest(building, source) != digest for source, digest in self._seen)
+        return True
 
     @contextmanager
     def opened(self) -> Iterator[tuple[list[Point], list[str]]]:
@@ -96,19 +105,20 @@ class Mounts:
         points: list[Point] = []
         variables: list[str] = []
         with ExitStack() as ends:
-            if (text := script.of(self._run)) is not None:
-                points.append(self._script(text, ends))
+            _, script = heredocs.command(self._run, ())
+            if script is not None:
+                points.append(self._script(script, ends))
             for wanted in self._wanted:
                 getattr(self, f"_{wanted.mount.type}")(wanted, points, variables, ends)
             yield points, variables
 
-    def _script(self, text: str, ends: ExitStack) -> Point:
+    def _script(self, script: Heredoc, ends: ExitStack) -> Point:
         """Make a file of a script; not on the private tmpfs, from which nothing can be executed."""
         path = self._stage.building.scratch / f"script-{random.token_hex(8)}"
-        path.write_text(text, errors="surrogateescape")
+        path.write_bytes(script.content.encode(errors="surrogateescape"))
         ends.callback(path.unlink)
         path.chmod(0o755)
-        return bind(str(path), f"{script.PLACE}/{self._run.heredocs[0].name}", writable=False)
+        return bind(str(path), f"{heredocs.PIPES}/{script.name}", writable=False)
 
     def _tmpfs(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
         options = f"size={_bytes(wanted.text('size'))}" if wanted.text("size") else ""
@@ -172,8 +182,6 @@ class Mounts:
         )
         below = None
         if name := wanted.text("from"):
-            from layerfs.build.copystep import stage_of
-
             below = stage_of(self._stage, name)
         identifier = wanted.text("id", wanted.target)
         directory = ends.enter_context(
@@ -182,50 +190,26 @@ class Mounts:
         points.append(bind(str(directory), wanted.target, writable=not wanted.flag("readonly")))
 
     def _bind(self, wanted: _Wanted, points: list[Point], variables: list[str], ends: ExitStack) -> None:
-        from layerfs.build.copystep import stage_of
         from layerfs.build.live import Live
 
         stage, building = self._stage, self._stage.building
         writable = not wanted.flag("readonly")
         source = wanted.text("source", "/")
-        context = building.context
-        if not wanted.text("from") and context.directory is not None and not context.ignores and not writable:
-            tree = context.directory
-        else:
-            name = wanted.text("from")
-            step = stage_of(stage, name) if name else context_step(stage)
+        if name := wanted.text("from"):
+            step = stage_of(stage, name)
             if step is None:
-                raise NotFound(f"RUN --mount: {name or 'the build context'} has no files")
-            live = Live(building.work(), building.launch, stage.store, step, writable=writable)
-            ends.callback(live.end)
-            tree = live.tree
-        points.append(bind(_inside(tree, source), wanted.target, writable=writable))
-
-
-def context_step(stage: StageBuild) -> str | None:
-    """Return a step with the whole build context, for commands that see it mounted."""
-    from layerfs.build import copying
-    from layerfs.build.digests import Memory
-
-    building, steps = stage.building, stage.store.steps
-    job = copying.Job(sources=(".",), destination="/")
-    with (
-        copying.select(
-            job, building.context.source, scratch=building.scratch, check=building.check
-        ) as selection,
-        Memory(building.memory) as memory,
-    ):
-        digest = selection.digest(memory)
-        key = keys.key("context", None, digest=digest.text)
-        found = stage.store.build_cache.get(key)
-        if found is not None:
-            return found.step
-        with steps.new_layer(None) as new:
-            copied = copying.write(selection, None, new.path, scratch=building.scratch, check=building.check)
-            made = steps.seal_layer(new, None, created=building.created(), created_by="build context")
-        if copied.is_as(digest):
-            stage.store.build_cache.put(key, made, kind="source.local", description="the build context")
-        return made
+                raise NotFound(f"RUN --mount: {name} has no files")
+        else:
+            step, source = contextmounts.step(stage, source), contextmounts.PLACE
+            if not writable:
+                layer = stage.store.steps.entry(step).layer
+                assert layer is not None
+                path = stage.store.layer(layer).path / contextmounts.PLACE  # as it is: it is the only layer
+                points.append(bind(str(path), wanted.target, writable=False))
+                return
+        live = Live(building.work(), building.launch, stage.store, step, writable=writable)
+        ends.callback(live.end)
+        points.append(bind(_inside(live.tree, source), wanted.target, writable=writable))
 
 
 def _inside(tree: Path, source: str) -> str:

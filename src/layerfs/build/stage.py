@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from layerfs.build import keys, script
+from layerfs.build import keys
 from layerfs.build.building import Building, Stopped
 from layerfs.build.errors import StepFailed
 from layerfs.build.outcome import Entry, Outcome
-from layerfs.dockerfile import history
+from layerfs.dockerfile import heredocs, history
 from layerfs.dockerfile.configure import Configuration
 from layerfs.dockerfile.instructions import Copy, Instruction, Run, Single
-from layerfs.errors import LayerfsError
+from layerfs.errors import BadRequest, LayerfsError
 
 if TYPE_CHECKING:
     from layerfs.build.live import Live
@@ -168,6 +168,7 @@ class StageBuild:
             raise instruction.error("--security=insecure is not allowed: leave it out")
         order = self._order(run, self.configuration)
         mounts = Mounts(self, run, order)
+        _, script = heredocs.command(run, self.configuration.shell())
         created_by = history.run(order.words, self.configuration.args())
         key = keys.key(
             "RUN",
@@ -179,11 +180,12 @@ class StageBuild:
             network=order.host["NetworkMode"],
             names=order.host["ExtraHosts"],
             mounts=mounts.described(),
-            script=script.of(run),
+            script=script.content if script is not None else None,
             epoch=self.building.options.epoch,
         )
         found = self.cached(key)
-        if found is None and (there := self.candidate(created_by)) is not None:
+        told = not mounts.find_files and script is None  # a history has nothing of these
+        if found is None and told and (there := self.candidate(created_by)) is not None:
             found = self.taken(there) if there.layer is not None else self.step
             if found is not None:
                 self.store.build_cache.put(key, found, description=created_by)
@@ -196,19 +198,25 @@ class StageBuild:
         except StepFailed as error:
             error.where = f"{instruction.file}:{instruction.line}"
             raise
-        self.store.build_cache.put(
-            key, made, kind="exec.cachemount" if mounts.caches else "regular", description=created_by
-        )
+        if not mounts.have_changed():
+            kind = "exec.cachemount" if mounts.caches else "regular"
+            self.store.build_cache.put(key, made, kind=kind, description=created_by)
         self.made(step, made, created_by, cached=False)
 
     def _order(self, run: Run, configuration: Configuration) -> Order:
         from layerfs.build.run import Order
 
         host: Mapping[str, Any] = self.building.options.host
+        if run.network == "host" != host["NetworkMode"]:
+            # A Dockerfile from elsewhere must not reach what listens on the loopback. BuildKit asks, too.
+            raise BadRequest(
+                f"{run.file}:{run.line}: RUN --network=host: this build may not use the network of the host: "
+                "allow it with --network host"
+            )
         if run.network != "default":
             host = {**host, "NetworkMode": run.network}
         return Order(
-            words=tuple(script.words(run, configuration)),
+            words=tuple(heredocs.command(run, configuration.shell())[0]),
             variables=tuple(f"{name}={value}" for name, value in configuration.environment().items()),
             directory=configuration.config.get("WorkingDir") or "/",
             user=configuration.config.get("User") or "",

@@ -24,6 +24,13 @@ def is_pattern(name: bytes) -> bool:
     return False
 
 
+def quoted(name: str) -> str:
+    """Return what stands for *name* alone where a name or a pattern may be given."""
+    if not is_pattern(name.replace("\\", "").encode(errors="surrogateescape")):
+        return name
+    return re.sub(r"[*?\[]", r"[\g<0>]", name.replace("\\", "\\\\"))
+
+
 def match(pattern: bytes, name: bytes) -> bool:
     """Return whether *pattern* matches the whole of *name*; no wildcard, `[^a]` included, matches a `/`.
 

@@ -74,6 +74,24 @@ def workplace(root: Path) -> Iterator[Workplace]:
 
     Raises `LayerfsError`.
     """
+    path, lock = _directory(root)
+    try:
+        made = Workplace(root, path)
+        try:
+            made.private.mkdir(mode=0o700)
+            mountcalls.mount_tmpfs(os.fsencode(made.private), _PRIVATE)
+        except OSError as error:
+            raise from_os_error(error, "make a directory for the build") from None
+        yield made
+    finally:
+        try:
+            _clear(path, root)
+        finally:
+            os.close(lock)
+
+
+def _directory(root: Path) -> tuple[Path, int]:
+    """Make a directory for a build in the store at *root*; return it, and the descriptor that holds it."""
     try:
         above = rundir.make_run_dir() / "builds"
         above.mkdir(mode=0o700, exist_ok=True)
@@ -89,22 +107,12 @@ def workplace(root: Path) -> Iterator[Workplace]:
                 lock = open_own(path / _LOCK, os.O_RDWR | os.O_CREAT)
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(lock), os.lstat(path / _LOCK)):
-                    break
+                    os.write(lock, os.fsencode(root))
+                    return path, lock
             if lock >= 0:
                 os.close(lock)
-        os.write(lock, os.fsencode(root))
-        made = Workplace(root, path)
-        made.private.mkdir(mode=0o700)
-        mountcalls.mount_tmpfs(os.fsencode(made.private), _PRIVATE)
     except OSError as error:
         raise from_os_error(error, "make a directory for the build") from None
-    try:
-        yield made
-    finally:
-        try:
-            _clear(path, root)
-        finally:
-            os.close(lock)
 
 
 def recover() -> list[str]:

@@ -20,6 +20,8 @@ _SILENT = (
 """Instructions that take no time: they are not shown, as with docker."""
 _REDRAW = 0.1
 _TAIL = 6
+_LAST = 20
+"""Lines of a command that are shown again when it has failed."""
 """Lines of a command's output that a terminal shows while it runs."""
 
 
@@ -47,6 +49,7 @@ class _Step:
         *lines, self.rest = (self.rest + text).split("\n")
         lines = [line.rpartition("\r")[2] if not line.endswith("\r") else line[:-1] for line in lines]
         self.output += lines
+        del self.output[:-_LAST]
         return lines
 
 
@@ -142,7 +145,7 @@ class Quiet:
         """Show what the step that has failed has written."""
         if self._failed is None or not self._failed.output:
             return
-        lines = self._failed.output[-20:]
+        lines = self._failed.output[-_LAST:]
         click.echo("\n".join(["------", f" > {self._failed.title}:", *lines, "------"]), err=True)
 
 
