@@ -35,10 +35,8 @@ class Project(NamedTuple):
     files: Mapping[str, str]
     """Contents by name. What begins with `#!` may be executed, what begins with `-> ` is a link."""
     options: tuple[str, ...] = ()
-    left_out: Mapping[str, str] = {}
-    """Regular expressions of paths that two builds cannot have alike, and the reason."""
     contents_left_out: Mapping[str, str] = {}
-    """The same, for files that both builds must have, with contents of their own."""
+    """Regular expressions of paths whose contents two builds cannot have alike, and the reason."""
 
 
 class Image(NamedTuple):
@@ -150,7 +148,7 @@ def _comparable(project: Project, tree: Snapshot) -> Snapshot:
     compared = {}
     for path, item in tree.items():
         name = os.fsdecode(path)
-        if any(re.fullmatch(pattern, name) for pattern in (*LEFT_OUT, *project.left_out)):
+        if not path:  # the root directory is the builder's own
             continue
         if any(re.fullmatch(pattern, name) for pattern in project.contents_left_out):
             item = item._replace(content=b"", size=0)
@@ -158,9 +156,6 @@ def _comparable(project: Project, tree: Snapshot) -> Snapshot:
     return compared
 
 
-LEFT_OUT = {
-    "": "the root directory is the builder's own",
-}
 MOUNT_POINTS = (b"dev", b"etc/hostname", b"etc/hosts", b"etc/resolv.conf", b"proc", b"run", b"sys")
 """What containers have mounted, and what the base may lack."""
 
@@ -189,7 +184,15 @@ def _comparable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     labels.pop("io.buildah.version", None)  # buildah says who has built the image
     # Where ENV sets again what the image below has, layerfs leaves it in its place, as BuildKit does; buildah
     # puts it last. No program can rely on the order.
-    return {**found, "Labels": labels, "Env": sorted(found["Env"] or [])}
+    ports = [port for each in found["ExposedPorts"] or {} for port in _ports(each)]
+    return {**found, "Labels": labels, "Env": sorted(found["Env"] or []), "ExposedPorts": sorted(ports)}
+
+
+def _ports(exposed: str) -> list[str]:
+    """Return the ports of a range, of which layerfs makes single ones, as docker does; buildah leaves it."""
+    numbers, _, protocol = exposed.partition("/")
+    first, _, last = numbers.partition("-")
+    return [f"{number}/{protocol}" for number in range(int(first), int(last or first) + 1)]
 
 
 def _written(builds: Builds, project: Project) -> Path:
@@ -205,10 +208,14 @@ def _written(builds: Builds, project: Project) -> Path:
 
 
 def _taken(top: Path, began: int) -> Snapshot:
-    """Return what is below *top*; directories, and what was written since *began* (ns), have no times."""
+    """Return what is below *top*; directories, and what was written since *began* (ns), have no times.
+
+    Other times are in whole seconds: buildah's layers have no more.
+    """
     tree = snapshot.take(os.fsencode(top), began, kernel=False, digests=True)
     return {
-        path: item._replace(mtime=0) if item.type == stat.S_IFDIR else item for path, item in tree.items()
+        path: item._replace(mtime=0 if item.type == stat.S_IFDIR else item.mtime // 10**9)
+        for path, item in tree.items()
     }
 
 

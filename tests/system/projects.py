@@ -156,8 +156,8 @@ ARG BASE=localhost/workshop:1
 FROM ${BASE} AS dependencies
 WORKDIR /app
 COPY package.json ./
-COPY lib/package.json lib/
-RUN npm install --offline --no-audit --no-fund --no-update-notifier
+COPY lib lib
+RUN npm install --install-links=false --offline --no-audit --no-fund --no-update-notifier
 
 FROM dependencies AS build
 COPY . .
