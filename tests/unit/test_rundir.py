@@ -1,9 +1,10 @@
-"""What the lock of a running mount says."""
+"""The run directory, and what the lock of a running mount says."""
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,24 @@ def test_a_mount_whose_new_name_was_taken_meanwhile_keeps_the_old_one(
     with pytest.raises(Conflict, match="the name taken is in use"):
         renaming.rename(store.root, mount, "taken")
     assert store.mount(mount.id).name == mount.name
+
+
+def test_making_the_run_directory_leaves_the_umask_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All threads share it: two that change it at once leave the wrong one behind."""
+    wanted = tmp_path / "above/run"
+    monkeypatch.setenv("LAYERFS_RUN", str(wanted))
+    before = os.umask(0)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "umask", refuse)
+            assert rundir.make_run_dir() == wanted
+            assert rundir.make_run_dir() == wanted
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (wanted, wanted.parent)] == [0o700, 0o700]
+
+
+def refuse(mask: int) -> int:
+    raise AssertionError("the umask was changed")

@@ -18,6 +18,7 @@ from layerfs.archive.directories import NEW_FILE, is_real_root
 from layerfs.build.sources import DEEPEST, shown, too_deep
 from layerfs.build.walking import parts_of
 from layerfs.errors import BadRequest
+from layerfs.host.umask import umask
 from layerfs.union import merge, syscalls, whiteout
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.marking import Marking
@@ -72,7 +73,7 @@ class Target:
         )
         self.root.open(os.open(tree, _DIRECTORY))
         self.identity = _identity(self.root.status())
-        self._unmask = ~_umask() & 0o777
+        self._unmask = ~umask() & 0o777
 
     def __enter__(self) -> Target:
         """Return the target."""
@@ -429,8 +430,3 @@ def _without_dots(parts: list[bytes]) -> list[bytes]:
         elif left:
             left.pop()
     return left
-
-
-def _umask() -> int:
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))

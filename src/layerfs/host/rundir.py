@@ -68,13 +68,16 @@ def make_run_dir() -> Path:
 
     Raises `Forbidden` and `OSError`.
     """
-    path = run_dir()
-    old = os.umask(0o077)
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    finally:
-        os.umask(old)
+    _make_private(run_dir())
     return run_dir()  # checked again: somebody may have been quicker
+
+
+def _make_private(path: Path) -> None:
+    """Make the directory *path*, and those above it that are missing, for their owner alone."""
+    if not path.is_dir():
+        _make_private(path.parent)
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
 
 
 def check_name(name: str) -> str:

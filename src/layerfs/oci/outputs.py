@@ -14,6 +14,7 @@ from typing import BinaryIO, Protocol, cast
 from layerfs.archive import tarformat
 from layerfs.archive.tar import Member
 from layerfs.errors import Conflict
+from layerfs.host.umask import umask
 from layerfs.oci.compress import Sink
 
 Name = Callable[[str], None]
@@ -212,9 +213,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(fd, "w+b") as file:
             yield file
-            mask = os.umask(0)
-            os.umask(mask)
-            os.fchmod(fd, 0o666 & ~mask)
+            os.fchmod(fd, 0o666 & ~umask())
         Path(name).rename(path)
     finally:
         with suppress(FileNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import itertools
 import os
@@ -24,6 +25,8 @@ from layerfs.union import syscalls
 
 PATIENCE = 20.0
 """Seconds after which an operation counts as hung."""
+COPIES = 15.0
+"""Seconds that copies of a mount in namespaces of others, such as containers of other tests, may live on."""
 _END_PATIENCE = 60
 """Seconds that a daemon may take to end: mount namespaces of other tests may hold copies of its mount."""
 KERNEL_OPTIONS = "redirect_dir=on,metacopy=off,xino=off,nfs_export=off"
@@ -174,7 +177,16 @@ class KernelSide(Side):
         lowers = ":".join(str(path) for path in reversed(self.lowers))
         index = "on" if self.index else "off"
         data = f"lowerdir={lowers},upperdir={self.upper},workdir={self.work},index={index},{KERNEL_OPTIONS}"
-        _mount("overlay", self.mountpoint, "overlay", data=data)
+        deadline = time.monotonic() + COPIES
+        while True:
+            try:
+                _mount("overlay", self.mountpoint, "overlay", data=data)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
 
     def commit(self) -> None:
         """Do what a commit means, with a new mount: the kernel has no other way.
