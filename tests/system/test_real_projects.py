@@ -57,6 +57,14 @@ def small(tmp_path: Path) -> Iterator[Peers]:
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
     """Both builders, with an image of Debian that has compilers and runtimes, and one of busybox."""
     directory = tmp_path_factory.mktemp("projects")
+    try:
+        yield from large_below(directory)
+    finally:  # not kept as the directories of other tests are: it is too large
+        subprocess.run(["rm", "-rf", "--one-file-system", directory], check=True, timeout=PATIENCE)
+
+
+def large_below(directory: Path) -> Iterator[Peers]:
+    """Have all that is below *directory*."""
     tree = workshop(directory / "workshop")
     with builds(directory) as (made, _):
         path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
