@@ -89,7 +89,7 @@ class Builds:
         run = self.layerfs.run
         places = ("builds", "netns", "networks", "runtime/runc")
         found = [str(path) for name in places for path in _entries(run / name)]
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        mounts = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
         found += [line for line in mounts if f"{run}/builds" in line]
         found += [name for name in self.containers.names() if name.startswith("build-")]
         return found

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container import logs
+from layerfs.container import ending, logs
 from layerfs.container.ociruntime import failure, installed
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
+from layerfs.store import Store
+from layerfs.store.model import Image
 
 ID = "f" * 64
 
@@ -51,6 +53,21 @@ def test_another_process_with_the_same_pid(sleeper: subprocess.Popen[bytes]) -> 
     assert not record.alive()
     assert not record.signal(signal.SIGKILL)
     assert sleeper.poll() is None
+
+
+def test_a_signal_waits_for_a_start_that_is_going_on(
+    sleeper: subprocess.Popen[bytes], store: Store, base: Image
+) -> None:
+    """A container may write, and somebody may answer by a signal, before its record is there."""
+    mount = store.create_mount("box", image=base)
+    with ThreadPoolExecutor() as threads:
+        with Lock(mount.id) as lock:
+            sent = threads.submit(ending.send, mount, signal.SIGTERM)
+            time.sleep(0.1)
+            assert not sent.done()
+            lock.write(Record(sleeper.pid, born(sleeper.pid) or 0, "runc"))
+        assert sent.result(10)
+    assert sleeper.wait(10) == -signal.SIGTERM
 
 
 def test_the_lock() -> None:

@@ -17,8 +17,11 @@ _PATIENCE = 10.0
 
 
 def send(mount: Mount, number: int) -> bool:
-    """Send a signal to the process of the container *mount*; return whether it runs. Raises `OSError`."""
-    record = look(mount.id)
+    """Send a signal to the process of the container *mount*; return whether it runs. Raises `OSError`.
+
+    One that is being started gets it once its start is through: its output is seen before that.
+    """
+    record = settled(mount.id)
     if record is None:
         return False
     freezer.thaw(record.pid, mount.id)  # who was to let it go on again may have been killed
