@@ -18,6 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from layerfs.container import netavark
 from layerfs.host.record import born
 from tests.conftest import PATIENCE, Layerfs, wait_until
 
@@ -26,6 +29,11 @@ APPLETS = (
     "sh", "cat", "dd", "echo", "grep", "head", "hostname", "id", "ip", "ls", "mkdir", "mount", "mv",
     "seq", "sleep", "stty", "touch", "true", "tty",
 )  # fmt: skip
+
+needs_networks = pytest.mark.skipif(
+    netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
+    reason="netavark and aardvark-dns are not installed",
+)
 
 
 class Containers:

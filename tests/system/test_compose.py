@@ -12,18 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.container import netavark
 from tests.conftest import wait_until
 from tests.system.apirequests import Api, engine
-from tests.system.containers import IMAGE, Containers, Terminal, containers
+from tests.system.containers import IMAGE, Containers, Terminal, containers, needs_networks
 from tests.system.test_networks import traces
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
     pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed"),
 ]
 PROJECT = f"""

@@ -12,17 +12,13 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import netavark
 from tests.system.apirequests import Answer, Api, engine
-from tests.system.containers import IMAGE, Containers, containers
+from tests.system.containers import IMAGE, Containers, containers, needs_networks
 from tests.system.test_networks import traces
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
 ]
 MANY = 16
 

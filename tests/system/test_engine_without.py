@@ -14,14 +14,11 @@ from layerfs.container import netavark
 from layerfs.container.ociruntime import find_program
 from tests.conftest import wait_until
 from tests.system.apirequests import Answer, Api, answers
-from tests.system.containers import IMAGE, Containers, containers
+from tests.system.containers import IMAGE, Containers, containers, needs_networks
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
 ]
 HIDING = 'while [ "$1" != -- ]; do mount --bind /dev/null "$1"; shift; done; shift; exec "$@"'
 

@@ -7,17 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from layerfs.container import netavark
 from tests.conftest import wait_until
-from tests.system.containers import IMAGE, Containers, containers
+from tests.system.containers import IMAGE, Containers, containers, needs_networks
 from tests.system.test_networks import SUBNET, address, reaches, run, traces
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
 ]
 SERVER = r"""
 import socket

@@ -16,16 +16,12 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import netavark
 from tests.conftest import mounts_below, wait_until
-from tests.system.containers import IMAGE, Containers, containers
+from tests.system.containers import IMAGE, Containers, containers, needs_networks
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
 ]
 FOREVER = ("sleep", "1000")
 SERVER = ("sh", "-c", "mkdir -p /w && echo $0 >/w/index.html && exec busybox httpd -f -h /w -p 80")

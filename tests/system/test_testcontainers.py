@@ -10,9 +10,8 @@ from typing import Any
 import docker.errors
 import pytest
 
-from layerfs.container import netavark
 from tests.system.apirequests import engine
-from tests.system.containers import IMAGE, containers
+from tests.system.containers import IMAGE, containers, needs_networks
 
 core = pytest.importorskip("testcontainers.core.container")
 strategies = pytest.importorskip("testcontainers.core.wait_strategies")
@@ -20,10 +19,7 @@ networks = pytest.importorskip("testcontainers.core.network")
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        netavark.find("netavark") is None or netavark.find("aardvark-dns") is None,
-        reason="netavark and aardvark-dns are not installed",
-    ),
+    needs_networks,
 ]
 SERVER = "sh -c 'mkdir /w; echo $WORD >/w/index.html; echo serving; exec busybox httpd -f -h /w -p 80'"
 

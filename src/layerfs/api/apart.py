@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from layerfs.api.routes import Call, Place
+from layerfs.api.routes import Call, Place, launch_here
 from layerfs.errors import BadRequest, LayerfsError
 from layerfs.host.interpreter import command
 from layerfs.host.polling import readable
@@ -235,7 +235,7 @@ def main() -> int:
         version=(head["version"][0], head["version"][1]),
         upload=_Input(source) if head["upload"] else None,
     )
-    given = app.answer(Place(Path(head["root"]), _launch, alone=True), request)
+    given = app.answer(Place(Path(head["root"]), launch_here, alone=True), request)
     streams = isinstance(given, Stream)
     headers = [list(pair) for pair in given.headers]
     status = given.status if isinstance(given, (Response, Stream)) else 500
@@ -254,12 +254,6 @@ def main() -> int:
         print(f"layerfs: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _launch(request: MountRequest) -> str:
-    from layerfs.api.server import start_mount
-
-    return start_mount(request)
 
 
 if __name__ == "__main__":

@@ -56,17 +56,11 @@ def options(query: Query, ours: Mapping[str, Any] | None) -> Options:
 
 def credentials(header: str) -> Callable[[str], Credentials]:
     """Return what finds the credentials for a host in an `X-Registry-Config` header. Raises `BadRequest`."""
-    from layerfs.distribution.credentials import Credentials, server
+    from layerfs.distribution.credentials import Credentials, decoded, server
 
     found: dict[str, Credentials] = {}
     if header.strip():
-        if len(header) > _MOST:
-            raise BadRequest(f"invalid X-Registry-Config header: it has more than {_MOST >> 10} KiB")
-        try:
-            plain = header.strip().replace("-", "+").replace("_", "/").rstrip("=")
-            fields = json.loads(base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True))
-        except (binascii.Error, ValueError, RecursionError):
-            raise BadRequest("invalid X-Registry-Config header: it is not JSON in base64") from None
+        fields = decoded(header, "X-Registry-Config", _MOST)
         if not isinstance(fields, dict):
             raise BadRequest("invalid X-Registry-Config header: it must be an object")
         for address, config in fields.items():

@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from layerfs.store.model import Mount as Row
 
 
+def launch_here(request: MountRequest) -> str:
+    """Mount what *request* asks for by a fork of this process, which has no threads; return the mount's name.
+
+    What that needs is imported only now: few commands mount.
+    """
+    from layerfs.api.server import start_mount
+
+    return start_mount(request)
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where requests are answered."""

@@ -224,6 +224,3 @@ def _image(building: Building, store: Store, result: Outcome, references: Sequen
         author=configuration.author,
         comment=history.COMMENT,
     )
-
-
-__all__ = ["build"]

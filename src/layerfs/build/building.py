@@ -109,10 +109,8 @@ class Building:
         return datetime.now(UTC)
 
     def may_use(self, store: Store, layer: str | None) -> bool:
-        """Return whether a step with *layer* may be taken from the cache."""
+        """Return whether a step with *layer* may be taken from the cache, where that is wanted at all."""
         options = self.options
-        if options.no_cache:
-            return False
         if not (options.only_cache_from and options.cache_from):
             return True
         with self._lock:

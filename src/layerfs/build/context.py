@@ -16,8 +16,8 @@ from layerfs.archive.limits import Limits
 from layerfs.build import fetching, ignore
 from layerfs.build.filtering import Filtered
 from layerfs.build.ignore import Ignore
-from layerfs.build.sources import Disk, Item, Source, SourceDirectory, shown
-from layerfs.build.walking import Walk, follow
+from layerfs.build.sources import Disk, Source, SourceDirectory, shown
+from layerfs.build.walking import follow, opened
 from layerfs.errors import BadRequest, NotFound, from_os_error
 from layerfs.union.reading import read_at
 
@@ -121,14 +121,8 @@ def _read(source: Source, path: bytes) -> bytes | None:
         return None
     if not stat.S_ISREG(place.st.st_mode):
         raise BadRequest(f"{shown(path)} in the build context is not a file")
-    with Walk(source) as walk:
-        for part in place.parts[:-1]:
-            walk.down(part)
-        fd, start = walk.here.open(Item(place.parts[-1], place.st))
-    try:
+    with opened(source, place) as (fd, start):
         return _content(fd, shown(path), start, place.st.st_size)
-    finally:
-        os.close(fd)
 
 
 def _read_outside(path: Path) -> bytes | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 from collections.abc import Iterator
 
-from layerfs.build.sources import Item, Source
-from layerfs.build.walking import Walk, follow
+from layerfs.build.sources import Source
+from layerfs.build.walking import follow, opened
 from layerfs.errors import BadRequest
 from layerfs.union.reading import read_at
 
@@ -82,11 +81,5 @@ def _read(below: Source | None, path: bytes) -> str:
         return ""
     if place.st.st_size > _MOST:
         raise BadRequest(f"/{path.decode()} of the stage has more than {_MOST >> 20} MiB")
-    with Walk(below) as walk:
-        for part in place.parts[:-1]:
-            walk.down(part)
-        fd, start = walk.here.open(Item(place.parts[-1], place.st))
-    try:
+    with opened(below, place) as (fd, start):
         return read_at(fd, place.st.st_size, start).decode("utf-8", "surrogateescape")
-    finally:
-        os.close(fd)

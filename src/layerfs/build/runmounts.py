@@ -57,7 +57,8 @@ class Mounts:
     def __init__(self, stage: StageBuild, run: Run, order: Order) -> None:
         """Prepare those of *run*, whose variables have been put in. Raises `BadRequest`."""
         self._stage = stage
-        self._run = run
+        _, self.script = heredocs.command(run, ())
+        """The here-document that the command runs as a file, if it does."""
         self._wanted = [_Wanted(mount, _target(mount, order.directory)) for mount in run.mounts]
         self._seen: list[tuple[str, Digest]] = []
 
@@ -105,9 +106,8 @@ class Mounts:
         points: list[Point] = []
         variables: list[str] = []
         with ExitStack() as ends:
-            _, script = heredocs.command(self._run, ())
-            if script is not None:
-                points.append(self._script(script, ends))
+            if self.script is not None:
+                points.append(self._script(self.script, ends))
             for wanted in self._wanted:
                 getattr(self, f"_{wanted.mount.type}")(wanted, points, variables, ends)
             yield points, variables

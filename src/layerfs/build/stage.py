@@ -16,7 +16,7 @@ from layerfs.build.outcome import Entry, Outcome
 from layerfs.dockerfile import heredocs, history
 from layerfs.dockerfile.configure import Configuration
 from layerfs.dockerfile.instructions import Copy, Instruction, Run, Single
-from layerfs.errors import BadRequest, LayerfsError
+from layerfs.errors import LayerfsError
 
 if TYPE_CHECKING:
     from layerfs.build.live import Live
@@ -168,7 +168,6 @@ class StageBuild:
             raise instruction.error("--security=insecure is not allowed: leave it out")
         order = self._order(run, self.configuration)
         mounts = Mounts(self, run, order)
-        _, script = heredocs.command(run, self.configuration.shell())
         created_by = history.run(order.words, self.configuration.args())
         key = keys.key(
             "RUN",
@@ -180,11 +179,11 @@ class StageBuild:
             network=order.host["NetworkMode"],
             names=order.host["ExtraHosts"],
             mounts=mounts.described(),
-            script=script.content if script is not None else None,
+            script=mounts.script.content if mounts.script is not None else None,
             epoch=self.building.options.epoch,
         )
         found = self.cached(key)
-        told = not mounts.find_files and script is None  # a history has nothing of these
+        told = not mounts.find_files and mounts.script is None  # a history has nothing of these
         if found is None and told and (there := self.candidate(created_by)) is not None:
             found = self.taken(there) if there.layer is not None else self.step
             if found is not None:
@@ -209,8 +208,8 @@ class StageBuild:
         host: Mapping[str, Any] = self.building.options.host
         if run.network == "host" != host["NetworkMode"]:
             # A Dockerfile from elsewhere must not reach what listens on the loopback. BuildKit asks, too.
-            raise BadRequest(
-                f"{run.file}:{run.line}: RUN --network=host: this build may not use the network of the host: "
+            raise run.error(
+                "RUN --network=host: this build may not use the network of the host: "
                 "allow it with --network host"
             )
         if run.network != "default":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from layerfs.build.sources import DEEPEST, Source, SourceDirectory, too_deep
+from layerfs.build.sources import DEEPEST, Item, Source, SourceDirectory, too_deep
 
 _LINKS = 255
 """Symbolic links that are followed in one path, as by BuildKit."""
@@ -57,6 +59,23 @@ def follow(source: Source, path: bytes) -> Place:
             else:
                 return Place((*walk.parts, part), st)
         return Place(tuple(walk.parts), walk.here.st)
+
+
+@contextmanager
+def opened(source: Source, place: Place) -> Iterator[tuple[int, int]]:
+    """Yield a descriptor of the file at *place*, where `follow` found one, and where its data begins there.
+
+    Raises `OSError`.
+    """
+    assert place.st is not None
+    with Walk(source) as walk:
+        for part in place.parts[:-1]:
+            walk.down(part)
+        fd, start = walk.here.open(Item(place.parts[-1], place.st))
+    try:
+        yield fd, start
+    finally:
+        os.close(fd)
 
 
 class Walk:

@@ -46,19 +46,20 @@ class Workplace:
 
     def mount_name(self) -> tuple[str, Path]:
         """Return the name for a new mount of the build, and the directory to mount it on."""
-        number = next(self._numbers)
-        name = f"build-{self.id}-{number}"
+        name = self._name()
         place = self.path / "mounts" / name
         place.mkdir(parents=True)
         return name, place
 
     def container(self) -> tuple[str, Path]:
         """Return the id for a new container of the build, and its bundle, an empty directory."""
-        number = next(self._numbers)
-        name = f"build-{self.id}-{number}"
+        name = self._name()
         bundle = self.private / "bundles" / name
         bundle.mkdir(parents=True)
         return name, bundle
+
+    def _name(self) -> str:
+        return f"build-{self.id}-{next(self._numbers)}"
 
     def note_network(self, mount_id: str) -> Path:
         """Write down that the mount *mount_id* is about to get a network; return the note, to be removed."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import click
 
 from layerfs.cli.archives import Size
 from layerfs.errors import LayerfsError, UsageError
+from layerfs.host.signals import interrupted_by
 
 if TYPE_CHECKING:
     from layerfs.client.client import Client
@@ -69,7 +70,7 @@ def build_command(root: Path, /, context: str, **given: Any) -> int:
         fields |= {"secrets": _secrets(given["secrets"]), "ssh": _agents(given["agents"])}
         fields["debug"] = given["debug"]
         client = _client(root, ends)
-        ends.enter_context(_one_interrupt())
+        ends.enter_context(interrupted_by((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), once=True))
         answer = client.stream(
             "POST",
             "/build",
@@ -248,27 +249,6 @@ def _events(chunks: Iterator[bytes]) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
     if rest.strip():
         yield json.loads(rest)
-
-
-@contextmanager
-def _one_interrupt() -> Iterator[None]:
-    """Let the first signal that would end this process raise `KeyboardInterrupt`, and no other one.
-
-    There is something to take away, which the second would cut short.
-    """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def interrupt(number: int, frame: object) -> None:
-        for one in numbers:
-            signal.signal(one, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _shell(root: Path, image: str) -> None:

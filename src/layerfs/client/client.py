@@ -317,12 +317,6 @@ class _Daemon:
 
 def local_place(root: Path, launch: Launch | None = None) -> Place:
     """Return where requests are answered that this process makes and answers itself; *launch* mounts."""
+    from layerfs.api.routes import Place, launch_here
 
-    def fork(request: MountRequest) -> str:
-        from layerfs.api.server import start_mount
-
-        return start_mount(request)
-
-    from layerfs.api.routes import Place
-
-    return Place(root, launch or fork, alone=True)
+    return Place(root, launch or launch_here, alone=True)

@@ -12,8 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
 from layerfs.host.record import Lock, Record, Watch, born, directory, look
 from layerfs.host.rundir import forget, running_pid
+from layerfs.host.signals import interrupted_by
 from layerfs.mounting.find import mount_of
 from layerfs.store import Store
 from layerfs.store.reserve import with_reserve
@@ -98,26 +99,14 @@ def start(
     return True
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible() -> AbstractContextManager[None]:
     """Let signals that would end this process raise `KeyboardInterrupt`: there is something to undo.
 
-    A server has its own way to end, and only the main thread of a process receives signals.
+    A server has its own way to end.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGHUP, signal.SIGTERM)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        return nullcontext()
+    return interrupted_by((signal.SIGHUP, signal.SIGTERM))
 
 
 def _start(

@@ -20,6 +20,20 @@ _MOST = 64 << 10
 """Bytes of a header with credentials: tokens of some registries have several thousand."""
 
 
+def decoded(text: str, header: str, most: int) -> object:
+    """Return the JSON in the base64, of either alphabet, that *text*, of a *header*, is made of.
+
+    Raises `BadRequest`, for more than *most* characters too.
+    """
+    if len(text) > most:
+        raise BadRequest(f"invalid {header} header: it has more than {most >> 10} KiB")
+    try:
+        plain = text.strip().replace("-", "+").replace("_", "/").rstrip("=")
+        return json.loads(base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True))
+    except (binascii.Error, ValueError, RecursionError):
+        raise BadRequest(f"invalid {header} header: it is not JSON in base64") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Credentials:
     """Who a client says that it is. Its texts are not shown by `repr`."""
@@ -44,14 +58,7 @@ class Credentials:
         """
         if not text.strip():
             return cls()
-        if len(text) > _MOST:
-            raise BadRequest(f"invalid X-Registry-Auth header: it has more than {_MOST >> 10} KiB")
-        try:
-            plain = text.strip().replace("-", "+").replace("_", "/").rstrip("=")
-            fields = json.loads(base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True))
-        except (binascii.Error, ValueError, RecursionError):
-            raise BadRequest("invalid X-Registry-Auth header: it is not JSON in base64") from None
-        return cls.of(fields, "X-Registry-Auth header")
+        return cls.of(decoded(text, "X-Registry-Auth", _MOST), "X-Registry-Auth header")
 
     @classmethod
     def of(cls, fields: object, what: str) -> Credentials:

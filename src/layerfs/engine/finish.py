@@ -17,11 +17,12 @@ def main(root: str, mount_id: str) -> int:
 
     Nobody reads what it prints: what goes wrong is written to `RUN/containers.log`.
     """
+    from layerfs.api.routes import launch_here
     from layerfs.container.afterwards import follow_up
 
     logging.basicConfig(handlers=[_ContainersLog()], format="%(asctime)s %(levelname)s: %(message)s")
     try:
-        for _ in follow_up(Path(root), mount_id, _launch):
+        for _ in follow_up(Path(root), mount_id, launch_here):
             pass
     except (LayerfsError, OSError) as error:
         logging.getLogger(__name__).error("cannot clear away after %s: %s", mount_id[:12], error)
@@ -39,14 +40,6 @@ class _ContainersLog(logging.Handler):
                 file.write(f"{self.format(record)}\n")
         except (LayerfsError, OSError):
             self.handleError(record)
-
-
-def _launch(request: object) -> str:
-    from layerfs.api.server import start_mount
-    from layerfs.mounting.request import MountRequest
-
-    assert isinstance(request, MountRequest)
-    return start_mount(request)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Signals as Docker names them."""
+"""Signals as Docker names them, and those that end a process."""
 
 from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from layerfs.errors import BadRequest
 
@@ -24,3 +26,25 @@ def signal_number(text: str) -> int:
     elif f"SIG{name}" in signal.Signals.__members__:
         return signal.Signals[f"SIG{name}"].value
     raise BadRequest(f"invalid signal {text[:80]!r}: give a name such as TERM, or a number")
+
+
+@contextmanager
+def interrupted_by(numbers: Sequence[int], *, once: bool = False) -> Iterator[None]:
+    """Let the signals *numbers* raise `KeyboardInterrupt` in the block: there is something to undo.
+
+    With *once* those that come after the first are ignored, as they would cut that short. For the main thread
+    of a process, which alone receives signals.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        if once:
+            for one in numbers:
+                signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
