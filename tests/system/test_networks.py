@@ -128,6 +128,17 @@ def published(there: Containers, name: str, inside: str) -> int:
     return int(there.inspect(name)["NetworkSettings"]["Ports"][inside][0]["HostPort"])
 
 
+def test_the_gateway_keeps_its_hardware_address(there: Containers) -> None:
+    run(there, "one")
+    network = there.layerfs.ok("network", "inspect", "--format={{.Id}}", "net")
+    bridge = Path("/sys/class/net", f"br-{network[:12]}", "address")
+    before = bridge.read_text()
+    run(there, "two")
+    there.remove("one")
+    assert bridge.read_text() == before
+    assert reaches(there, "two", "10.231.1.1") == ""
+
+
 def test_containers_find_each_other_by_name(there: Containers) -> None:
     one = run(there, "one", "--network-alias=web", "--network-alias=www", "serve")
     two = run(there, "two")

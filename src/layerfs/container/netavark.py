@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.container.ociruntime import find_program
-from layerfs.errors import Conflict, LayerfsError, NotFound
-from layerfs.host import netns, rundir
+from layerfs.errors import Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.host import bridges, netns, rundir
 from layerfs.host.ownership import open_own
 from layerfs.host.record import born
 
@@ -90,6 +90,11 @@ def set_up(mount_id: str, network_id: str, told: Told) -> None:
     with _alone():
         if failed := _run("setup", namespace_path(mount_id), told):
             raise LayerfsError(f"netavark: {failed}")
+        try:
+            for bridge in _bridges(told):
+                bridges.keep_address(bridge)
+        except OSError as error:
+            raise from_os_error(error, "keep the address of a bridge") from None
 
 
 def tear_down(mount_id: str, network_id: str) -> None:
@@ -132,11 +137,14 @@ def _undo_in_new_namespace(mount_id: str, told: Told) -> str:
 
 def _remove_bridge(told: Told) -> None:
     """Remove the bridges in *told* that nothing is connected to."""
-    for network in told["network_info"].values():
-        bridge = str(network["network_interface"])
-        with suppress(OSError):
-            if not os.listdir(f"/sys/class/net/{bridge}/brif"):
+    for bridge in _bridges(told):
+        if bridges.members(bridge) == []:
+            with suppress(OSError):
                 subprocess.run(["ip", "link", "delete", bridge], capture_output=True, check=False, timeout=10)
+
+
+def _bridges(told: Told) -> list[str]:
+    return [str(network["network_interface"]) for network in told["network_info"].values()]
 
 
 def add_name(network_id: str, mount_id: str, other_id: str, address: str, name: str) -> None:
@@ -263,9 +271,9 @@ def _alone() -> Iterator[None]:
 
 def _keep_isolation(told: Told) -> None:
     """Have packets between networks dropped still: netavark 1.4 ends that for all networks with the first."""
-    networks = told["network_info"].values()
-    if all(Path("/sys/class/net", str(it["network_interface"])).exists() for it in networks):
+    if all(bridges.members(bridge) is not None for bridge in _bridges(told)):
         return  # other containers are in them
+    networks = told["network_info"].values()
     names = ("iptables", "ip6tables") if any(it["ipv6_enabled"] for it in networks) else ("iptables",)
     for name in names:
         if (program := find_program(name)) is None:
