@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
 from layerfs.mounting.exchange import NotListeningError, exchange
-from layerfs.mounting.mount import Checkpoint, Commit, Committed
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, Rollback, WentBack
 from layerfs.store.model import to_nanoseconds
 from layerfs.unixhttp.message import Pairs, Response, to_error
 
@@ -71,6 +71,15 @@ class Remote:
         if answer is None:
             return self._otherwise().checkpoint(wanted)
         return str(json.loads(answer.body)["Step"])
+
+    def rollback(self, wanted: Rollback) -> WentBack:
+        """See `Mount`."""
+        body = {"Ref": wanted.reference, "Discard": wanted.discard, "Pause": wanted.pause}
+        answer = self._ask("POST", "/layerfs/rollback", [("name", self.mount_id)], json.dumps(body).encode())
+        if answer is None:
+            return self._otherwise().rollback(wanted)
+        made = json.loads(answer.body)
+        return WentBack(made["Step"], made["Kept"])
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""

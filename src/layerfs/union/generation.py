@@ -22,6 +22,7 @@ from weakref import WeakSet
 
 from layerfs.union import links, merge
 from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.marking import Marking
 from layerfs.union.node import Directory, File, Node, Object
 from layerfs.union.whiteout import DIRECTORY
 
@@ -80,6 +81,21 @@ def go_back(union: Union, lowers: Sequence[Layer], upper: Upper) -> Gone:
     things = {thing for thing in {*hidden, *union.hidden} if hidden.get(thing) != union.hidden.get(thing)}
     files = _files_of(union, things)
     return Gone([union.root, *(each for each in changed if each is not union.root)], files)
+
+
+def is_as_below(upper: int, below: int, marking: Marking) -> bool:
+    """Tell whether nothing was written to an upper, given descriptors of its root and of the one below it."""
+    with os.scandir(upper) as entries:
+        if next(entries, None) is not None:
+            return False
+    one, other = os.fstat(upper), os.fstat(below)
+    same = (one.st_mode, one.st_uid, one.st_gid, one.st_mtime_ns) == (
+        other.st_mode,
+        other.st_uid,
+        other.st_gid,
+        other.st_mtime_ns,
+    )
+    return same and marking.shown_values(upper) == marking.shown_values(below)
 
 
 def reuse(union: Union, depth: int, path: bytes, below: Layer | None) -> Layer | None:
