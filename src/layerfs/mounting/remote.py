@@ -137,7 +137,7 @@ class Remote:
                     raise
                 time.sleep(0.005)
                 continue
-            if answer.status == 404:
+            if answer.status == 404 and str(to_error(answer)).startswith("no such mount"):
                 raise Conflict(
                     f"the running mount called {self.name} belongs to another store than {self._root}"
                 )

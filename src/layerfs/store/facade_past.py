@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from layerfs.store import checkpoints, layers
+from layerfs.store import checkpoints, layers, marks
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, Mount
 
 if TYPE_CHECKING:
     from layerfs.store.checkpoints import WentBack
     from layerfs.store.commit import Wording
+    from layerfs.union.stack import Tree
 
 
 class PastOfStore:
@@ -45,6 +46,10 @@ class PastOfStore:
         durable. Raises as `commit`; then nothing has changed.
         """
         return checkpoints.rollback(self._db, mount, new_upper, step, wording, keep=keep)
+
+    def tree_of(self, layer: Layer, *, userxattr: bool) -> Tree:
+        """Return the tree of a layer, as one to be read among those of a mount. Raises `Conflict`."""
+        return marks.stack(self._db, [layer], userxattr=userxattr).trees[0]
 
     def has_changes(self, mount: Mount) -> bool:
         """Tell whether anything was written to a mount since its last checkpoint. Raises `LayerfsError`."""

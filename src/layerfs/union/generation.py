@@ -35,6 +35,33 @@ _PAST = 256
 """How many layers that are in the union no more are kept to be the same ones when it goes there again."""
 
 
+def names_that_may_change(
+    union: Union, lowers: Sequence[Layer]
+) -> list[tuple[Directory, bytes, Node | None]]:
+    """Return the names that may mean something else once the union shows *lowers*: of directories in use.
+
+    Each with the node that it has now, if any. To be called before `go_back`. The cost depends on what the
+    layers hold that come and go, in those directories. Raises `OSError`.
+    """
+    before, stays = set(union.layers), set(lowers)
+    gone = before - stays
+    found = []
+    for directory in _with_parts_in(union, [layer for layer in union.layers if layer in gone]):
+        for part in directory.dirs:
+            if part.layer in gone:
+                found += [(directory, name) for name in part.kinds()]
+    for layer in lowers:
+        if layer not in before:
+            pending = [(union.root, layer.root)]
+            for directory, part in pending:
+                for name, kind in part.kinds().items():
+                    found.append((directory, name))
+                    child = directory.children.get(name)
+                    if kind == DIRECTORY and isinstance(child, Directory):
+                        pending.append((child, part.child(name)))
+    return [(directory, name, directory.children.get(name)) for directory, name in dict.fromkeys(found)]
+
+
 class Gone(NamedTuple):
     """What going back has changed for those who keep something of the tree."""
 
@@ -323,3 +350,18 @@ def _find(union: Union, directory: Directory, name: bytes) -> Node | None:
     if node is None:
         union.release(directory)  # the kernel may never have heard of it
     return node
+
+
+def hold(union: Union, node: Node, layer: Layer) -> None:
+    """Have *node*, which lapsed with *layer*, need no name in that: the tree is about to go.
+
+    Raises `OSError`.
+    """
+    refresh(union, node)
+    if isinstance(node, Directory):
+        for part in node.dirs:
+            if part.layer is layer and node.removed:
+                part.pin()
+    elif node.home.layer is layer and not node.orphan:
+        node.pin_object()
+        node.orphan = True
