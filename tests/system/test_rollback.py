@@ -97,6 +97,37 @@ def test_numbers_stay(live: Live) -> None:
         assert after == before == listed
 
 
+def test_numbers_stay_in_answers_that_take_time(live: Live) -> None:
+    """They go another way, by pyfuse3: a copy-up of a file with several names is one, and of a large file."""
+    (live.mnt / "big").write_bytes(b"x" * 3_000_000)
+    live.checkpoint()
+    before = {name: (live.mnt / name).stat().st_ino for name in ("same", "big")}
+    os.setxattr(live.mnt / "same2", "user.x", b"1")
+    os.chmod(live.mnt / "big", 0o700)
+    live.rollback()
+    os.link(live.mnt / "same", live.mnt / "same3")
+    os.chmod(live.mnt / "big", 0o600)
+    os.truncate(live.mnt / "big", 2_000_000)
+    after = {name: (live.mnt / name).stat().st_ino for name in ("same", "big")}
+    if os.environ.get("LAYERFS_EXTENSION") != "0":
+        assert after == before
+    assert {(live.mnt / name).stat().st_ino for name in ("same", "same2", "same3")} == {after["same"]}
+
+
+def test_a_directory_that_was_removed_while_in_use_is_there_again(live: Live) -> None:
+    fd = os.open(live.mnt / "d", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        (live.mnt / "d/e/deep").unlink()
+        (live.mnt / "d/e").rmdir()
+        (live.mnt / "d").rmdir()
+        (live.mnt / "d").mkdir()
+        live.rollback()
+        assert (live.mnt / "d/e/deep").read_text() == "deep"
+        assert os.listdir(live.mnt / "d") == ["e"]
+    finally:
+        os.close(fd)
+
+
 def test_an_open_file_that_changed_keeps_what_it_was(live: Live) -> None:
     path = live.mnt / "file"
     with path.open("r+b", buffering=0) as file:

@@ -296,3 +296,33 @@ def test_an_exchange_is_taken_back(tree: Tree) -> None:
     assert tree.node("d") is directory
     touch(tree, file)
     assert file.ino in tree.union.table.lapsed
+
+
+def test_all_names_of_a_file_are_one_again(tree: Tree) -> None:
+    (tree.lowers[0] / "d" / "a3").hardlink_to(tree.lowers[0] / "a")
+    tree.commit()
+    for path in ("a", "a2", "d/a3"):
+        use(tree, path)
+    tree.write("d/a3", b"A")
+    tree.go_back(2)
+    assert tree.node("a") is tree.node("a2") is tree.node("d/a3")
+    node = tree.file("a2")
+    mutate.link(tree.union, node, tree.union.root, b"linked")
+    assert {tree.node(path) for path in ("a", "a2", "d/a3", "linked")} == {node}
+    assert (tree.upper / "a").stat().st_nlink == 4
+
+
+def test_a_removed_directory_stays_removed(tree: Tree) -> None:
+    """The kernel has marked its inode dead: nothing is ever found in that again."""
+    directory = use(tree, "d/e")
+    assert isinstance(directory, Directory)
+    tree.unlink("d/e/deep")
+    tree.rmdir("d/e")
+    tree.go_back(1)
+    touch(tree, directory)
+    assert directory.removed
+    assert tree.node("d/e") is not directory
+    assert shown_number(tree.node("d/e").ino) == directory.ino
+    assert tree.read("d/e/deep") == b"deep"
+    tree.go_back(1)
+    assert tree.node("d/e") is not directory

@@ -243,12 +243,14 @@ def _refresh_directory(union: Union, directory: Directory) -> None:
             return
         if parent.children.get(directory.name) is directory:
             del parent.children[directory.name]
+    elif directory.ino not in union.table.lapsed:
+        union.table.dead.add(directory.ino)
     union.drop_listing(directory)
     directory.removed = True
     directory.generation = union.generation
     union.table.lapsed.add(directory.ino)
     lowest = directory.dirs[-1]
-    if not lowest.pinned and lowest.layer in union.layers:
+    if directory.ino not in union.table.dead and not lowest.pinned and lowest.layer in union.layers:
         # Where it is now, it is found by its object.
         _walk_to(union, _today(union, lowest.layer, lowest.place()))
 

@@ -245,6 +245,8 @@ class InodeTable:
         self.nodes: dict[int, Node] = {}
         self.aliases: dict[Object, File] = {}
         """Files with several names whose number is not made from their object's own."""
+        self.dead: set[int] = set()
+        """Those of `lapsed` that are directories which people have removed: for good, to the kernel."""
         self.lapsed: set[int] = set()
         """The nodes that are not in the tree since the union went back, though somebody has them in use."""
         self.twins: dict[int, list[int]] = {}
@@ -409,6 +411,7 @@ class InodeTable:
     def _forget_number(self, ino: int) -> None:
         if self.lapsed:
             self.lapsed.discard(ino)
+            self.dead.discard(ino)
         if self.twins and (number := shown_number(ino)) != ino:
             self.twins[number].remove(ino)
             if not self.twins[number]:

@@ -244,7 +244,7 @@ class Union:
         self.check_holders(number)
         for node in self.table.holders(number):
             if isinstance(node, Directory) and is_same_directory(node.dirs[-1], dirs[-1]):
-                if node.ino in self.table.lapsed:
+                if node.ino in self.table.lapsed and node.ino not in self.table.dead:
                     revive(self, node, parent, name, dirs)
                 if parent.children.get(name) is node:
                     return node
