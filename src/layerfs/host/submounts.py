@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 
 
 def has_submounts(device: int) -> bool:
@@ -13,13 +12,15 @@ def has_submounts(device: int) -> bool:
     """
     ours = b" %d:%d " % (os.major(device), os.minor(device))
     seen = set()
-    for pid in ["self", *(name for name in os.listdir("/proc") if name.isdigit())]:
-        with suppress(OSError):
+    for pid in ["self", *os.listdir("/proc")]:
+        try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in seen:
                 seen.add(namespace)
                 if _in_namespace(pid, ours):
                     return True
+        except OSError:  # no process, one that has ended, or somebody else's
+            continue
     return False
 
 

@@ -82,12 +82,11 @@ async def rollback(
     old: Upper | None = None
     try:
         lowers = await _layers(union, mount.layers, target.layers, store.root, open_layer, opened)
-        one_by_one = not stale.can_make_names_stale() or await trio.to_thread.run_sync(
-            submounts.has_submounts, device
-        )
+        look = _Look(device)
         async with still:
             prepared = await next_upper.get(mount)
             await held.wait()
+            one_by_one = not stale.can_make_names_stale() or await look.found()
             assert prepared.work is not None
             upper = Upper(prepared.path, prepared.work, after=union.upper)
             if copy_attributes(lowers[-1].root.fd(), upper.root.fd(), union.marking):
@@ -133,6 +132,29 @@ async def rollback(
         trio.lowlevel.spawn_system_task(held.close)
     assert old is not None
     return went, prepared, old
+
+
+class _Look:
+    """A look for what is mounted in the mount, by a thread, while what was written is being collected."""
+
+    def __init__(self, device: int) -> None:
+        self._device = device
+        self._done = trio.Event()
+        self._found = True
+        trio.lowlevel.spawn_system_task(self._run)
+
+    async def _run(self) -> None:
+        try:
+            if stale.can_make_names_stale():
+                self._found = await trio.to_thread.run_sync(submounts.has_submounts, self._device)
+        except OSError as error:  # names then go one by one, which is right in any case
+            _log.warning("cannot see what is mounted in the mount: %s", error)
+        finally:
+            self._done.set()
+
+    async def found(self) -> bool:
+        await self._done.wait()
+        return self._found
 
 
 _Known = tuple[Directory, bytes, Node | None]
