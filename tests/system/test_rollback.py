@@ -6,14 +6,19 @@ import fcntl
 import json
 import mmap
 import os
+import random
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from layerfs.client.client import Client
+from layerfs.errors import LayerfsError
 from tests.conftest import Layerfs, wait_until
 
 pytestmark = pytest.mark.root
@@ -388,3 +393,49 @@ def test_fork(live: Live) -> None:
     assert sorted(os.listdir(many)) == ["try-1", "try-2", "try-3"]
     live.layerfs.ok("rm", "-f", NAME, "twin", "try-1", "try-3")
     assert live.layerfs.ok("fsck").endswith(": clean")
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_any_moment_it_is_before_or_after(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon dies some milliseconds into going back: the tree is that of before, or of the checkpoint."""
+    monkeypatch.setenv("LAYERFS_RUN", str(live.layerfs.run))
+    moments = random.Random(20)
+    seen = []
+
+    def go_back(body: bytes) -> None:
+        with suppress(LayerfsError):
+            Client.for_mount(NAME).request("POST", "/layerfs/rollback", body=body, name=NAME)
+
+    for number in range(20):
+        (live.mnt / "file").write_text(f"given up {number}")
+        (live.mnt / f"new{number}").touch()
+        live.layerfs.ok("diff", NAME)  # what was written is in the upper
+        body = json.dumps({"Discard": number % 3 == 2}).encode()
+        asking = threading.Thread(target=go_back, args=(body,))
+        asking.start()
+        time.sleep(moments.random() * 0.03)
+        live.layerfs.kill(NAME)
+        asking.join(60)
+        done = live.layerfs("mount", "--name", NAME, live.mnt)
+        assert (done.returncode, done.stderr.replace("a layer that nothing uses", "")[:8]) in (
+            (0, ""),
+            (0, "removed "),  # what was discarded
+        )
+        found = (live.mnt / "file").read_text(), (live.mnt / f"new{number}").exists()
+        assert found in ((f"given up {number}", True), ("old", False))
+        seen.append(found == ("old", False))
+        live.rollback("--discard")
+        assert (live.mnt / "file").read_text() == "old"
+    assert set(seen) == {True, False}, "every kill came too early, or too late"
+    live.layerfs.ok("umount", NAME)
+    assert live.layerfs.ok("fsck").endswith(": clean")
+
+
+def test_killed_right_after_the_answer(live: Live) -> None:
+    (live.mnt / "file").write_text("given up")
+    _, kept = live.rollback()
+    live.layerfs.kill(NAME)
+    live.layerfs.ok("mount", "--name", NAME, live.mnt)
+    assert (live.mnt / "file").read_text() == "old"
+    assert live.rollback(kept) == [kept]
+    assert (live.mnt / "file").read_text() == "given up"
