@@ -106,6 +106,8 @@ class Daemon:
         """Whether the mount can be committed, and its uppers are the store's own."""
         self._new_roots: list[Path] = []
         """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
+        self._to_discard: set[str] = set()
+        """Layers that have no row any more, whose trees are in the store yet."""
         self._exchanged: list[str] = []
         """Layers that came from an upper outside the store, until that is on disk."""
 
@@ -266,6 +268,11 @@ class Daemon:
             self._next_upper.close()
         except (LayerfsError, OSError) as error:
             _log.warning("the next upper is left for recovery to remove: %s", error)
+        for layer_id in self._to_discard:
+            try:
+                live_rollback.remove_tree(self.root, layer_id)
+            except (LayerfsError, OSError) as error:
+                _log.warning("what was discarded is left for recovery to remove: %s", error)
         if self.removed:
             return
         with Store(self.root) as store:
@@ -383,10 +390,16 @@ class Daemon:
             if went.kept is not None:
                 self._settling[given_up] = old
             else:
-                trio.lowlevel.spawn_system_task(live_rollback.discard, self._union, self.root, given_up, old)
+                self._to_discard.add(given_up)
+                trio.lowlevel.spawn_system_task(self._discard, given_up, old)
             trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
         self._to_settle.set()
         return WentBack(step, went.kept)
+
+    async def _discard(self, layer_id: str, layer: Upper) -> None:
+        """Remove what was discarded, once those who use it need no tree; else that is done at the end."""
+        if await live_rollback.discard(self._union, self.root, layer_id, layer):
+            self._to_discard.discard(layer_id)
 
     async def _open_layer(self, layer_id: str) -> Layer:
         """Open a layer that the union has not had yet, in a thread. Raises `LayerfsError` or `OSError`."""

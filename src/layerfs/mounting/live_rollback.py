@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -19,6 +19,7 @@ import trio
 from layerfs.errors import LayerfsError, from_os_error
 from layerfs.fuse import stale
 from layerfs.host import submounts
+from layerfs.mounting import places
 from layerfs.mounting.live_commit import Held, in_one_moment, sync_root
 from layerfs.store import Store
 from layerfs.store.commit import Wording
@@ -106,9 +107,12 @@ async def rollback(
                 if not one_by_one:
                     stale.make_names_stale()
                 stale.forget_answers()
+                kept_places = places.of(union) if mount.container else []
                 old = union.upper
                 gone = go_back(union, lowers, new)
                 next_upper.used()
+                with suppress(OSError):
+                    places.put_back(kept_places, union)
                 if went.discarded is not None:
                     union.past.pop(old.path, None)
                 return went, gone, names
@@ -203,11 +207,11 @@ _LET_GO = 0.1
 _AT_A_TIME = 200
 
 
-async def discard(union: Union, root: Path, layer_id: str, layer: Upper) -> None:
+async def discard(union: Union, root: Path, layer_id: str, layer: Upper) -> bool:
     """Remove the tree of *layer*, which no row names any more, once nobody needs it who uses a file of it.
 
-    These files are held by a descriptor each, as deleted ones are. Where there are too many, or the daemon
-    ends before, recovery removes the tree.
+    These files are held by a descriptor each, as deleted ones are. Returns False where there are too many:
+    then the tree has to stay. Should the daemon be killed, recovery removes it.
     """
     await trio.sleep(_LET_GO)
     while layer.copies:  # noqa: ASYNC110 - they are few, and end soon
@@ -220,9 +224,11 @@ async def discard(union: Union, root: Path, layer_id: str, layer: Upper) -> None
                 await trio.lowlevel.checkpoint()
             if union.table.nodes.get(node.ino) is node:
                 hold(union, node, layer)
-        await trio.to_thread.run_sync(_remove, root, layer_id)
+        await trio.to_thread.run_sync(remove_tree, root, layer_id)
     except (OSError, LayerfsError) as error:
-        _log.warning("what was discarded is left for recovery to remove: %s", error)
+        _log.warning("what was discarded is removed at the end of the mount: %s", error)
+        return False
+    return True
 
 
 def _in_layer(union: Union, layer: Layer) -> list[Node]:
@@ -233,6 +239,7 @@ def _in_layer(union: Union, layer: Layer) -> list[Node]:
     ]
 
 
-def _remove(root: Path, layer_id: str) -> None:
+def remove_tree(root: Path, layer_id: str) -> None:
+    """Remove the tree of a layer that no row names any more. For any thread. Raises `LayerfsError`."""
     with Store(root) as store:
         store.discard_layer(layer_id)
