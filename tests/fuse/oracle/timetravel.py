@@ -30,11 +30,13 @@ from layerfs.mounting.request import MountRequest
 from layerfs.store import Store
 from tests.fuse.oracle import actions as do
 from tests.fuse.oracle.mounts import LayerfsSide, Side
-from tests.fuse.oracle.rules import DATA, NODES, USES, Oracle
+from tests.fuse.oracle.rules import ACLS, DATA, NODES, USERS, USES, Oracle
 from tests.fuse.oracle.stacks import NAMES
 
 _AT_EMPTY_PATH, _AT_STATX_FORCE_SYNC, _STATX_NLINK = 0x1000, 0x2000, 4
 _libc = ctypes.CDLL(None, use_errno=True)
+_ACLS = ("access",) if os.environ.get("LAYERFS_EXTENSION") == "0" else ("access", "default")
+"""Without the extension the kernel applies the umask although a default ACL overrules it."""
 _MOST = 8
 """Checkpoints that are remembered."""
 _NO_WHITEOUTS = NODES.filter(lambda node: not (stat.S_ISCHR(node[0]) and node[1] == (0, 0)))
@@ -236,6 +238,10 @@ class TimeTravel(Oracle):
     def mknod(self, data: st.DataObject, node: tuple[int, tuple[int, int]]) -> None:
         self.step(do.Mknod(self.place(data), *node))
 
+    @rule(data=st.data(), kind=st.sampled_from(_ACLS), acl=st.sampled_from(ACLS), uid=USERS)
+    def set_acl(self, data: st.DataObject, kind: str, acl: bytes, uid: int) -> None:
+        self.step(do.SetAttribute(self.existing(data), f"system.posix_acl_{kind}", acl), uid)
+
     @rule(chance=st.integers(0, 30))
     def start_afresh(self, chance: int) -> None:
         """Now and then have caches dropped, mount again, or commit."""
@@ -339,7 +345,10 @@ class TimeTravel(Oracle):
             for side in sides:
                 side.clean_up()
                 side.settle()
-            super().teardown()
+            self.budget.failed |= bool(self.directory) and self.broken
+            if self.directory is not None:  # processes that measure the layers of forks may still be at it
+                subprocess.run(["rm", "-rf", self.directory], check=True)
+            self.directory = None
 
 
 def _contents(fd: int) -> object:
