@@ -1,5 +1,7 @@
 """Random operations on layerfs and on the kernel's overlayfs over equal layers: both must do the same.
 
+With checkpoints, going back and forks among them, it must do what a plain directory does, and copies of it.
+
 In the suite this runs for some 20 seconds. LAYERFS_ORACLE_STEPS=20000 runs so many steps instead, and
 reduces a failure to the fewest actions that show it.
 """
@@ -15,9 +17,12 @@ from hypothesis.errors import Flaky
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.fuse.oracle.budget import Budget, Enough
+from tests.fuse.oracle.machine import TwoMounts
 from tests.fuse.oracle.rules import Oracle
+from tests.fuse.oracle.timetravel import TimeTravel
 
 STEPS = int(os.environ.get("LAYERFS_ORACLE_STEPS", "0"))
+SHRINK = os.environ.get("LAYERFS_ORACLE_SHRINK") != "0"
 STEPS_PER_EXAMPLE = 50
 SECONDS = 20.0
 
@@ -34,15 +39,16 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.root
 @pytest.mark.timeout(0 if STEPS else 120)
 @pytest.mark.usefixtures("environment")
-def test_does_what_the_kernel_does() -> None:
+@pytest.mark.parametrize("oracle", [Oracle, TimeTravel], ids=["kernel", "timetravel"])
+def test_does_what_others_do(oracle: type[TwoMounts]) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to mount")
 
-    class Run(Oracle):
+    class Run(oracle):  # type: ignore[misc, valid-type]
         budget = Budget(steps=STEPS or None, seconds=None if STEPS else SECONDS)
 
     # Only a long run has the time to reduce a failure.
-    phases = (Phase.generate, Phase.shrink) if STEPS else (Phase.generate,)
+    phases = (Phase.generate, Phase.shrink) if STEPS and SHRINK else (Phase.generate,)
     profile = settings(
         max_examples=10**6,
         stateful_step_count=STEPS_PER_EXAMPLE,

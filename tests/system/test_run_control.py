@@ -178,3 +178,31 @@ def test_a_detached_exec_outlives_the_command_that_made_it(
     done = there.layerfs("exec", "-d", "counter", "no-such-program")
     assert done.returncode != 0
     assert "not found" in done.stderr
+
+
+@pytest.mark.timeout(120)
+def test_a_container_goes_back_with_all_that_is_mounted_in_it(
+    there: Containers, mount: Callable[[], Mount]
+) -> None:
+    count = there.directory("counter") / "rootfs/count"
+    wait_until(count.exists)
+    run = ("exec", "counter", "sh", "-c")
+    there.layerfs.ok(*run, "echo then >/state; mkdir /d")
+    there.layerfs.ok("checkpoint", "counter")
+    there.layerfs.ok(
+        *run, "echo now >/state; rmdir /d; echo x >/new; busybox ls /new /etc/hosts /d 2>/dev/null || :"
+    )
+    step, kept = there.layerfs.ok("rollback", "--pause", "counter").split()
+    mounted = "test -s /etc/hosts && test -d /proc/1 && echo yes"
+    seen = f"cat /state; busybox ls -d /d; test -e /new || echo no; {mounted}"
+    assert there.layerfs.ok(*run, seen).split() == ["then", "/d", "no", "yes"]
+    before = count.read_text()
+    wait_until(lambda: count.exists() and count.read_text() not in ("", before))  # it goes on
+    assert there.layerfs.ok("rollback", "counter", kept).split()[0] == kept
+    assert there.layerfs.ok(*run, "cat /state /new; test -s /etc/hosts && echo yes").split() == [
+        "now",
+        "x",
+        "yes",
+    ]
+    assert step != kept
+    assert mount().upper is not None

@@ -18,6 +18,7 @@ from layerfs.api.server import App
 from layerfs.client.client import Client, local_place
 from layerfs.errors import Conflict
 from layerfs.host.rundir import RunLock, socket_path
+from layerfs.mounting.mount import Rollback, WentBack
 from layerfs.store import Store
 from layerfs.store.commit import Wording
 from layerfs.store.model import Image, Mount
@@ -62,6 +63,15 @@ class DirectoryMount:
             except BaseException:
                 store.abandon_upper(mount, upper)
                 raise
+
+    async def rollback(self, wanted: Rollback) -> WentBack:
+        """Go back in the store: there is nobody to see it."""
+        with Store(self.root) as store:
+            mount = store.mount(self.mount_id)
+            step = store.resolve_checkpoint(mount, wanted.reference)
+            upper = store.prepare_upper(mount)
+            went = store.rollback(mount, upper, step, Wording(), keep=not wanted.discard)
+            return WentBack(step, went.kept)
 
     async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
         with Store(self.root) as store:

@@ -100,6 +100,7 @@ def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
     with store.database.transaction():
         store.database.execute("UPDATE layers SET outside = 0, prefix = NULL")
         for table in (
+            "checkpoints",
             "build_cache",
             "build_steps",
             "builds",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
 from layerfs.union import attributes, mutate, stack
+from layerfs.union.generation import Gone, go_back, reuse
 from layerfs.union.layer import Layer
 from layerfs.union.marking import Marking, of_this_process
 from layerfs.union.mutate import Owner
@@ -60,6 +62,25 @@ class Tree:
         self.union.switch_upper(fresh)
         self.lowers.append(self.upper)
         self.upper, self.work = upper, work
+
+    def go_back(self, depth: int, *given_up: Path) -> Gone:
+        """Show the lowest *depth* layers and those *given_up* before, bottom first, under a new upper."""
+        number = len(list(self.top.iterdir()))
+        upper, work = self.top / f"upper{number}-", self.top / f"work{number}-"
+        upper.mkdir()
+        work.mkdir()
+        shutil.copystat(given_up[-1] if given_up else self.lowers[depth - 1], upper)
+        self.lowers = [*self.lowers[:depth], *given_up]
+        layers: list[Layer] = []
+        for path in self.lowers:
+            below = layers[-1] if layers else None
+            layer = reuse(self.union, len(layers), os.fsencode(path), below)
+            if layer is None:
+                layer = Layer(path, directories=self.union.directories)
+                layer.below = tuple(reversed(layers))
+            layers.append(layer)
+        self.upper, self.work = upper, work
+        return go_back(self.union, layers, Upper(upper, work, after=self.union.upper))
 
     def find(self, path: str | bytes) -> Node | None:
         """Return the node at *path*, "" for the root, or None."""

@@ -80,7 +80,7 @@ static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t c
 		if (error)
 			return -1;
 	}
-	attr->ino = PyLong_AsUnsignedLongLong(arguments[0]);
+	attr->ino = shown(PyLong_AsUnsignedLongLong(arguments[0]));
 	attr->nlink = PyLong_AsLong(arguments[2]);
 	attr->blocks = PyLong_AsLongLong(arguments[3]);
 	attr->size = value[SIZE];
@@ -96,7 +96,7 @@ static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t c
 void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *st)
 {
 	*attr = (struct fuse_attr){
-		.ino = inode,
+		.ino = shown(inode),
 		.size = st->st_size,
 		.blocks = st->st_blocks,
 		.atime = st->st_atim.tv_sec,
@@ -120,7 +120,7 @@ static PyObject *entry_out(PyObject *self, PyObject *const *arguments, Py_ssize_
 
 	if (fill(&out.attr, arguments, count))
 		return NULL;
-	out.nodeid = out.attr.ino;
+	out.nodeid = PyLong_AsUnsignedLongLong(arguments[0]);
 	return PyBytes_FromStringAndSize((const char *)&out, sizeof(out));
 }
 
@@ -200,7 +200,7 @@ static PyObject *dirent(PyObject *self, PyObject *args)
 	if (length > 255)
 		return PyErr_Format(PyExc_ValueError, "a name of %zd bytes", length);
 	*entry = (struct fuse_dirent){
-		.ino = inode, .off = cookie, .namelen = length, .type = mode >> 12 & 15};
+		.ino = shown(inode), .off = cookie, .namelen = length, .type = mode >> 12 & 15};
 	memcpy(entry->name, name, length);
 	return PyBytes_FromStringAndSize(record, FUSE_DIRENT_SIZE(entry));
 }

@@ -68,9 +68,17 @@ static PyObject *drop(PyObject *self, PyObject *inode)
 	Py_RETURN_NONE;
 }
 
+static PyObject *drop_all(PyObject *self, PyObject *nothing)
+{
+	for (size_t i = 0; table && i < ROOM; i++)
+		table[i].inode = 0;
+	Py_RETURN_NONE;
+}
+
 PyMethodDef unchanging_methods[] = {
 	{"keep_attributes", keep, METH_VARARGS,
 	 "Answer GETATTR for an inode with this (struct fuse_attr_out) until it is dropped or forgotten."},
 	{"drop_attributes", drop, METH_O, "Do so no more for an inode."},
+	{"drop_all_attributes", drop_all, METH_NOARGS, "Do so no more for any inode."},
 	{NULL, NULL, 0, NULL},
 };

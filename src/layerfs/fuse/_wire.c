@@ -168,9 +168,54 @@ int refusal(const struct fuse_in_header *header)
 	return 0;
 }
 
+/* pyfuse3 gives a node's own number as the one that people see: see shown(). Requests about nodes where the two
+ * differ are noted here until they are answered; where they do not fit, people see the other number. */
+#define AT_A_TIME 256
+static struct {
+	uint64_t unique; /* 0: free */
+	uint32_t opcode;
+} renumbered[AT_A_TIME];
+static unsigned noted;
+
+static void note_number(const struct fuse_in_header *header, const void *body, size_t size)
+{
+	uint64_t node = header->nodeid;
+
+	if (header->opcode == FUSE_LINK && size >= sizeof(struct fuse_link_in))
+		node = ((const struct fuse_link_in *)body)->oldnodeid;
+	else if (header->opcode != FUSE_SETATTR && header->opcode != FUSE_GETATTR)
+		return;
+	if (shown(node) == node)
+		return;
+	for (size_t i = 0; i < AT_A_TIME; i++)
+		if (!renumbered[i].unique) {
+			renumbered[i].unique = header->unique;
+			renumbered[i].opcode = header->opcode;
+			noted++;
+			return;
+		}
+}
+
+static void show_number(const struct fuse_out_header *header, struct iovec *payload)
+{
+	for (size_t i = 0; i < AT_A_TIME; i++)
+		if (renumbered[i].unique == header->unique) {
+			const int is_entry = renumbered[i].opcode == FUSE_LINK;
+			struct fuse_attr *attr = is_entry ? &((struct fuse_entry_out *)payload->iov_base)->attr
+							  : &((struct fuse_attr_out *)payload->iov_base)->attr;
+
+			renumbered[i].unique = 0;
+			noted--;
+			if (!header->error && (char *)(attr + 1) <= (char *)payload->iov_base + payload->iov_len)
+				attr->ino = shown(attr->ino);
+			return;
+		}
+}
+
 void look_at_request(const struct fuse_in_header *header, void *body, size_t size)
 {
 	kills_set_id = 0;
+	note_number(header, body, size);
 	if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in)) {
 		kills_set_id = !!(((const struct fuse_write_in *)body)->write_flags & FUSE_WRITE_KILL_SUIDGID);
 	} else if (header->opcode == FUSE_INIT) {
@@ -192,6 +237,11 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 			((struct fuse_init_out *)iov[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV_V2;
 			killpriv_v2 = 1;
 		}
+	}
+	if (noted && header->unique) {
+		struct iovec none = {NULL, 0};
+
+		show_number(header, count > 1 ? &iov[1] : &none);
 	}
 	return send_answer(fd, iov, count);
 }

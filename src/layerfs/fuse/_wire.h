@@ -81,6 +81,12 @@ extern PyMethodDef direct_methods[];
 
 /* _entry.c: what the kernel is told of an inode. */
 
+/* What people see as the number of a node: see layerfs/union/node.py, shown_number(). */
+static inline uint64_t shown(uint64_t node)
+{
+	return node >> 60 & 1 ? node : node & ((1ULL << 56) - 1);
+}
+
 /* Fills *attr* from *st*, with links and blocks as the object has them. */
 void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *st);
 

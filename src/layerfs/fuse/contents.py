@@ -20,6 +20,7 @@ from layerfs.fuse import wire
 from layerfs.fuse.gate import Gate
 from layerfs.union import syscalls
 from layerfs.union.copyup import CopyUp, FillIn
+from layerfs.union.generation import refresh
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.reading import read_at
 from layerfs.union.view import Union
@@ -51,6 +52,7 @@ class Contents:
 
     def is_in_place(self, node: Node, *, metadata_only: bool = False) -> bool:
         """Tell whether *node* can be changed without a copy-up."""
+        refresh(self._union, node)  # the union may have gone back while the caller waited
         if isinstance(node, Directory):
             return True
         return self._union.in_upper(node) if metadata_only else self._union.is_whole(node)

@@ -101,7 +101,7 @@ class Direct:
     def _find(self, directory: Directory, name: bytes) -> tuple[Node, bytes] | None:
         """Find *name* in a directory, and what to tell of it; the kernel knows the node once more."""
         union = self._union
-        node = directory.children.get(name)
+        node = union.known(directory, name)
         if node is not None:
             found = node, union.stat(node)
         else:

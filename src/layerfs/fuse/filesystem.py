@@ -21,6 +21,7 @@ from layerfs.fuse.setid import Caller
 from layerfs.fuse.syncing import StoreSync, Syncing
 from layerfs.fuse.times import LateTimes, is_everywhere
 from layerfs.union import attributes, mutate, xattr
+from layerfs.union.generation import refresh
 from layerfs.union.mutate import Owner
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.view import Union
@@ -69,11 +70,15 @@ class Filesystem:
 
     def node(self, inode: int) -> Node:
         """Return the node of a request; descriptors are trimmed here, where none is in use yet."""
-        self.union.trim()
+        union = self.union
+        union.trim()
         try:
-            return self.union.table.nodes[inode]
+            node = union.table.nodes[inode]
         except KeyError:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        if node.generation != union.generation:
+            refresh(union, node)
+        return node
 
     def directory(self, inode: int) -> Directory:
         """Return the directory of a request."""

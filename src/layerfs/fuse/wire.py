@@ -66,6 +66,9 @@ class Wire(Protocol):
     def drop_attributes(self, inode: int) -> None:
         """Have it do so no more."""
 
+    def drop_all_attributes(self) -> None:
+        """Have it do so no more for any inode."""
+
     def set_take_late(self, handler: Callable[[int, int, int], None]) -> None:
         """Have *handler* called for late files not vouched for any more: inode, seconds, nanoseconds.
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
-from layerfs.fuse import bdi, busypoll, session, wire
+from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
@@ -35,7 +35,8 @@ from layerfs.fuse.operations import Operations
 from layerfs.fuse.syncing import StoreSync
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
-from layerfs.mounting import live_commit
+from layerfs.mounting import live_commit, live_rollback
+from layerfs.mounting.mount import Rollback, WentBack
 from layerfs.mounting.next_upper import NextUpper
 from layerfs.mounting.unmounting import Unmounting
 from layerfs.mounting.warmup import warm_up
@@ -105,6 +106,8 @@ class Daemon:
         """Whether the mount can be committed, and its uppers are the store's own."""
         self._new_roots: list[Path] = []
         """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
+        self._to_discard: set[str] = set()
+        """Layers that have no row any more, whose trees are in the store yet."""
         self._exchanged: list[str] = []
         """Layers that came from an upper outside the store, until that is on disk."""
 
@@ -218,6 +221,7 @@ class Daemon:
             # Should serving fail, this waits for an answer that never comes: then let it wait alone.
             await self._inside.is_answered()
             bdi.tune(self._inside.device)
+            stale.can_make_names_stale()  # tried while nothing is mounted in it: that would go
             await nursery.start(serve, self, self.root, socket)
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._settle)
@@ -264,6 +268,11 @@ class Daemon:
             self._next_upper.close()
         except (LayerfsError, OSError) as error:
             _log.warning("the next upper is left for recovery to remove: %s", error)
+        for layer_id in self._to_discard:
+            try:
+                live_rollback.remove_tree(self.root, layer_id)
+            except (LayerfsError, OSError) as error:
+                _log.warning("what was discarded is left for recovery to remove: %s", error)
         if self.removed:
             return
         with Store(self.root) as store:
@@ -348,6 +357,71 @@ class Daemon:
         if self._mount.build is None:  # a build has all its layers settled at its end
             self._to_settle.set()
         return made
+
+    async def rollback(self, wanted: Rollback) -> WentBack:
+        """Show the tree of a checkpoint from one moment on; see `Mount.rollback`."""
+        async with self._changing:
+            self._check_serving()
+            self._store.check_rollback(self._mount)
+            if self._read_only:
+                raise Conflict(
+                    f"cannot go back with {self.name}: it is mounted read-only: mount it without ro"
+                )
+            step = self._store.resolve_checkpoint(self._mount, wanted.reference)
+            target = live_rollback.Target(step, self._store.layers_at(self._mount, step))
+            given_up = self._mount.upper
+            assert given_up is not None
+            went, prepared, old = await live_rollback.rollback(
+                self._store,
+                self._mount,
+                self._union,
+                self._next_upper,
+                self._hold,
+                target,
+                self._inside.device,
+                discard=wanted.discard,
+                open_layer=self._open_layer,
+                still=live_commit.stillness(self.mount_id, self.flush, pause=wanted.pause),
+                unchanging=self._filesystem.contents.unchanging,
+            )
+            self._new_roots.append(Path(os.fsdecode(self._union.layers[0].path)))
+            self._store_sync.changed()
+            self._mount = replace(self._mount, layers=tuple(target.layers), upper=prepared.id, step=step)
+            if went.kept is not None:
+                self._settling[given_up] = old
+            else:
+                self._to_discard.add(given_up)
+                trio.lowlevel.spawn_system_task(self._discard, given_up, old)
+            trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
+        self._to_settle.set()
+        return WentBack(step, went.kept)
+
+    async def _discard(self, layer_id: str, layer: Upper) -> None:
+        """Remove what was discarded, once those who use it need no tree; else that is done at the end."""
+        if await live_rollback.discard(self._union, self.root, layer_id, layer):
+            self._to_discard.discard(layer_id)
+
+    async def _open_layer(self, layer_id: str) -> Layer:
+        """Open a layer that the union has not had yet, in a thread. Raises `LayerfsError` or `OSError`."""
+        row = self._store.layer(layer_id)
+        options = self._mount.options
+        tree = self._store.tree_of(row, userxattr=bool(options.get("userxattr")))
+
+        def open_it() -> Layer:
+            return Layer(
+                tree.path,
+                aufs=tree.aufs,
+                marking=self._union.marking,
+                trust=tree.trust,
+                shelf=self._shelf,
+                directories=DirectoryCache(),
+            )
+
+        layer = await trio.to_thread.run_sync(open_it)
+        if row.state == "sealed" and not row.manifest_done:
+            layer.on_disk = False
+            self._settling[row.id] = layer
+        return layer
 
     @property
     def outside_upper(self) -> Path | None:

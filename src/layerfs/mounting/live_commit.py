@@ -58,7 +58,7 @@ async def stillness(
     freezer = find(record.pid, mount_id) if record and record.alive() else None
     if freezer is None:
         if pause and record and record.alive():
-            raise Conflict("cannot pause the container: it has no cgroup of its own; commit without --pause")
+            raise Conflict("cannot pause the container: it has no cgroup of its own; do without --pause")
         yield
         return
     async with _frozen(freezer):
@@ -104,7 +104,7 @@ async def _freeze(freezer: Freezer) -> None:
         # The container has ended, and stands still for good.
 
 
-class _Held:
+class Held:
     """The journal of the database, kept from restarting until `close`: the loop's COMMIT waits for no disk.
 
     A thread sees to it while what was written is being collected.
@@ -139,12 +139,40 @@ class _Held:
                 await trio.to_thread.run_sync(self._hold.let_go)
 
 
-async def _sync_root(upper: Upper) -> None:
+async def sync_root(upper: Upper) -> None:
+    """Bring the root of *upper* to the disk, not what is in it. Raises `OSError`."""
     own = os.dup(upper.root.fd())  # the other may be closed meanwhile
     try:
         await trio.to_thread.run_sync(os.fsync, own)
     finally:
         os.close(own)
+
+
+async def in_one_moment(
+    mount: Mount, unchanging: Callable[[], AbstractAsyncContextManager[None]], switch: Callable[[], _Made]
+) -> _Made:
+    """Return what *switch* does while nothing but the calling thread writes to the upper.
+
+    It is called again while it raises `StoreBusy`, for a bounded time. Raises `Conflict` where what is being
+    written takes too long.
+    """
+    busy_until = math.inf
+    try:
+        with trio.fail_after(_CHANGES):
+            while True:
+                async with unchanging():
+                    try:
+                        return switch()
+                    except StoreBusy:
+                        if trio.current_time() > busy_until:
+                            raise StoreBusy("other processes keep the store busy: try again") from None
+                        busy_until = min(busy_until, trio.current_time() + _PATIENCE)
+                await trio.sleep(_PAUSE)
+    except trio.TooSlowError:
+        raise Conflict(
+            f"waited {_CHANGES:g} seconds for what is being written to {mount.name} to get to its upper:"
+            " see whether its disk answers, and try again"
+        ) from None
 
 
 async def commit(
@@ -166,7 +194,7 @@ async def commit(
     Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
     next_upper.begin(mount)
-    held = _Held(hold)
+    held = Held(hold)
     upper = old = None
     try:
         async with still:
@@ -175,39 +203,28 @@ async def commit(
             assert prepared.work is not None
             upper = Upper(prepared.path, prepared.work, after=union.upper)
             if union.match_root(upper):  # people have changed it since that was made
-                await _sync_root(upper)
-            busy_until = math.inf
-            with trio.fail_after(_CHANGES):
-                while True:
-                    async with unchanging():
-                        union.match_root(upper)
-                        try:
-                            tree = union.upper.root.fd() if union.upper is not None else None
-                            made = write(mount, prepared, tree)
-                        except StoreBusy:
-                            if trio.current_time() > busy_until:
-                                raise StoreBusy("other processes keep the store busy: try again") from None
-                            busy_until = min(busy_until, trio.current_time() + _PATIENCE)
-                        else:
-                            old = union.upper
-                            union.switch_upper(upper)
-                            next_upper.used()
-                            if old is not None and mount.container:
-                                with suppress(OSError):
-                                    places.keep_out_of(old, union)
-                            break
-                    await trio.sleep(_PAUSE)
+                await sync_root(upper)
+
+            def switch() -> _Made:
+                nonlocal old
+                union.match_root(upper)
+                tree = union.upper.root.fd() if union.upper is not None else None
+                made = write(mount, prepared, tree)
+                old = union.upper
+                union.switch_upper(upper)
+                next_upper.used()
+                if old is not None and mount.container:
+                    with suppress(OSError):
+                        places.keep_out_of(old, union)
+                return made
+
+            made = await in_one_moment(mount, unchanging, switch)
     except BaseException as error:
         if old is not None:
             raise  # too late to undo anything
         if upper is not None:
             upper.close()
         await next_upper.abandon()
-        if isinstance(error, trio.TooSlowError):
-            raise Conflict(
-                f"waited {_CHANGES:g} seconds for what is being written to {mount.name} to get to its upper:"
-                " see whether its disk answers, and try again"
-            ) from None
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error
         raise

@@ -43,6 +43,27 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Where a mount is to go back to."""
+
+    reference: str = ""
+    """As `layerfs.store.checkpoints.resolve` takes it; empty for the last checkpoint."""
+    discard: bool = False
+    """Whether what was written since the last checkpoint is not kept as one more."""
+    pause: bool | None = None
+    """As in `Commit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack:
+    """Where a mount has gone back to."""
+
+    step: str
+    kept: str | None
+    """The step that what was written is now, None where nothing was, or it was discarded."""
+
+
+@dataclass(frozen=True, slots=True)
 class Committed:
     """What a commit has made."""
 
@@ -77,6 +98,13 @@ class Mount(Protocol):
         """Seal what was written as the layer of a new step, and return that: a commit without an image.
 
         The mount owns the step for as long as that is on its stack.
+        """
+
+    def rollback(self, wanted: Rollback) -> WentBack:
+        """Have the mount be what it was at a checkpoint; what was written since is kept as another one.
+
+        Atomic. Not durable, as `commit`. Everything whose write(2) had returned before the call is in what is
+        given up. See docs/time-travel.md for what a process in the mount sees.
         """
 
     def changes(self) -> Sequence[Change]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from layerfs.union import merge
-from layerfs.union.copyup import KeptTimes, copy_up
+from layerfs.union.copyup import KeptTimes, copy_up, copy_up_directory
+from layerfs.union.generation import refresh
 from layerfs.union.layer import Layer
+from layerfs.union.mutate import link, unlink
 from layerfs.union.node import Directory, File
 from layerfs.union.view import Union
 
@@ -42,6 +45,41 @@ def keep_out_of(sealed: Layer, union: Union) -> None:
             with KeptTimes(home):
                 os.unlink(name, dir_fd=home.fd())
             home.kinds().pop(name, None)
+
+
+def of(union: Union) -> list[tuple[bytes, File]]:
+    """Return such files of a container that runs, as they are in the upper of *union*. Never raises."""
+    found: list[tuple[bytes, File]] = []
+    with suppress(OSError):
+        parent = union.lookup(union.root, DIRECTORY)
+        if not isinstance(parent, Directory):
+            return found
+        for name in NAMES:
+            node = union.lookup(parent, name)
+            if isinstance(node, File) and union.is_whole(node) and _is_place(node.stat()):
+                found.append((name, node))
+    return found
+
+
+def put_back(files: Sequence[tuple[bytes, File]], union: Union) -> None:
+    """Have *files* be there, as the same nodes, after *union* went back: something is mounted on each.
+
+    What the tree of then has by itself under these names, and is no such file, stays as it is. Raises
+    `OSError`; then some are missing.
+    """
+    parent = union.lookup(union.root, DIRECTORY)
+    if not isinstance(parent, Directory):
+        return
+    for name, node in files:
+        there = union.lookup(parent, name)
+        if there is node or not (there is None or (isinstance(there, File) and _is_place(there.stat()))):
+            continue
+        refresh(union, node)
+        copy_up(union, node)
+        with KeptTimes(copy_up_directory(union, parent)):
+            if there is not None:
+                unlink(union, parent, name)
+            link(union, node, parent, name)
 
 
 def remove_at_rest(upper: Path, lowers: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
 from layerfs.mounting.exchange import NotListeningError, exchange
-from layerfs.mounting.mount import Checkpoint, Commit, Committed
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, Rollback, WentBack
 from layerfs.store.model import to_nanoseconds
 from layerfs.unixhttp.message import Pairs, Response, to_error
 
@@ -72,6 +72,15 @@ class Remote:
             return self._otherwise().checkpoint(wanted)
         return str(json.loads(answer.body)["Step"])
 
+    def rollback(self, wanted: Rollback) -> WentBack:
+        """See `Mount`."""
+        body = {"Ref": wanted.reference, "Discard": wanted.discard, "Pause": wanted.pause}
+        answer = self._ask("POST", "/layerfs/rollback", [("name", self.mount_id)], json.dumps(body).encode())
+        if answer is None:
+            return self._otherwise().rollback(wanted)
+        made = json.loads(answer.body)
+        return WentBack(made["Step"], made["Kept"])
+
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
         from layerfs.union.changes import Change
@@ -128,7 +137,7 @@ class Remote:
                     raise
                 time.sleep(0.005)
                 continue
-            if answer.status == 404:
+            if answer.status == 404 and str(to_error(answer)).startswith("no such mount"):
                 raise Conflict(
                     f"the running mount called {self.name} belongs to another store than {self._root}"
                 )

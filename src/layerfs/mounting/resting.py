@@ -11,10 +11,11 @@ from layerfs.errors import Conflict, StoreBusy
 from layerfs.host.mounttable import detach
 from layerfs.host.record import look
 from layerfs.host.rundir import RunLock
-from layerfs.mounting.mount import Checkpoint, Commit, Committed, outside_warning
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, Rollback, WentBack, outside_warning
 
 if TYPE_CHECKING:
     from layerfs.store import Store
+    from layerfs.store.checkpoints import WentBack as Gone
     from layerfs.store.model import Layer
     from layerfs.store.model import Mount as Row
     from layerfs.union.changes import Change
@@ -65,6 +66,32 @@ class Resting:
 
         wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
         return self._seal(lambda row, upper: self._store.checkpoint(row, upper, wording, build=wanted.build))
+
+    def rollback(self, wanted: Rollback) -> WentBack:
+        """See `Mount`. Raises as `commit`."""
+        from layerfs.store import settle
+        from layerfs.store.commit import Wording
+
+        store = self._store
+        with RunLock(self.name):
+            row = store.mount(self.mount_id)
+            if row.started is not None:
+                raise not_running(row)
+            store.check_rollback(row)
+            step = store.resolve_checkpoint(row, wanted.reference)
+            keep = not wanted.discard and store.has_changes(row)
+
+            def write(mount: Row, upper: Layer) -> Gone:
+                store.match_root(upper, store.layers_at(mount, step)[-1])
+                return store.rollback(mount, upper, step, Wording(), keep=keep)
+
+            went = self._patiently(row, write)
+        if went.discarded is not None:
+            store.discard_layer(went.discarded)
+        else:
+            assert row.upper is not None
+            settle.start(store.root, row.upper)
+        return WentBack(step, went.kept)
 
     def _seal(self, write: Callable[[Row, Layer], _Made]) -> _Made:
         """Prepare the next upper, have *write* commit, and settle what it has sealed, in the background."""

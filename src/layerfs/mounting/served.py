@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from trio import from_thread
 
 from layerfs.errors import Conflict
-from layerfs.mounting.mount import Checkpoint, Commit, Committed, outside_warning
+from layerfs.mounting.mount import Checkpoint, Commit, Committed, Rollback, WentBack, outside_warning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,9 @@ class LiveMount(Protocol):
 
     async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
         """See `Mount.checkpoint`."""
+
+    async def rollback(self, wanted: Rollback) -> WentBack:
+        """See `Mount.rollback`."""
 
     async def changes(self) -> list[Change]:
         """See `Mount.changes`."""
@@ -110,6 +113,14 @@ class Served:
             return await self._live.checkpoint(wording, build=wanted.build, pause=wanted.pause)
 
         return from_thread.run(checkpoint)
+
+    def rollback(self, wanted: Rollback) -> WentBack:
+        """See `Mount`."""
+
+        async def rollback() -> WentBack:
+            return await self._live.rollback(wanted)
+
+        return from_thread.run(rollback)
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""

@@ -48,7 +48,7 @@ def check(reference: str | None, changes: Sequence[str]) -> None:
 
 def prepare(db: Database, mount: Mount) -> Layer:
     """Make the next upper of *mount* and hold it for `commit` or `abandon`; raises `Conflict` and others."""
-    upper = _upper(db, mount)
+    upper = present_upper(db, mount)
     outside = external.is_outside(db, upper)
     new = layers.begin(db) if outside else layers.begin(db, "fs", "work")
     own = layers.directory(db, upper.id if outside else new)
@@ -81,7 +81,7 @@ def abandon(db: Database, mount: Mount, new_upper: Layer) -> None:
         return
     layers.discard_empty(db, new_upper.id)
     with suppress(NotFound):  # the mount may have been removed
-        upper = _upper(db, mount)
+        upper = present_upper(db, mount)
         if external.is_outside(db, upper):
             external.recover(db, upper)
             layers.keep(upper.id)
@@ -162,7 +162,7 @@ def _seal(
     swapped = None
     try:
         with db.transaction(wait=False):
-            upper = _upper(db, mount)
+            upper = present_upper(db, mount)
             query = "SELECT step, options FROM mounts WHERE id = ?"
             below, options = db.execute(query, (mount.id,)).fetchone()
             container = json.loads(options).get("container")
@@ -200,7 +200,7 @@ def _attributes(db: Database, mount: Mount, upper: Layer, comment: str) -> dict[
     return attributes
 
 
-def _upper(db: Database, mount: Mount) -> Layer:
+def present_upper(db: Database, mount: Mount) -> Layer:
     """Return the present upper of *mount*, which must be what the caller knows it to be."""
     row = db.execute("SELECT upper FROM mounts WHERE id = ?", (mount.id,)).fetchone()
     if row is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from layerfs.store import events, external, images, layers, marks, removal
 from layerfs.store.database import Database
 from layerfs.store.facade_mounts import MountsOfStore
+from layerfs.store.facade_past import PastOfStore
 from layerfs.store.model import Difference, Event, HistoryRow, Image, Layer, Mount, Removal
 from layerfs.store.references import normalize
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 # What few commands need is imported where it is used: hashing, unpacking and their libraries.
 
 
-class Store(MountsOfStore):
+class Store(MountsOfStore, PastOfStore):
     """The store at *root*: layers, images, mounts and what happened to them.
 
     A `Store` is cheap to open and belongs to the thread that opened it. It is a context manager. Any

@@ -210,13 +210,16 @@ def _ancestors(db: Database, image: Image) -> dict[str, tuple[str, tuple[str, ..
 def nearest(db: Database, step: str, *, of: str = "") -> str | None:
     """Return the newest image, but *of*, that ends with *step*, or with the next step below that has one."""
     query = """
-        WITH RECURSIVE chain (id, parent, depth) AS (
-            SELECT id, parent, 0 FROM steps WHERE id = ?
+        WITH RECURSIVE chain (id, parent) AS (
+            SELECT id, parent FROM steps WHERE id = ?1
             UNION ALL
-            SELECT steps.id, steps.parent, depth + 1 FROM chain JOIN steps ON steps.id = chain.parent
+            SELECT steps.id, steps.parent FROM chain JOIN steps ON steps.id = chain.parent
         )
-        SELECT images.id FROM chain JOIN images ON images.step = chain.id WHERE images.id != ?
-        ORDER BY depth, images.created DESC LIMIT 1
+        SELECT id FROM images WHERE id != ?2 AND step = (  -- rows come from the top
+            SELECT id FROM chain
+            WHERE EXISTS (SELECT 1 FROM images WHERE step = chain.id AND images.id != ?2) LIMIT 1
+        )
+        ORDER BY created DESC LIMIT 1
     """
     found = db.scalar(query, (step, of))
     return str(found) if found is not None else None

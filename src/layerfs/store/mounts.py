@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.host.rundir import check_name
-from layerfs.store import events, external, images, layers, marks, stacks
+from layerfs.store import checkpoints, events, external, images, layers, marks, stacks
 from layerfs.store.database import Database, Value
 from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
 from layerfs.union.marking import Trust, trust_in_others
@@ -266,10 +266,12 @@ def remove(db: Database, mount_id: str) -> None:
     _end_commit(db, mount_id)
     with db.transaction():
         mount = get(db, mount_id)
-        step = db.scalar("DELETE FROM mounts WHERE id = ? RETURNING step", (mount_id,))
+        steps = checkpoints.forget(db, mount_id)
+        steps.append(str(db.scalar("DELETE FROM mounts WHERE id = ? RETURNING step", (mount_id,))))
         events.record(db, "container", "destroy", mount_id, {"name": mount.name, "image": mount.image or ""})
         doomed = layers.delete_unused(db, mount.upper) if mount.upper else []
-        doomed += stacks.release(db, str(step))
+        for step in steps:
+            doomed += stacks.release_if_there(db, step)
     layers.discard(db, *doomed)
     if (own := db.root / "containers" / mount_id).exists():  # a container's log and volumes
         remove_trees(own)
@@ -297,7 +299,7 @@ def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
         name=name,
         image=image,
         config=json.loads(config),
-        layers=stacks.layers_in(stacks.history(db, step)),
+        layers=tuple(reversed(stacks.layer_ids(db, step))),
         upper=upper,
         mountpoint=os.fsdecode(mountpoint) if mountpoint is not None else None,
         options=json.loads(options),

@@ -226,6 +226,17 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX build_cache_step ON build_cache (step)",
         "ALTER TABLE mounts ADD COLUMN build TEXT",  # the build that it is for, which may have ended
     ),
+    (  # what mounts stood on before they went back: see on-disk-format.md, "Checkpoints"
+        """
+        CREATE TABLE checkpoints (
+            mount TEXT NOT NULL REFERENCES mounts,
+            step TEXT NOT NULL REFERENCES steps,
+            created INTEGER NOT NULL,
+            PRIMARY KEY (mount, step)
+        ) STRICT, WITHOUT ROWID
+        """,
+        "CREATE INDEX checkpoints_step ON checkpoints (step)",
+    ),
 )
 
 COMPATIBLE = 8

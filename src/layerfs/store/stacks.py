@@ -2,8 +2,8 @@
 
 Each step of a history names the step before it, so a step stands for a whole stack, and a commit adds
 one row however high the stack is. A step's id is the SHA-256 of its content, the id of the step before
-included. Steps that no image, mount, build, entry of the build cache or other step refers to are deleted, and
-with them their layers.
+included. Steps that no image, mount, kept checkpoint, build, entry of the build cache or other step refers to
+are deleted, and with them their layers.
 """
 
 from __future__ import annotations
@@ -134,6 +134,7 @@ def release(db: Database, step: str | None) -> list[str]:
         " OR EXISTS (SELECT 1 FROM steps WHERE parent = ?1)"
         " OR EXISTS (SELECT 1 FROM build_cache WHERE step = ?1)"
         " OR EXISTS (SELECT 1 FROM build_steps WHERE step = ?1)"
+        " OR EXISTS (SELECT 1 FROM checkpoints WHERE step = ?1)"
     )
     doomed: list[str] = []
     while step is not None and not db.number(used, (step,)):

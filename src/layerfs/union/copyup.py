@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from layerfs.union.copying import copy_data, copy_metadata
+from layerfs.union.generation import above, refresh
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.links import learn_moves, names_in, today
 from layerfs.union.marking import METACOPY, REDIRECT
@@ -138,8 +139,7 @@ class CopyUp:
         learn_moves(self._above())
 
     def _above(self) -> Sequence[Layer]:
-        layers = self._union.layers
-        return layers[: layers.index(self._node.home.layer)]
+        return above(self._union, self._node.home.layer)
 
     def _record(self) -> bytes | None:
         """Return what to note on the copy for it to keep the file's number.
@@ -154,6 +154,7 @@ class CopyUp:
     def finish(self) -> None:
         """Put the copy in its place in today's upper, under every name that the file has."""
         union, node = self._union, self._node
+        refresh(union, node)  # the union may have gone back meanwhile: then it may have no name any more
         union.on_change(node)
         before = (node.home, node.entry)
         union.drop_data(node)
@@ -345,6 +346,7 @@ def copy_up_directory(union: Union, directory: Directory) -> LayerDir:
                 upper.discard(temporary)
                 raise
         node.dirs.insert(0, parent.child(node.name))
+        union.note_top(node)
     return directory.dirs[0]
 
 

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from layerfs.union import syscalls, whiteout
 from layerfs.union.descriptors import OPEN_DIRECTORY, DirectoryCache, Shelf
 from layerfs.union.marking import FileMarks, Marking, Marks, Trust, of_this_process
 from layerfs.union.moves import Moves
+
+if TYPE_CHECKING:
+    from layerfs.union.node import Directory
 
 
 class Layer:
@@ -22,7 +27,9 @@ class Layer:
     nothing about it is remembered. `aufs` says that `.wh.` files in it are whiteouts, `marking` which
     attributes are the overlay's own, and `trust` whose redirects are followed in it. `identity` are the
     root's `st_dev` and `st_ino`. `on_disk` says that all of it is known to be on its disk, as it is of a
-    layer that was sealed some time ago. `moves` are its renamed directories.
+    layer that was sealed some time ago. `moves` are its renamed directories, `hides` how many names it has
+    taken away of files with several below it, and `tops`, of one that came to the union later, the nodes of
+    which it has, or had, the topmost part.
 
     Where the tree lies on a *shelf*, its root is closed while it is not used. Other roots stay open: the
     path of a directory that somebody has named may be covered by the very mount that it is a layer of, and
@@ -35,6 +42,7 @@ class Layer:
         "aufs",
         "below",
         "directories",
+        "hides",
         "identity",
         "marking",
         "moves",
@@ -43,6 +51,7 @@ class Layer:
         "path",
         "root",
         "shelf",
+        "tops",
         "trust",
     )
 
@@ -69,6 +78,8 @@ class Layer:
         self.on_disk = not mutable
         self.below: tuple[Layer, ...] = ()
         self.moves = Moves()
+        self.hides: dict[tuple[Layer, int, int], int] = {}
+        self.tops: WeakSet[Directory] | None = None
         self.directories = directories if directories is not None else DirectoryCache()
         self.shelf = shelf
         self._place = shelf.place_of(self.path) if shelf is not None else None
@@ -245,6 +256,15 @@ class LayerDir:
     def child(self, name: bytes) -> LayerDir:
         """Return a handle on the subdirectory *name*; nothing is opened yet."""
         return LayerDir(self.layer, self, name)
+
+    def place(self) -> tuple[bytes, ...]:
+        """Return the names that lead here from the layer's root."""
+        names: list[bytes] = []
+        directory = self
+        while directory.parent is not None:
+            names.append(directory.name)
+            directory = directory.parent
+        return tuple(reversed(names))
 
     def move(self, parent: LayerDir, name: bytes) -> None:
         """Note that the directory is now *name* in *parent* (of the same layer)."""

@@ -172,7 +172,7 @@ class Marking:
 
         Private ones do not count, and what the target refuses stays behind, as with `copy`.
         """
-        wanted, present = self._shown(source), self._shown(target)
+        wanted, present = self.shown_values(source), self.shown_values(target)
         changed = False
         for name in present.keys() - wanted.keys():
             os.removexattr(target, name)
@@ -182,7 +182,7 @@ class Marking:
                 changed |= _set_unless_refused(target, name, value)
         return changed
 
-    def _shown(self, fd: int) -> dict[bytes, bytes]:
+    def shown_values(self, fd: int) -> dict[bytes, bytes]:
         """Return the attributes of directory *fd* that are not private, with their values."""
         try:
             names = [os.fsencode(text) for text in os.listxattr(fd)]

@@ -92,10 +92,8 @@ def mkdir(
 
     home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode), directory=True)
     st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
-    node = Directory(union.table.number(st.st_dev, st.st_ino), [home.child(name)], parent, name)
-    union.table.add(node)
-    parent.children[name] = node
-    return node, st
+    number = union.table.number(st.st_dev, st.st_ino)
+    return union.enter_directory(parent, name, [home.child(name)], number), st
 
 
 def _enter(union: Union, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result) -> File:
@@ -254,6 +252,7 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
         os.link(source, name, src_dir_fd=place, dst_dir_fd=home.fd(), follow_symlinks=follow)
     if node.pin >= 0:
         node.place(home, name)
+        union.table.lapsed.discard(node.ino)
     node.add_name(parent, name)
     parent.children[name] = node
     union.name_added(parent, name)

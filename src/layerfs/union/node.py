@@ -14,6 +14,8 @@ ROOT = 1
 _TAG_SHIFT = 48
 _TAGS = 256
 _DYNAMIC = 1 << 60
+_TWIN_SHIFT = 56
+_TWINS = 64
 _RECORD_MAX = 32
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How to open what was a regular file a moment ago: who owns the layer may have put a fifo in its place."""
@@ -28,6 +30,21 @@ Object = tuple[Layer, int, int]
 """An object of a layer: the layer, `st_dev`, `st_ino`. It is what two names of one file have in common."""
 
 
+def shown_number(ino: int) -> int:
+    """Return the `st_ino` that people see of the node *ino*. `_wire.h` has the same (`shown`).
+
+    The two differ for a node that came when another one of the same number had lapsed and was still in use:
+    bits between the filesystem's tag and `_DYNAMIC`, and above that, then tell the two apart.
+    """
+    return ino if ino & _DYNAMIC else ino & ((1 << _TWIN_SHIFT) - 1)
+
+
+def _twin(ino: int, count: int) -> int:
+    """Return the *count*-th other node number that shows *ino*: a counter in the bits around `_DYNAMIC`."""
+    low, high = count & 15, count >> 4
+    return ino | low << _TWIN_SHIFT | high << (_TWIN_SHIFT + 5)
+
+
 def object_of(layer: Layer, st: os.stat_result) -> Object:
     """Return which object of *layer* has the stat *st*."""
     return layer, st.st_dev, st.st_ino
@@ -37,13 +54,16 @@ class Directory:
     """A merged directory.
 
     `dirs` are its parts, top-most first. `children` holds the nodes that are known below it, so it
-    stays in the table for as long as one of them does.
+    stays in the table for as long as one of them does. `generation` is that of the union when it was
+    resolved: see `layerfs.union.generation`.
     """
 
     __slots__ = (
+        "__weakref__",
         "children",
         "default_acl",
         "dirs",
+        "generation",
         "ino",
         "listing",
         "name",
@@ -59,6 +79,7 @@ class Directory:
         self.name = name
         self.children: dict[bytes, Node] = {}
         self.references = 0
+        self.generation = 0
         self.removed = False
         self.listing: list[tuple[int, bytes]] | None = None
         self.default_acl: bool | None = None  # not known yet
@@ -85,7 +106,7 @@ class File:
     `no_capability` is set once it is known that there is no attribute `security.capability`, for which the
     kernel asks before a write.
     `synced` says whether the object and the names that lead to it have been synced to the disk: None for one
-    that is as people made it, False for a copy, whose names are ours.
+    that is as people made it, False for a copy, whose names are ours. `generation` is as in `Directory`.
     """
 
     __slots__ = (
@@ -95,6 +116,7 @@ class File:
         "contents",
         "entry",
         "fd",
+        "generation",
         "home",
         "ino",
         "kind",
@@ -123,6 +145,7 @@ class File:
         self.removed = False
         self.no_capability = False
         self.synced: bool | None = None
+        self.generation = 0
         self.references = 0
 
     @property
@@ -222,6 +245,12 @@ class InodeTable:
         self.nodes: dict[int, Node] = {}
         self.aliases: dict[Object, File] = {}
         """Files with several names whose number is not made from their object's own."""
+        self.dead: set[int] = set()
+        """Those of `lapsed` that are directories which people have removed: for good, to the kernel."""
+        self.lapsed: set[int] = set()
+        """The nodes that are not in the tree since the union went back, though somebody has them in use."""
+        self.twins: dict[int, list[int]] = {}
+        """The nodes that came for an object whose number a lapsed one had, by that number."""
         self.bases: dict[int, int] = {}
         """What a number is made of besides the object's own, by `st_dev`, as far as `number` has met them."""
         self._devices: dict[int, int] = {}
@@ -284,6 +313,7 @@ class InodeTable:
         original has in its filesystem, and a checksum of this, the filesystem's identity (statvfs(3),
         f_fsid) and *copy*: it is true of this one file, whose original can be seen in this one filesystem.
         """
+        number = shown_number(number)
         for identity, device in self._filesystems.items():
             inode = number - self.bases.get(device, number)
             if inode >> _TAG_SHIFT == 0 and inode:
@@ -308,10 +338,29 @@ class InodeTable:
     # -- nodes ------------------------------------------------------------------------------------
 
     def add(self, node: Node) -> None:
-        """Enter *node* under its number, or under a fresh one if that is taken."""
+        """Enter *node* under its number, or under another one if that is taken.
+
+        Where all who have it have lapsed, the other one shows the same to people; else it is a fresh one.
+        """
         if node.ino in self.nodes:
-            node.ino = self.fresh()
+            node.ino = self._another(node.ino)
         self.nodes[node.ino] = node
+
+    def _another(self, ino: int) -> int:
+        if ino & _DYNAMIC or any(holder.ino not in self.lapsed for holder in self.holders(ino)):
+            return self.fresh()
+        for count in range(1, _TWINS):
+            twin = _twin(ino, count)
+            if twin not in self.nodes:
+                self.twins.setdefault(ino, []).append(twin)
+                return twin
+        return self.fresh()  # somebody has kept dozens of the same file's past
+
+    def holders(self, ino: int) -> list[Node]:
+        """Return the nodes that show the number *ino* to people, lapsed ones and no more than one other."""
+        if not self.twins:
+            return [self.nodes[ino]] if ino in self.nodes else []
+        return [self.nodes[each] for each in (ino, *self.twins.get(ino, ())) if each in self.nodes]
 
     def identify(self, node: File, layer: Layer, st: os.stat_result) -> None:
         """Note that *node* stands for the object *st* of *layer*, where its number does not say so."""
@@ -352,11 +401,21 @@ class InodeTable:
                         directory.close()
             if self.nodes.get(node.ino) is node:
                 del self.nodes[node.ino]
+                self._forget_number(node.ino)
             for parent in parents[1:]:
                 self.release(parent)
             if not parents:
                 return
             node = parents[0]
+
+    def _forget_number(self, ino: int) -> None:
+        if self.lapsed:
+            self.lapsed.discard(ino)
+            self.dead.discard(ino)
+        if self.twins and (number := shown_number(ino)) != ino:
+            self.twins[number].remove(ino)
+            if not self.twins[number]:
+                del self.twins[number]
 
 
 def _recorded(inode: int, identity: int, copy: int) -> bytes:

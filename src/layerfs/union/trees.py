@@ -8,7 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -38,6 +38,16 @@ def sync_path(path: Path, *, data_only: bool = False) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    """Yield a descriptor on a directory. Raises `OSError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield fd
     finally:
         os.close(fd)
 

@@ -159,6 +159,11 @@ class Upper(Layer):
         if not self.mutable:
             self._close_work()
 
+    @property
+    def copies(self) -> int:
+        """How many copy-ups are on their way that have begun in this layer."""
+        return self._copies
+
     def _close_work(self) -> None:
         if self.work >= 0 and not self._copies:
             os.close(self.work)

@@ -13,11 +13,13 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 import xxhash
 
 from layerfs.union import merge, xattr
 from layerfs.union.descriptors import DirectoryCache
+from layerfs.union.generation import is_same_directory, refresh, revive
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.marking import Marking
 from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, object_of
@@ -65,9 +67,14 @@ class Union:
                 self.table.add_filesystem(layer.root.fd())
         self.hidden: dict[Object, int] = {}
         """How many names of a lower file with several have been taken away since the union was made."""
+        self.generation = 0
+        """How often the union went back; nodes of an older one are resolved again when they are touched."""
+        self.past: dict[bytes, Layer] = {}
+        """Layers that were in the union before it went back, by path: it may go there again."""
         self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
         self.root.references = 1
         self.table.add(self.root)
+        self.note_top(self.root)
         self.metacopy = metacopy
         self.on_change: Callable[[File], None] = lambda node: None
         """Called when what was said of a lower file holds no more: it is copied up, or has lost a name."""
@@ -81,7 +88,7 @@ class Union:
             if isinstance(node, File):
                 node.close_data()
                 node.drop_pin()
-        for layer in self.layers:
+        for layer in (*self.layers, *self.past.values()):
             layer.close()
 
     # -- layers ---------------------------------------------------------------------------------
@@ -108,6 +115,15 @@ class Union:
         self.layers.insert(0, new)
         self.root.dirs.insert(0, new.root)
         self.upper = new
+        self.note_top(self.root)
+
+    def note_top(self, directory: Directory) -> None:
+        """Note which layer has the topmost part of *directory*, if the union may go back to before that."""
+        layer = directory.dirs[0].layer
+        if layer is self.upper and layer.tops is None:
+            layer.tops = WeakSet()
+        if layer.tops is not None:
+            layer.tops.add(directory)
 
     def in_upper(self, node: Node) -> bool:
         """Tell whether *node* can be changed without a copy-up."""
@@ -139,15 +155,23 @@ class Union:
 
     def lookup(self, parent: Directory, name: bytes) -> Node | None:
         """Return the node called *name* in *parent*, or None where there is no such name."""
-        node = parent.children.get(name)
+        node = self.known(parent, name)
         if node is None:
             found = self.find(parent, name)
             node = found[0] if found else None
         return node
 
+    def known(self, parent: Directory, name: bytes) -> Node | None:
+        """Return the node called *name* in *parent*, None where there is no name or no node for it yet."""
+        node = parent.children.get(name)
+        if node is not None and node.generation != self.generation:
+            refresh(self, node)
+            node = parent.children.get(name)
+        return node
+
     def find(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result] | None:
         """Return what `lookup` does, with the node's `stat`, which a first lookup needs anyway."""
-        node = parent.children.get(name)
+        node = self.known(parent, name)
         if node is not None:
             return node, self.stat(node)
         target = self.resolve(parent, name)
@@ -186,6 +210,7 @@ class Union:
         Its lasting number *ino* is not taken, and nothing is kept of the object (`is_known_object`).
         """
         node = File(ino, kind, home, name)
+        node.generation = self.generation
         self.table.nodes[ino] = parent.children[name] = node
         node.add_name(parent, name)
         return node
@@ -194,10 +219,42 @@ class Union:
         self, parent: Directory, name: bytes, dirs: list[LayerDir]
     ) -> tuple[Directory, os.stat_result]:
         lowest = os.fstat(dirs[-1].fd())  # it stays the lowest when parts are added on top
-        node = Directory(self.table.number(lowest.st_dev, lowest.st_ino), dirs, parent, name)
+        number = self.table.number(lowest.st_dev, lowest.st_ino)
+        node = self._known_directory(number, parent, name, dirs)
+        if node is None:
+            node = self.enter_directory(parent, name, dirs, number)
+        return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
+
+    def enter_directory(self, parent: Directory, name: bytes, dirs: list[LayerDir], number: int) -> Directory:
+        """Make a node for the directory *name* with these parts, of that number if it is not taken."""
+        self.check_holders(number)
+        node = Directory(number, dirs, parent, name)
+        node.generation = self.generation
         self.table.add(node)
         parent.children[name] = node
-        return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
+        self.note_top(node)
+        return node
+
+    def _known_directory(
+        self, number: int, parent: Directory, name: bytes, dirs: list[LayerDir]
+    ) -> Directory | None:
+        """Return the node of *dirs* if it is one of before the union went back, maybe by another name."""
+        if self.generation == 0:
+            return None
+        self.check_holders(number)
+        for node in self.table.holders(number):
+            if isinstance(node, Directory) and is_same_directory(node.dirs[-1], dirs[-1]):
+                if node.ino in self.table.lapsed and node.ino not in self.table.dead:
+                    revive(self, node, parent, name, dirs)
+                if parent.children.get(name) is node:
+                    return node
+        return None
+
+    def check_holders(self, number: int) -> None:
+        """Find out of the nodes that have *number* whether they lapsed when the union went back."""
+        for node in self.table.holders(number):
+            if node.generation != self.generation:
+                refresh(self, node)
 
     def enter_file(
         self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int | None = None
@@ -209,25 +266,41 @@ class Union:
         table = self.table
         if ino is None:
             ino = table.number(st.st_dev, st.st_ino)
-        found = table.nodes.get(ino)
-        if not (isinstance(found, File) and _is_object(found, home.layer, st)):
-            found = table.aliases.get(object_of(home.layer, st))
-        if found is None:
+        node = self._holder(ino, home.layer, st) or table.aliases.get(object_of(home.layer, st))
+        if node is None:
+            self.check_holders(ino)
             node = File(ino, stat.S_IFMT(st.st_mode), home, name)
+            node.generation = self.generation
             table.add(node)
             table.identify(node, home.layer, st)
         else:
-            node = found
+            if node.generation != self.generation:
+                refresh(self, node)
+                if parent.children.get(name) is node:
+                    return node
+            if node.ino in table.lapsed:
+                table.lapsed.discard(node.ino)
+                node.removed = False
             if node.pin >= 0:
                 node.place(home, name)
         node.add_name(parent, name)
         parent.children[name] = node
         return node
 
+    def _holder(self, ino: int, layer: Layer, st: os.stat_result) -> File | None:
+        """Return the node with number *ino* that stands for the object *st* of *layer*, lapsed or not."""
+        for node in self.table.holders(ino):
+            if isinstance(node, File) and _is_object(node, layer, st):
+                return node
+        return None
+
     def is_known_object(self, layer: Layer, number: int) -> bool:
         """Tell whether more is known of the object of *layer* with that lasting *number* than a stat says."""
-        if not (self.hidden or self.table.aliases):
+        table = self.table
+        if not (self.hidden or table.aliases or table.twins):
             return False
+        if number in table.twins:
+            return True
         thing = self.table.object_with(layer, number)
         return thing in self.hidden or thing in self.table.aliases
 
@@ -239,6 +312,8 @@ class Union:
         else:
             thing = object_of(node.home.layer, st)
             self.hidden[thing] = self.hidden.get(thing, 0) + 1
+            if self.upper is not None:
+                self.upper.hides[thing] = self.upper.hides.get(thing, 0) + 1
 
     def listing(self, directory: Directory) -> list[tuple[int, bytes]]:
         """Return the names in *directory*, each with its cookie, in the order of the cookies.
@@ -254,6 +329,12 @@ class Union:
                 oldest, _ = self._listings.popitem(last=False)
                 oldest.listing = None
         return directory.listing
+
+    def drop_listings(self) -> None:
+        """Forget what is remembered of the names in all directories."""
+        for directory in self._listings:
+            directory.listing = None
+        self._listings.clear()
 
     def drop_listing(self, directory: Directory) -> None:
         """Forget what is remembered of the names in *directory*."""

@@ -19,7 +19,7 @@ _RELEASE_PATIENTLY = 500
 
 _UNUSED_STEPS = """
     WITH RECURSIVE used (id) AS (
-        SELECT step FROM images UNION SELECT step FROM mounts
+        SELECT step FROM images UNION SELECT step FROM mounts UNION SELECT step FROM checkpoints
         UNION SELECT step FROM build_cache UNION SELECT step FROM build_steps
         UNION SELECT steps.parent FROM used JOIN steps ON steps.id = used.id WHERE steps.parent IS NOT NULL
     )

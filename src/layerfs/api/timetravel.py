@@ -1,0 +1,143 @@
+"""Routes under `/layerfs/` that take a mount back to a checkpoint, and make other mounts of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from layerfs.api.routes import Call, route
+from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
+from layerfs.host import mounttable, record
+from layerfs.host.rundir import check_name
+from layerfs.mounting.mount import Checkpoint, Rollback
+from layerfs.mounting.request import MountRequest
+from layerfs.unixhttp.message import Response, json_response
+
+_MOST = 1000
+"""Mounts that one request may make."""
+
+
+def rollback(call: Call) -> Response:
+    """Take a mount back to a checkpoint; return the step, and the one that what was given up is now."""
+    flags = ("Discard", "Pause", "Kill", "Restart")
+    body = _members(call, {"Ref": str, **dict.fromkeys(flags, bool)})
+    for what in ("Kill", "Restart"):
+        if body.get(what):
+            raise BadRequest(
+                f"going back does not {what.lower()} a container's process: do that yourself, before or after"
+            )
+    mount = call.mount(call.query.get("name"))
+    if body.get("Pause") and not ((running := record.look(mount.mount_id)) and running.alive()):
+        raise Conflict(f"cannot pause {mount.name}: no container runs in it")
+    went = mount.rollback(Rollback(body.get("Ref") or "", bool(body.get("Discard")), body.get("Pause")))
+    return json_response({"Step": went.step, "Kept": went.kept})
+
+
+def fork(call: Call) -> Response:
+    """Make a checkpoint of a mount, and live mounts of it, all or none; the mount itself goes on.
+
+    With "Count" they are called NAME-1, NAME-2, ..., each on a directory of its name, made if need be.
+    """
+    body = _members(call, {"Name": str, "Mountpoint": str, "Count": int})
+    name, mountpoint, count = body.get("Name") or "", body.get("Mountpoint") or "", body.get("Count")
+    if isinstance(count, bool) or not (count is None or 1 <= count <= _MOST):
+        raise BadRequest(f"Count must be a number from 1 to {_MOST}")
+    if not mountpoint.startswith("/"):
+        raise BadRequest("give the member Mountpoint: an absolute path")
+    check_name(name)
+    if call.place.live is not None:
+        raise Conflict("a mount cannot fork itself: ask the engine, or run 'layerfs fork'")
+    mount = call.mount(call.query.get("name"))
+    places = [(name, mountpoint)]
+    if count is not None:
+        places = [(f"{name}-{number}", f"{mountpoint}/{name}-{number}") for number in range(1, count + 1)]
+    made: list[str] = []
+    directories: list[Path] = []
+    try:
+        for each, place in places:
+            check_name(each)
+            _check_free(call, each)
+            if count is not None:
+                _make_directory(place, mountpoint, directories)
+            _check_mountpoint(place)
+        row = call.store.mount(mount.mount_id)
+        step = mount.checkpoint(
+            Checkpoint(created_by=f"layerfs fork {mount.name}", comment=f"forked as {name}")
+        )
+        options = {key: value for key, value in row.options.items() if key != "container"}
+        image = call.store.resolve(row.image) if row.image and _is_there(call, row.image) else None
+        for each, place in places:
+            call.store.create_mount(each, image=image, step=step, options=options, config=row.config)
+            made.append(each)
+            call.close()  # a process that is forked must not inherit SQLite's idea of the files it has open
+            call.place.launch(MountRequest(place, call.root, name=each, recover=False))
+    except BaseException:
+        _take_back(call, made, directories)
+        raise
+    return json_response(
+        {"Step": step, "Mounts": [{"Name": each, "Mountpoint": place} for each, place in places]}, 201
+    )
+
+
+def _is_there(call: Call, image: str) -> bool:
+    try:
+        call.store.resolve(image)
+    except NotFound:
+        return False
+    return True
+
+
+def _check_free(call: Call, name: str) -> None:
+    if any(mount.name == name for mount in call.store.mounts()):
+        raise Conflict(
+            f"the name {name} is taken by another mount: remove it (layerfs rm {name}) or use another"
+        )
+
+
+def _make_directory(place: str, above: str, made: list[Path]) -> None:
+    try:
+        os.mkdir(place)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        raise NotFound(f"directory {above} does not exist: create it first") from None
+    except OSError as error:
+        raise from_os_error(error, f"make {place}") from None
+    made.append(Path(place))
+
+
+def _check_mountpoint(place: str) -> None:
+    if not os.path.isdir(place):
+        raise NotFound(f"mountpoint {place} does not exist, or is no directory: create it first")
+    if there := mounttable.mounted_at(os.path.realpath(place)):
+        raise Conflict(f"{there.source} is mounted at {place}: unmount it first, or choose another")
+
+
+def _take_back(call: Call, names: list[str], directories: list[Path]) -> None:
+    """Unmount and remove the mounts that were made of a fork that failed, and the directories for them."""
+    for name in reversed(names):
+        with suppress(LayerfsError):
+            call.mount(name).remove(force=True)
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _members(call: Call, kinds: Mapping[str, type]) -> dict[str, Any]:
+    """Return the JSON members of the body; raises `BadRequest` for others than *kinds*, which may be null."""
+    body: dict[str, Any] = call.request.json()
+    for name, value in body.items():
+        if name not in kinds:
+            raise BadRequest(f"unknown member {name[:100]!r}: use {', '.join(sorted(kinds))}")
+        if value is not None and not isinstance(value, kinds[name]):
+            raise BadRequest(f"invalid member {name}: it has the wrong type")
+    return body
+
+
+ROUTES = (
+    route("POST", "/layerfs/rollback", rollback),
+    route("POST", "/layerfs/fork", fork, waits=True),
+)

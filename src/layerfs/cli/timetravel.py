@@ -1,0 +1,75 @@
+"""The commands that go through time: checkpoint, rollback, fork."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from layerfs.cli.names import NAME
+from layerfs.client.client import Client
+
+
+@click.command("checkpoint")
+@click.option("-m", "--message", default="", help="A comment, which the history shows.")
+@click.option("-p", "--pause", is_flag=True, help="Let the container's processes stand still meanwhile.")
+@click.argument("name", type=NAME)
+@click.pass_obj
+def checkpoint_command(root: Path, name: str, message: str, pause: bool) -> None:
+    """Keep what a mount is now, to go back to: a commit without an image.
+
+    The mount NAME stays in use. Prints the id of the checkpoint.
+
+    It has everything whose write had returned before. 'layerfs commit' makes an image of it.
+    """
+    body = json.dumps({"Comment": message, "Pause": pause}).encode()
+    click.echo(Client.of(root).request("POST", "/layerfs/checkpoint", body=body, name=name)["Step"])
+
+
+@click.command("rollback")
+@click.option("--discard", is_flag=True, help="Do not keep what was written since the last checkpoint.")
+@click.option("-p", "--pause", is_flag=True, help="Let the container's processes stand still meanwhile.")
+@click.option("--kill", is_flag=True, help="Not there: kill the container yourself, before.")
+@click.option("--restart", is_flag=True, help="Not there: restart the container yourself, after.")
+@click.argument("name", type=NAME)
+@click.argument("ref", required=False, default="")
+@click.pass_obj
+def rollback_command(
+    root: Path, name: str, ref: str, discard: bool, pause: bool, kill: bool, restart: bool
+) -> None:
+    """Take a mount back to a checkpoint: REF, or the last one.
+
+    REF is the id of a checkpoint or its beginning, an image that was committed from NAME, or NAME~3: three
+    checkpoints before the last. The mount stays in use, and is what it was then from one moment on. What is
+    given up is a checkpoint itself, whose id is printed after that of REF, unless nothing was written or
+    --discard is given.
+
+    Who has a file open that is another one now keeps what it was, as with a deleted file.
+    """
+    body = {"Ref": ref, "Discard": discard, "Pause": pause or None, "Kill": kill, "Restart": restart}
+    answer = Client.of(root).request("POST", "/layerfs/rollback", body=json.dumps(body).encode(), name=name)
+    click.echo(answer["Step"])
+    if answer["Kept"]:
+        click.echo(answer["Kept"])
+
+
+@click.command("fork")
+@click.option(
+    "-n", "count", type=int, help="Make so many, NEW-1, NEW-2, ..., on directories of these names in DIR."
+)
+@click.argument("name", type=NAME)
+@click.argument("new")
+@click.argument("directory", metavar="DIR")
+@click.pass_obj
+def fork_command(root: Path, name: str, new: str, directory: str, count: int | None) -> None:
+    """Make another live mount of what a mount is now, called NEW, on the directory DIR.
+
+    The mount NAME gets a checkpoint and goes on; what is written to one of the two, the other does not see.
+    Prints the name of each new mount.
+    """
+    body = {"Name": new, "Mountpoint": os.path.abspath(directory), "Count": count}
+    answer = Client.of(root).request("POST", "/layerfs/fork", body=json.dumps(body).encode(), name=name)
+    for made in answer["Mounts"]:
+        click.echo(made["Name"])
