@@ -34,10 +34,10 @@ def checkpoint_command(root: Path, name: str, message: str, pause: bool) -> None
 @click.option("--kill", is_flag=True, help="Not there: kill the container yourself, before.")
 @click.option("--restart", is_flag=True, help="Not there: restart the container yourself, after.")
 @click.argument("name", type=NAME)
-@click.argument("ref", required=False, default="")
+@click.argument("ref", required=False)
 @click.pass_obj
 def rollback_command(
-    root: Path, name: str, ref: str, discard: bool, pause: bool, kill: bool, restart: bool
+    root: Path, name: str, ref: str | None, discard: bool, pause: bool, kill: bool, restart: bool
 ) -> None:
     """Take a mount back to a checkpoint: REF, or the last one.
 
@@ -48,7 +48,7 @@ def rollback_command(
 
     Who has a file open that is another one now keeps what it was, as with a deleted file.
     """
-    body = {"Ref": ref, "Discard": discard, "Pause": pause or None, "Kill": kill, "Restart": restart}
+    body = {"Ref": ref or "", "Discard": discard, "Pause": pause or None, "Kill": kill, "Restart": restart}
     answer = Client.of(root).request("POST", "/layerfs/rollback", body=json.dumps(body).encode(), name=name)
     click.echo(answer["Step"])
     if answer["Kept"]:
