@@ -211,7 +211,7 @@ def test_deep_tree_with_few_descriptors(tree: Tree) -> None:
     tree.union.directories.trim(10)
     assert len(tree.union.directories) <= 10
     node = tree.directory(path)
-    tree.union.drop_listing(node)
+    tree.union.listings.drop(node)
     assert tree.union.listing(node) == []
 
 

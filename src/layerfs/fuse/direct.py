@@ -22,6 +22,7 @@ from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.setid import Caller
 from layerfs.union import mutate, syscalls, xattr
+from layerfs.union.entering import enter, enter_new
 from layerfs.union.layer import LayerDir
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.rename import rename
@@ -114,10 +115,10 @@ class Direct:
                 new = self._wire.plain_entry(target.fd(), name, table.bases, table.nodes, prefix)
                 if new is not None and not union.is_known_object(target.layer, new[0]):
                     ino, kind, _, entry = new
-                    node = union.enter_new(directory, name, target, ino, kind)
+                    node = enter_new(union, directory, name, target, ino, kind)
                     node.references = 1
                     return node, entry
-            found = union.enter(directory, name, target)
+            found = enter(union, directory, name, target)
         entry = self._entry(found)
         found[0].references += 1
         return found[0], entry

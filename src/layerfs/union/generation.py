@@ -103,7 +103,7 @@ def go_back(union: Union, lowers: Sequence[Layer], upper: Upper) -> Gone:
     union.root.default_acl = None
     union.root.generation = union.generation
     union.note_top(union.root)
-    union.drop_listings()
+    union.listings.drop_all()
     hidden, union.hidden = union.hidden, _hidden_by(union.layers)
     things = {thing for thing in {*hidden, *union.hidden} if hidden.get(thing) != union.hidden.get(thing)}
     files = _files_of(union, things)
@@ -245,7 +245,7 @@ def _refresh_directory(union: Union, directory: Directory) -> None:
             del parent.children[directory.name]
     elif directory.ino not in union.table.lapsed:
         union.table.dead.add(directory.ino)
-    union.drop_listing(directory)
+    union.listings.drop(directory)
     directory.removed = True
     directory.generation = union.generation
     union.table.lapsed.add(directory.ino)
@@ -267,7 +267,7 @@ def _adopt(union: Union, directory: Directory, dirs: list[LayerDir]) -> None:
         else part
         for part in dirs
     ]
-    union.drop_listing(directory)
+    union.listings.drop(directory)
     directory.default_acl = None
     directory.generation = union.generation
     union.note_top(directory)

@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from layerfs.union import merge, syscalls, xattr
 from layerfs.union.copyup import copy_up, copy_up_directory, writable_upper
+from layerfs.union.entering import enter_directory, enter_file
 from layerfs.union.layer import LayerDir
 from layerfs.union.marking import REDIRECT
 from layerfs.union.node import Directory, File, Node
@@ -93,11 +94,11 @@ def mkdir(
     home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode), directory=True)
     st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
     number = union.table.number(st.st_dev, st.st_ino)
-    return union.enter_directory(parent, name, [home.child(name)], number), st
+    return enter_directory(union, parent, name, [home.child(name)], number), st
 
 
 def _enter(union: Union, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result) -> File:
-    return union.enter_file(parent, name, home, st)
+    return enter_file(union, parent, name, home, st)
 
 
 def _add(
@@ -127,7 +128,7 @@ def _add(
             _give(home.fd(), name, owner, mode, home, made, directory=directory)
     if over:
         made = _make_over(upper, home, name, owner, make, mode, directory=directory)
-    union.name_added(parent, name)
+    union.listings.added(parent, name)
     return home, made
 
 
@@ -255,7 +256,7 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
         union.table.lapsed.discard(node.ino)
     node.add_name(parent, name)
     parent.children[name] = node
-    union.name_added(parent, name)
+    union.listings.added(parent, name)
     return node.stat()
 
 
@@ -332,7 +333,7 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
     """Note that *node*, pinned, has lost *name* in *parent*."""
     node.set_names([place for place in node.names if place != (parent, name)])
     del parent.children[name]
-    union.name_removed(parent, name)
+    union.listings.removed(parent, name)
     if not union.in_upper(node):
         union.hide_name(node)
         union.on_change(node)
@@ -394,8 +395,8 @@ def directory_gone(union: Union, node: Directory) -> None:
     assert node.parent is not None
     writable_upper(union).moves.remove(node.path())
     node.parent.children.pop(node.name, None)
-    union.name_removed(node.parent, node.name)
-    union.drop_listing(node)
+    union.listings.removed(node.parent, node.name)
+    union.listings.drop(node)
     node.removed = True
     union.release(node)
 

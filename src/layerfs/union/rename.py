@@ -206,7 +206,7 @@ def _settle(
     """Bring the nodes in step with a rename that has happened on disk."""
     if parent.children.get(name) is node:  # not after an exchange: there stands the other one already
         del parent.children[name]
-        union.name_removed(parent, name)
+        union.listings.removed(parent, name)
     new_parent.children[new_name] = node
     new_home = new_parent.dirs[0]
     if isinstance(node, Directory):
@@ -217,4 +217,4 @@ def _settle(
         node.set_names([new if place == old else place for place in node.names])
         if node.home is parent.dirs[0] and node.entry == name:
             node.place(new_home, new_name)
-    union.name_added(new_parent, new_name)
+    union.listings.added(new_parent, new_name)

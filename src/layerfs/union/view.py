@@ -7,7 +7,6 @@ change nothing.
 
 from __future__ import annotations
 
-import bisect
 import errno
 import os
 import stat
@@ -15,19 +14,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from weakref import WeakSet
 
-import xxhash
-
 from layerfs.union import merge, xattr
 from layerfs.union.descriptors import DirectoryCache
-from layerfs.union.generation import is_same_directory, refresh, revive
+from layerfs.union.entering import enter
+from layerfs.union.generation import refresh
 from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.listings import Listings
 from layerfs.union.marking import Marking
 from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, object_of
 from layerfs.union.upper import Upper
 
 _NAME_MAX = 255
-_LISTINGS = 64
-"""How many directory listings are remembered."""
 
 
 class Union:
@@ -80,7 +77,7 @@ class Union:
         """Called when what was said of a lower file holds no more: it is copied up, or has lost a name."""
         self._descriptors = descriptors
         self._open_files: OrderedDict[File, None] = OrderedDict()
-        self._listings: OrderedDict[Directory, None] = OrderedDict()
+        self.listings = Listings()
 
     def close(self) -> None:
         """Close every descriptor; the union is of no use afterwards."""
@@ -175,7 +172,7 @@ class Union:
         if node is not None:
             return node, self.stat(node)
         target = self.resolve(parent, name)
-        return None if target is None else self.enter(parent, name, target)
+        return None if target is None else enter(self, parent, name, target)
 
     def resolve(self, parent: Directory, name: bytes) -> list[LayerDir] | LayerDir | None:
         """Return what `merge.resolve` does of a name in *parent* that no node is known for."""
@@ -184,115 +181,6 @@ class Union:
         if len(name) > _NAME_MAX:  # where a layer's names are known, no call below would say so
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         return merge.resolve(parent.dirs, name)
-
-    def enter(
-        self, parent: Directory, name: bytes, target: list[LayerDir] | LayerDir
-    ) -> tuple[Node, os.stat_result]:
-        """Make a node for a name that was resolved to *target*, or find the one that has it as a link."""
-        if isinstance(target, list):
-            return self._directory(parent, name, target)
-        st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-        if not target.layer.below:
-            return self.enter_file(parent, name, target, st), st
-        marks = target.file_marks(name, st)
-        ino = None if marks.inode is None else self.table.recorded_number(marks.inode, st.st_ino)
-        contents = None
-        if marks.metacopy and stat.S_ISREG(st.st_mode):
-            below = parent.dirs[parent.dirs.index(target) + 1 :]
-            contents = merge.contents(below, target.layer, name, marks.redirect)
-        node = self.enter_file(parent, name, target, st, ino)
-        node.contents = contents
-        return node, st
-
-    def enter_new(self, parent: Directory, name: bytes, home: LayerDir, ino: int, kind: int) -> File:
-        """Make a node for the file *name* of *home*, of type *kind*, without private marks.
-
-        Its lasting number *ino* is not taken, and nothing is kept of the object (`is_known_object`).
-        """
-        node = File(ino, kind, home, name)
-        node.generation = self.generation
-        self.table.nodes[ino] = parent.children[name] = node
-        node.add_name(parent, name)
-        return node
-
-    def _directory(
-        self, parent: Directory, name: bytes, dirs: list[LayerDir]
-    ) -> tuple[Directory, os.stat_result]:
-        lowest = os.fstat(dirs[-1].fd())  # it stays the lowest when parts are added on top
-        number = self.table.number(lowest.st_dev, lowest.st_ino)
-        node = self._known_directory(number, parent, name, dirs)
-        if node is None:
-            node = self.enter_directory(parent, name, dirs, number)
-        return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
-
-    def enter_directory(self, parent: Directory, name: bytes, dirs: list[LayerDir], number: int) -> Directory:
-        """Make a node for the directory *name* with these parts, of that number if it is not taken."""
-        self.check_holders(number)
-        node = Directory(number, dirs, parent, name)
-        node.generation = self.generation
-        self.table.add(node)
-        parent.children[name] = node
-        self.note_top(node)
-        return node
-
-    def _known_directory(
-        self, number: int, parent: Directory, name: bytes, dirs: list[LayerDir]
-    ) -> Directory | None:
-        """Return the node of *dirs* if it is one of before the union went back, maybe by another name."""
-        if self.generation == 0:
-            return None
-        self.check_holders(number)
-        for node in self.table.holders(number):
-            if isinstance(node, Directory) and is_same_directory(node.dirs[-1], dirs[-1]):
-                if node.ino in self.table.lapsed and node.ino not in self.table.dead:
-                    revive(self, node, parent, name, dirs)
-                if parent.children.get(name) is node:
-                    return node
-        return None
-
-    def check_holders(self, number: int) -> None:
-        """Find out of the nodes that have *number* whether they lapsed when the union went back."""
-        for node in self.table.holders(number):
-            if node.generation != self.generation:
-                refresh(self, node)
-
-    def enter_file(
-        self, parent: Directory, name: bytes, home: LayerDir, st: os.stat_result, ino: int | None = None
-    ) -> File:
-        """Return the node for the object *name* of *home*, known by another name already or new.
-
-        A new one gets the number *ino*, or the object's own, or if that is taken one that no other has.
-        """
-        table = self.table
-        if ino is None:
-            ino = table.number(st.st_dev, st.st_ino)
-        node = self._holder(ino, home.layer, st) or table.aliases.get(object_of(home.layer, st))
-        if node is None:
-            self.check_holders(ino)
-            node = File(ino, stat.S_IFMT(st.st_mode), home, name)
-            node.generation = self.generation
-            table.add(node)
-            table.identify(node, home.layer, st)
-        else:
-            if node.generation != self.generation:
-                refresh(self, node)
-                if parent.children.get(name) is node:
-                    return node
-            if node.ino in table.lapsed:
-                table.lapsed.discard(node.ino)
-                node.removed = False
-            if node.pin >= 0:
-                node.place(home, name)
-        node.add_name(parent, name)
-        parent.children[name] = node
-        return node
-
-    def _holder(self, ino: int, layer: Layer, st: os.stat_result) -> File | None:
-        """Return the node with number *ino* that stands for the object *st* of *layer*, lapsed or not."""
-        for node in self.table.holders(ino):
-            if isinstance(node, File) and _is_object(node, layer, st):
-                return node
-        return None
 
     def is_known_object(self, layer: Layer, number: int) -> bool:
         """Tell whether more is known of the object of *layer* with that lasting *number* than a stat says."""
@@ -316,53 +204,8 @@ class Union:
                 self.upper.hides[thing] = self.upper.hides.get(thing, 0) + 1
 
     def listing(self, directory: Directory) -> list[tuple[int, bytes]]:
-        """Return the names in *directory*, each with its cookie, in the order of the cookies.
-
-        A cookie is a hash of the name, so a name has the same place in every listing, whatever comes
-        and goes around it: a reader that continues from a cookie misses no name and meets none twice.
-        """
-        if directory.listing is None:
-            names = [] if directory.removed else merge.names(directory.dirs)
-            directory.listing = _with_cookies(names)
-            self._listings[directory] = None
-            if len(self._listings) > _LISTINGS:
-                oldest, _ = self._listings.popitem(last=False)
-                oldest.listing = None
-        return directory.listing
-
-    def drop_listings(self) -> None:
-        """Forget what is remembered of the names in all directories."""
-        for directory in self._listings:
-            directory.listing = None
-        self._listings.clear()
-
-    def drop_listing(self, directory: Directory) -> None:
-        """Forget what is remembered of the names in *directory*."""
-        if directory.listing is not None:
-            directory.listing = None
-            self._listings.pop(directory, None)
-
-    def name_added(self, directory: Directory, name: bytes) -> None:
-        """Note that *directory* now has *name*; it may have had it before."""
-        if directory.listing is not None:
-            pair = (_cookie(name), name)
-            position = bisect.bisect_left(directory.listing, pair)
-            there = directory.listing[position : position + 1]
-            if there != [pair]:
-                if there and there[0][0] == pair[0]:
-                    self.drop_listing(directory)  # two names with one hash: make the listing anew
-                else:
-                    directory.listing.insert(position, pair)
-
-    def name_removed(self, directory: Directory, name: bytes) -> None:
-        """Note that *directory* has no *name* any more."""
-        if directory.listing is not None:
-            pair = (_cookie(name), name)
-            position = bisect.bisect_left(directory.listing, pair)
-            if directory.listing[position : position + 1] == [pair]:
-                del directory.listing[position]
-            else:
-                self.drop_listing(directory)
+        """Return the names in *directory*, each with its cookie, in the order of those: see `Listings`."""
+        return self.listings.of(directory)
 
     def is_empty(self, directory: Directory) -> bool:
         """Tell whether *directory* has no names."""
@@ -378,7 +221,7 @@ class Union:
             if isinstance(node, File):
                 self._open_files.pop(node, None)
             else:
-                self.drop_listing(node)
+                self.listings.drop(node)
         self.table.forget(node, count)
 
     # -- attributes -----------------------------------------------------------------------------
@@ -501,17 +344,6 @@ class Union:
         return os.fstatvfs(self.layers[0].root.fd())
 
 
-def _is_object(node: File, layer: Layer, st: os.stat_result) -> bool:
-    """Tell whether *node* stands for the object *st* of *layer*: by looking, not by number."""
-    if node.home.layer is not layer:
-        return False
-    try:
-        own = node.stat()
-    except OSError:
-        return False
-    return (own.st_dev, own.st_ino) == (st.st_dev, st.st_ino)
-
-
 def copy_attributes(source: int, target: int, marking: Marking) -> bool:
     """Give directory *target* owner, mode, attributes (not private ones) and times of directory *source*.
 
@@ -525,20 +357,3 @@ def copy_attributes(source: int, target: int, marking: Marking) -> bool:
     differs |= marking.match(source, target)
     os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
     return differs
-
-
-def _cookie(name: bytes) -> int:
-    """Return the cookie of *name*: positive, below 2**63, and not one of those for "." and ".."."""
-    return max(xxhash.xxh3_64_intdigest(name) >> 1, 3)
-
-
-def _with_cookies(names: list[bytes]) -> list[tuple[int, bytes]]:
-    """Return (cookie, name) pairs in the order of the cookies, which are all different."""
-    pairs = sorted((_cookie(name), name) for name in names)
-    last = 0
-    for position, (cookie, name) in enumerate(pairs):
-        if cookie <= last:  # two names with one hash: the second moves up by one
-            cookie = last + 1
-            pairs[position] = (cookie, name)
-        last = cookie
-    return pairs
