@@ -6,12 +6,9 @@ what must (unmounting, flushing) happens in threads, while the loop goes on answ
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import gc
 import logging
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,33 +20,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
+from layerfs.errors import Conflict, LayerfsError, NotFound
 from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush
 from layerfs.fuse.inside import Inside
-from layerfs.fuse.lost import lost
 from layerfs.fuse.operations import Operations
-from layerfs.fuse.syncing import StoreSync
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit, live_rollback
+from layerfs.mounting.background import Background
 from layerfs.mounting.mount import Rollback, WentBack
-from layerfs.mounting.next_upper import NextUpper
+from layerfs.mounting.opening import open_layer, open_union
 from layerfs.mounting.unmounting import Unmounting
 from layerfs.mounting.warmup import warm_up
-from layerfs.store import Store, marks, settle
-from layerfs.store.journal import Hold, Journal
+from layerfs.store import Store
 from layerfs.union.changes import Change, changes
-from layerfs.union.descriptors import DirectoryCache, Shelf
+from layerfs.union.descriptors import Shelf
 from layerfs.union.layer import Layer
-from layerfs.union.marking import Marking, Trust
-from layerfs.union.stack import close_all
-from layerfs.union.trees import sync_path
-from layerfs.union.upper import Upper
-from layerfs.union.view import Union
 
 if TYPE_CHECKING:
     from layerfs.mounting.served import Serve
@@ -63,11 +53,6 @@ _log = logging.getLogger(__name__)
 
 _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
-_ANSWER_FIRST = 0.05
-"""Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
-_DESCRIPTORS = 128
-"""Directories, and as many files, that are kept open: to open one again takes a tenth of a request."""
-_FEWEST_DESCRIPTORS = 16
 
 
 class Daemon:
@@ -96,20 +81,10 @@ class Daemon:
         """Whether the mount is in the store no more; to be read once `run` has returned."""
         self._discarded = False
         """Whether the upper is to be removed with the mount: nothing of it has to reach the disk."""
-        self._to_settle = trio.Event()
-        self._settling: dict[str, Layer] = {}
-        """The layers of the union that are not known to be on disk yet, by id, the next to settle first."""
-        self._journal = Journal(self._store.root)
-        self._hold = Hold(self._store.root)
-        self._next_upper = NextUpper(self._store.root)
-        self._is_made_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
-        """Whether the mount can be committed, and its uppers are the store's own."""
-        self._new_roots: list[Path] = []
-        """Roots of uppers, made ahead, whose times are those of a commit; until that is on disk."""
-        self._to_discard: set[str] = set()
-        """Layers that have no row any more, whose trees are in the store yet."""
-        self._exchanged: list[str] = []
-        """Layers that came from an upper outside the store, until that is on disk."""
+        makes_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
+        self._background = Background(
+            self._store.root, self._store.database.layers, lambda: self._mount, makes_ahead=makes_ahead
+        )
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -120,24 +95,22 @@ class Daemon:
         *serves* is called with the `st_dev` of the filesystem once that is mounted, and with None once it has
         ended. Raises `LayerfsError` or `OSError` when it cannot mount.
         """
-        descriptors = _raise_descriptor_limit()
         self._shelf = Shelf(self._store.database.layers)
-        # It hears of all that cannot be written from here on: the system tells each open file once.
-        self._watch = os.open(self._store.database.layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._collector = Collector()
         place = mounttable.Place(self.mountpoint)
         self._serves = serves
         try:
-            self._union = self._open_union(descriptors)
+            opened = open_union(self._store, self._mount, self._shelf, read_only=self._read_only)
+            self._union = opened.union
+            self._background.settling.update(opened.unsettled)
             try:
                 options = self._mount.options
-                self._store_sync = StoreSync(self._bring_store_to_disk)
                 # A power cut takes a build as a whole, and what it has sealed is synced at its end.
                 lasting = self._mount.build is None
                 self._filesystem = Filesystem(
                     self._union,
                     durable=lasting and not options.get("volatile"),
-                    store=self._store_sync,
+                    store=self._background.store_sync,
                     syncs=lasting,
                 )
                 self._operations = Operations(self._filesystem)
@@ -160,46 +133,9 @@ class Daemon:
         finally:
             place.close()
             self._collector.close()
-            self._journal.close()
-            self._hold.close()
-            os.close(self._watch)
+            self._background.close()
             self._shelf.close()
             self._store.close()
-
-    def _open_union(self, descriptors: int) -> Union:
-        whole = self._store.stack_of(self._mount, upper=True)
-        depth = len(self._mount.layers)
-        directories = DirectoryCache(descriptors)
-        lowers = whole.up_to(depth).open(self._shelf, directories)
-        try:
-            for row, layer in zip(self._store.layers_of(self._mount), lowers, strict=True):
-                if row.state == "sealed" and not row.manifest_done:
-                    layer.on_disk = False
-                    self._settling[row.id] = layer
-            upper = None
-            if self._mount.upper is not None:
-                active, trust = self._store.layer(self._mount.upper), whole.trees[depth].trust
-                if self._read_only:
-                    lowers.append(_upper_to_read(active.path, whole.marking, trust))
-                elif active.work is None:
-                    raise BadRequest(
-                        f"the upper {active.path} has no work directory: give one, or mount read-only"
-                    )
-                else:
-                    marks.check_options(trust, whole.marking, self._mount.options)
-                    upper = Upper(
-                        active.path,
-                        active.work,
-                        marking=whole.marking,
-                        trust=trust,
-                        shelf=self._shelf,
-                        directories=directories,
-                    )
-            metacopy = bool(self._mount.options.get("metacopy"))
-            return Union(lowers, upper, descriptors=descriptors, directories=directories, metacopy=metacopy)
-        except BaseException:
-            close_all(lowers)
-            raise
 
     def _fuse_options(self) -> frozenset[str]:
         options = set()
@@ -224,11 +160,11 @@ class Daemon:
             stale.can_make_names_stale()  # tried while nothing is mounted in it: that would go
             await nursery.start(serve, self, self.root, socket)
             await nursery.start(self._obey_signals)
-            nursery.start_soon(self._settle)
+            nursery.start_soon(self._background.settle)
             await trio.to_thread.run_sync(self._set_mounted)
-            self._store_sync.changed()  # the mount itself, which may be new
+            self._background.store_sync.changed()  # the mount itself, which may be new
             ready()
-            self._begin_next_upper()
+            self._background.begin_next_upper()
             nursery.start_soon(warm_up, socket)
             self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
             _log.info("%s is mounted on %s", self.name, self.mountpoint)
@@ -264,15 +200,7 @@ class Daemon:
             store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
 
     def _leave_store(self) -> None:
-        try:
-            self._next_upper.close()
-        except (LayerfsError, OSError) as error:
-            _log.warning("the next upper is left for recovery to remove: %s", error)
-        for layer_id in self._to_discard:
-            try:
-                live_rollback.remove_tree(self.root, layer_id)
-            except (LayerfsError, OSError) as error:
-                _log.warning("what was discarded is left for recovery to remove: %s", error)
+        self._background.clear_away()
         if self.removed:
             return
         with Store(self.root) as store:
@@ -280,10 +208,10 @@ class Daemon:
             if self._mount.ephemeral:
                 store.remove_mount(self.mount_id)
                 self.removed = True
-        if self._discarded and not (self._new_roots or self._exchanged):  # else a commit is still on its way
+        if self._discarded and not self._background.is_committing:  # else a commit is still on its way
             return
         try:
-            self._bring_store_to_disk()
+            self._background.bring_store_to_disk()
         except (LayerfsError, OSError) as error:
             _log.error("the store cannot be written to its disk: %s", error)
 
@@ -340,22 +268,21 @@ class Daemon:
                 self._store,
                 self._mount,
                 self._union,
-                self._next_upper,
-                self._hold,
+                self._background.next_upper,
+                self._background.hold,
                 write,
                 still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
                 unchanging=self._filesystem.contents.unchanging,
             )
             if self._union.layers[1].path != path:
-                self._exchanged.append(sealed)
+                self._background.has_exchanged(sealed)
             else:
-                self._new_roots.append(Path(os.fsdecode(self._union.layers[0].path)))
-            self._settling[sealed] = self._union.layers[1]
-            self._store_sync.changed()
+                self._background.has_new_upper(self._union.layers[0])
+            self._background.settling[sealed] = self._union.layers[1]
             self._mount = replace(self._mount, layers=(*self._mount.layers, sealed), upper=upper)
-            trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
+            self._background.get_ready_for_the_next()
         if self._mount.build is None:  # a build has all its layers settled at its end
-            self._to_settle.set()
+            self._background.settle_soon()
         return made
 
     async def rollback(self, wanted: Rollback) -> WentBack:
@@ -375,8 +302,8 @@ class Daemon:
                 self._store,
                 self._mount,
                 self._union,
-                self._next_upper,
-                self._hold,
+                self._background.next_upper,
+                self._background.hold,
                 target,
                 self._inside.device,
                 discard=wanted.discard,
@@ -384,43 +311,23 @@ class Daemon:
                 still=live_commit.stillness(self.mount_id, self.flush, pause=wanted.pause),
                 unchanging=self._filesystem.contents.unchanging,
             )
-            self._new_roots.append(Path(os.fsdecode(self._union.layers[0].path)))
-            self._store_sync.changed()
+            self._background.has_new_upper(self._union.layers[0])
             self._mount = replace(self._mount, layers=tuple(target.layers), upper=prepared.id, step=step)
             if went.kept is not None:
-                self._settling[given_up] = old
+                self._background.settling[given_up] = old
             else:
-                self._to_discard.add(given_up)
-                trio.lowlevel.spawn_system_task(self._discard, given_up, old)
-            trio.lowlevel.spawn_system_task(self._get_ready_for_the_next)
-        self._to_settle.set()
+                self._background.discard(self._union, given_up, old)
+            self._background.get_ready_for_the_next()
+        self._background.settle_soon()
         return WentBack(step, went.kept)
 
-    async def _discard(self, layer_id: str, layer: Upper) -> None:
-        """Remove what was discarded, once those who use it need no tree; else that is done at the end."""
-        if await live_rollback.discard(self._union, self.root, layer_id, layer):
-            self._to_discard.discard(layer_id)
-
     async def _open_layer(self, layer_id: str) -> Layer:
-        """Open a layer that the union has not had yet, in a thread. Raises `LayerfsError` or `OSError`."""
-        row = self._store.layer(layer_id)
-        options = self._mount.options
-        tree = self._store.tree_of(row, userxattr=bool(options.get("userxattr")))
-
-        def open_it() -> Layer:
-            return Layer(
-                tree.path,
-                aufs=tree.aufs,
-                marking=self._union.marking,
-                trust=tree.trust,
-                shelf=self._shelf,
-                directories=DirectoryCache(),
-            )
-
-        layer = await trio.to_thread.run_sync(open_it)
-        if row.state == "sealed" and not row.manifest_done:
-            layer.on_disk = False
-            self._settling[row.id] = layer
+        """Open a layer that the union has not had yet. Raises `LayerfsError` or `OSError`."""
+        layer, is_unsettled = await open_layer(
+            self._store, self._mount, self._union.marking, self._shelf, layer_id
+        )
+        if is_unsettled:
+            self._background.settling[layer_id] = layer
         return layer
 
     @property
@@ -460,7 +367,7 @@ class Daemon:
             "OpenDirectories": len(union.directories),
             "CopyUps": self._filesystem.contents.copies,
             "Requests": dict(sorted(self._operations.counts().items())),
-            "LayersToSettle": len(self._settling),
+            "LayersToSettle": len(self._background.settling),
         }
 
     async def unmount(self, *, force: bool, discard: bool) -> None:
@@ -504,54 +411,6 @@ class Daemon:
         if self._ended.is_set():
             raise Conflict(f"{self.name} is being unmounted")
 
-    # -- in the background --------------------------------------------------------------------------
-
-    def _bring_store_to_disk(self) -> None:
-        """Bring the rows of this mount and of its layers to the disk, in any thread; see `StoreSync`."""
-        while self._new_roots:
-            sync_path(self._new_roots[0])
-            del self._new_roots[0]
-        if self._exchanged:
-            with Store(self.root) as store:
-                while self._exchanged:
-                    store.bring_exchange_to_disk(self._exchanged[0])
-                    del self._exchanged[0]
-        self._journal.sync()
-
-    async def _get_ready_for_the_next(self) -> None:
-        """Do what a commit has left for later so as to take no longer, and prepare the next one."""
-        await trio.sleep(_ANSWER_FIRST)
-        self._begin_next_upper()
-        while not wire.drop_lapsed():
-            await trio.lowlevel.checkpoint()
-
-    def _begin_next_upper(self) -> None:
-        """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
-        if self._is_made_ahead:
-            self._next_upper.begin(self._mount)
-            trio.lowlevel.spawn_system_task(self._open_hold)
-
-    async def _open_hold(self) -> None:
-        with suppress(LayerfsError):  # the commit, which needs it, says what is wrong
-            await trio.to_thread.run_sync(self._hold.open)
-
-    async def _settle(self) -> None:
-        """Measure sealed layers, write their manifests and sync them, one after the other.
-
-        A process of its own and of low priority does it, so that the mount is not slowed down.
-        """
-        while True:
-            while self._settling:
-                layer_id, layer = next(iter(self._settling.items()))
-                process = settle.start(self.root, layer_id, watch=self._watch)
-                status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-                layer.on_disk = status == 0 and not lost.has_lost()
-                del self._settling[layer_id]
-            self._to_settle = trio.Event()
-            await self._to_settle.wait()
-            with trio.CancelScope(shield=True):  # also when an unmount follows right after
-                await trio.sleep(_ANSWER_FIRST)
-
 
 @contextmanager
 def _alone() -> Iterator[None]:
@@ -565,21 +424,3 @@ def _alone() -> Iterator[None]:
         if ours is None:
             raise
         raise ours from None
-
-
-def _upper_to_read(path: Path, marking: Marking, trust: Trust) -> Layer:
-    """Open an upper that is not to be written to, held so that nobody writes to it. Raises `OSError`."""
-    layer = Layer(path, marking=marking, trust=trust)  # on no shelf: the lock goes with the descriptor
-    try:
-        fcntl.flock(layer.root.fd(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        layer.close()
-        raise OSError(errno.EBUSY, "already used by another mount", layer.path) from None
-    return layer
-
-
-def _raise_descriptor_limit() -> int:
-    """Allow as many descriptors as the system does; return how many each cache may take."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return max(_FEWEST_DESCRIPTORS, min(most // 8, _DESCRIPTORS))
