@@ -26,7 +26,6 @@ PARTS = (
     "entry",
     "blocking",
     "ahead",
-    "occupy",
     "times",
     "unchanging",
     "lost",

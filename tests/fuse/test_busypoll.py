@@ -1,4 +1,4 @@
-"""Polling for requests, and keeping a processor busy for them: what it must leave alone."""
+"""Polling for requests: what it must leave alone."""
 
 from __future__ import annotations
 
@@ -23,17 +23,6 @@ def _processor_time(pid: int) -> float:
     return (int(user) + int(system)) * _TICK
 
 
-def _may_run_on(pid: int) -> dict[str, str]:
-    """Return the processors that each thread of *pid* may run on."""
-    tasks = Path(f"/proc/{pid}/task")
-    return {
-        task.name: line.split()[1]
-        for task in tasks.iterdir()
-        for line in (task / "status").read_text().splitlines()
-        if line.startswith("Cpus_allowed_list:")
-    }
-
-
 def _stream(mnt: Path, seconds: float) -> None:
     """Make one request after the other."""
     end = time.monotonic() + seconds
@@ -56,19 +45,6 @@ def test_a_mount_rests_when_requests_end(stack: Stack, mnt: Path) -> None:
         _stream(mnt, 0.3)
         assert _processor_time(pid) - before > 0.05
         wait_until(lambda: _rests(pid))
-
-
-def test_what_answers_may_run_where_it_might_before(stack: Stack, mnt: Path) -> None:
-    (mnt / "file").write_bytes(b"")
-    pid = stack.layerfs.pid(stack.name)
-    before = _may_run_on(pid)
-    for _ in range(5):
-        _stream(mnt, 0.15)
-        wait_until(lambda: _may_run_on(pid)[str(pid)] == before[str(pid)], 1)
-    (mnt / "file").write_bytes(bytes(1 << 24))  # in threads, made meanwhile
-    (mnt / "file").read_bytes()
-    after = _may_run_on(pid)
-    assert list(after.values()).count(before[str(pid)]) >= len(after) - 1  # but the one that occupies
 
 
 def test_who_is_confined_stays_so(stack: Stack, mnt: Path) -> None:

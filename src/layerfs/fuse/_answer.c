@@ -15,7 +15,6 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#define SMALL_ANSWER 4096
 #define LARGEST_ERRNO 511 /* the kernel takes no others (fs/fuse/dev.c, fuse_dev_do_write) */
 #define MOST_TRIES 100	  /* a millisecond apart */
 
@@ -82,7 +81,7 @@ ssize_t send_answer(int device, struct iovec *iov, int count)
 	return wrote;
 }
 
-void answer(int device, uint64_t unique, int error, const void *payload, size_t size)
+int answer(int device, uint64_t unique, int error, const void *payload, size_t size)
 {
 	struct fuse_out_header header = {
 		.len = sizeof(header) + size,
@@ -92,16 +91,6 @@ void answer(int device, uint64_t unique, int error, const void *payload, size_t 
 	struct iovec iov[2] = {{&header, sizeof(header)}, {(void *)payload, size}};
 
 	send_answer(device, iov, size ? 2 : 1);
-}
-
-int reply(int device, uint64_t unique, int error, const void *payload, size_t size)
-{
-	int timed = size <= SMALL_ANSWER && wants_cost();
-	uint64_t start = timed ? now() : 0;
-
-	answer(device, unique, error, payload, size);
-	if (timed)
-		note_cost(now() - start);
 	return 1;
 }
 

@@ -46,7 +46,7 @@ static int reply_exception(int device, uint64_t unique)
 		PyErr_Restore(type, value, trace);
 		PyErr_WriteUnraisable(NULL);
 	}
-	return reply(device, unique, error ? error : EIO, NULL, 0);
+	return answer(device, unique, error ? error : EIO, NULL, 0);
 }
 
 /* Calls the handler for an opcode; with a reference, None for "not now", or NULL with an exception. */
@@ -77,9 +77,9 @@ static int answer_any(int device, const struct fuse_in_header *in, const char *b
 	if (!result)
 		return reply_exception(device, in->unique);
 	if (PyBytes_Check(result))
-		answered = reply(device, in->unique, 0, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result));
+		answered = answer(device, in->unique, 0, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result));
 	else if (PyLong_Check(result))
-		answered = reply(device, in->unique, (int)PyLong_AsLong(result), NULL, 0);
+		answered = answer(device, in->unique, (int)PyLong_AsLong(result), NULL, 0);
 	Py_DECREF(result);
 	return answered;
 }
@@ -149,7 +149,6 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 		return 0;
 	if (!read_buffer && posix_memalign((void **)&read_buffer, 4096, LARGEST_READ))
 		return 0;
-	note_size(body->size);
 	to = (struct iovec){read_buffer, body->size};
 	ahead = bytes_ahead(in->nodeid, body->offset, body->size);
 	Py_BEGIN_ALLOW_THREADS
@@ -158,7 +157,7 @@ static int answer_read(int device, const struct fuse_in_header *in, const struct
 		got = preadv(file, &to, 1, body->offset);
 	if (got == (ssize_t)body->size ||
 	    (got >= 0 && fstat(file, &st) == 0 && (off_t)body->offset + got >= st.st_size))
-		reply(device, in->unique, 0, read_buffer, got);
+		answer(device, in->unique, 0, read_buffer, got);
 	else if (!answer_read_later(device, in->unique, file, body->offset, body->size, ahead))
 		got = -2;
 	else
@@ -219,7 +218,6 @@ static int answer_write(int device, char **request, size_t size)
 		return reply_exception(device, in->unique);
 	if (file < 0)
 		return 0;
-	note_size(body->size);
 	if (!(body->write_flags & FUSE_WRITE_CACHE))
 		shown.tv_nsec = UTIME_OMIT; /* O_DIRECT: the time of this one comes later */
 	time = begin_write(in->nodeid, shown);
@@ -231,7 +229,7 @@ static int answer_write(int device, char **request, size_t size)
 	Py_BEGIN_ALLOW_THREADS
 	error = write_all(file, data, body->size, body->offset);
 	is_set = end_write(time, file);
-	reply(device, in->unique, error, &out, error ? 0 : sizeof(out));
+	answer(device, in->unique, error, &out, error ? 0 : sizeof(out));
 	Py_END_ALLOW_THREADS
 	if (is_set)
 		known_time_is_set(in->nodeid);
@@ -262,7 +260,7 @@ static int answer_fallocate(int device, const struct fuse_in_header *in, const s
 	error = allocate(file, body->mode, body->offset, body->length);
 	end_write(time, file);
 	Py_END_ALLOW_THREADS
-	return reply(device, in->unique, error, NULL, 0);
+	return answer(device, in->unique, error, NULL, 0);
 }
 
 int answer_directly(int device, char **buffer, size_t size)

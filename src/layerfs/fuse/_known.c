@@ -88,7 +88,7 @@ static int answer_attributes(int device, uint64_t unique, const struct known *kn
 	fill_from_stat(&out.attr, known->inode, st);
 	if (st->st_nlink && known->links)
 		out.attr.nlink = known->links;
-	return reply(device, unique, 0, &out, sizeof(out));
+	return answer(device, unique, 0, &out, sizeof(out));
 }
 
 static struct timespec chosen_time(uint32_t valid, uint32_t bit, uint64_t seconds, uint32_t nanoseconds)
@@ -140,7 +140,7 @@ static int answer_setattr(int device, uint64_t unique, struct known *known, cons
 			error = futimens(known->fd, wanted);
 	}
 	if (error)
-		return reply(device, unique, errno, NULL, 0);
+		return answer(device, unique, errno, NULL, 0);
 	if (fstat(known->fd, &st))
 		return 0;
 	if (comes_later)
@@ -168,7 +168,7 @@ int answer_known(int device, const struct fuse_in_header *in, const void *body, 
 	case FUSE_GETXATTR:
 		if (known->no_capability && size == sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) &&
 		    !memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY)))
-			return reply(device, in->unique, ENODATA, NULL, 0);
+			return answer(device, in->unique, ENODATA, NULL, 0);
 		return 0;
 	case FUSE_SETXATTR:
 	case FUSE_REMOVEXATTR:

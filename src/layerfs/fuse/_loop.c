@@ -35,7 +35,6 @@ static int loop = -1;          /* readable when the event loop has something to 
 static int is_asked;           /* we are given it each time, unless it has tasks to run */
 static uint64_t loop_deadline; /* when it has something to do anyway */
 static int idle;               /* no request has come for a while */
-static enum wait wait;         /* for the last request */
 
 /* What a request is read into. A write is done from it, by whoever takes it over (_blocking.c). */
 struct buffer {
@@ -48,7 +47,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct buffer *spare;
 static int spares;
 
-uint64_t now(void)
+static uint64_t now(void)
 {
 	struct timespec time;
 
@@ -126,7 +125,6 @@ static int spin_for_request(int device)
 	start = time = now();
 	do {
 		found = poll(&poll_device, 1, 0);
-		wait = found ? wait : POLLED;
 		last = time;
 		time = now();
 	} while (!found && time - start < spin && time - last < OTHERS);
@@ -151,10 +149,7 @@ static int doze(int device)
 		return 0;
 	left = loop_deadline - start < DOZE ? loop_deadline - start : DOZE;
 	patience = (struct timespec){.tv_sec = left / 1000000000, .tv_nsec = left % 1000000000};
-	wait = SLEPT;
-	note_sleep();
 	ppoll(either, 2, &patience, NULL);
-	note_wakeup();
 	if (either[0].revents) {
 		if (start >= no_spin_until && credit <= 0 && now() - start < 2 * spin)
 			credit = 1; /* it came so soon that polling would have met it */
@@ -174,7 +169,7 @@ static int wait_for_request(int device)
 	Py_BEGIN_ALLOW_THREADS
 	if (now() < no_spin_until)
 		credit = 0;
-	found = (!better_sleep() && spin_for_request(device)) || doze(device);
+	found = spin_for_request(device) || doze(device);
 	Py_END_ALLOW_THREADS
 	return found;
 }
@@ -208,11 +203,9 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 		if (got < (ssize_t)sizeof(*header))
 			return got;
 		header = (void *)request;
-		note_request(header->pid, wait);
-		wait = NOT_AT_ALL;
 		refused = refusal(header);
 		if (refused) {
-			reply(fd, header->unique, refused, NULL, 0);
+			answer(fd, header->unique, refused, NULL, 0);
 		} else if (!answer_directly(fd, &request, got)) {
 			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
 			memcpy(buffer, request, got);

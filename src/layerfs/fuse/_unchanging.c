@@ -30,7 +30,7 @@ int answer_unchanging(int device, const struct fuse_in_header *in)
 {
 	if (in->opcode != FUSE_GETATTR || !table || place_of(in->nodeid)->inode != in->nodeid)
 		return 0;
-	return reply(device, in->unique, 0, &place_of(in->nodeid)->answer, sizeof(struct fuse_attr_out));
+	return answer(device, in->unique, 0, &place_of(in->nodeid)->answer, sizeof(struct fuse_attr_out));
 }
 
 void drop_unchanging(uint64_t inode)

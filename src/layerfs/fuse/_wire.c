@@ -332,7 +332,6 @@ PyMODINIT_FUNC PyInit__wire(void)
 		       PyModule_AddFunctions(module, known_methods) ||
 		       PyModule_AddFunctions(module, loop_methods) ||
 		       PyModule_AddFunctions(module, lost_methods) ||
-		       PyModule_AddFunctions(module, occupy_methods) ||
 		       PyModule_AddFunctions(module, times_methods) ||
 		       PyModule_AddFunctions(module, unchanging_methods)))
 		Py_CLEAR(module);

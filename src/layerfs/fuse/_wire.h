@@ -22,13 +22,10 @@ int refusal(const struct fuse_in_header *header);
 /* Notes what pyfuse3 would lose of a request that goes to it, and gives it the handle that it needs. */
 void look_at_request(const struct fuse_in_header *header, void *body, size_t size);
 
-/* _answer.c: writing answers. Any thread may, but for `reply`. */
+/* _answer.c: writing answers. Any thread may. */
 
-/* Writes an answer: an errno, or 0 and a payload. What the device refuses is answered EIO. */
-void answer(int device, uint64_t unique, int error, const void *payload, size_t size);
-
-/* The same in the thread that reads requests, where its cost is noted. Returns 1. */
-int reply(int device, uint64_t unique, int error, const void *payload, size_t size);
+/* Writes an answer: an errno, or 0 and a payload. What the device refuses is answered EIO. Returns 1. */
+int answer(int device, uint64_t unique, int error, const void *payload, size_t size);
 
 /* The same for a whole message, a notification too, as writev(2) does it. */
 ssize_t send_answer(int device, struct iovec *iov, int count);
@@ -37,9 +34,6 @@ extern PyMethodDef answer_methods[];
 
 /* _loop.c: reading requests, and waiting for them. */
 
-/* The time that only goes on, in nanoseconds. */
-uint64_t now(void);
-
 /* Reads requests until one comes that pyfuse3 is to answer, which it returns as read(2) does. */
 ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
 
@@ -47,28 +41,6 @@ ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
 void release_buffer(char *bytes);
 
 extern PyMethodDef loop_methods[];
-
-/* _occupy.c: keeping the other processor from idling. */
-
-/* Notes a request of the task *pid* (0: of none), and how we have waited for it. */
-enum wait { NOT_AT_ALL, POLLED, SLEPT };
-void note_request(uint32_t pid, enum wait wait);
-
-/* To be called before and after sleeping. */
-void note_sleep(void);
-void note_wakeup(void);
-
-/* Notes how long it took to write an answer, where that is wanted. */
-int wants_cost(void);
-void note_cost(uint64_t nanoseconds);
-
-/* Whether to sleep until the next request comes, not to poll for it. */
-int better_sleep(void);
-
-/* Notes how much is to be read or written. */
-void note_size(uint32_t size);
-
-extern PyMethodDef occupy_methods[];
 
 /* _direct.c: answers requests without libfuse and pyfuse3. */
 

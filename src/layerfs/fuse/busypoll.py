@@ -3,8 +3,7 @@
 Most of what a small request costs is not its work but waking up for it: a task switch in trio, epoll, and
 the processor coming back from idle. While requests follow each other closely the next one is therefore
 polled for, for a moment, before the loop goes to sleep. When polling does not pay, it stops
-until it would have paid again; an idle mount uses no processor. On two processors the extension may do
-better: see `_occupy.c`.
+until it would have paid again; an idle mount uses no processor.
 
 pyfuse3 reads its event loop through its module attribute `trio` (its own asyncio mode replaces it in the
 same way), so `install` puts a namespace there that waits as described and is trio otherwise. Setting
@@ -32,7 +31,6 @@ TURN = 500e-6
 _MOST_CREDIT = 8
 
 _now = time.perf_counter
-_occupies = False
 
 
 class _Lock:
@@ -158,19 +156,16 @@ def status() -> str:
     reason = why_not()
     if reason:
         return f"not active: {reason}"
-    return "active while requests stream" + (", both processors" if _occupies else "")
+    return "active while requests stream"
 
 
 def install() -> None:
     """Have pyfuse3 wait for requests as described: in the extension where that is at work, else here."""
-    global _occupies
     namespace = SimpleNamespace(**vars(trio))
     namespace.Lock = _Lock
     namespace.lowlevel = lowlevel = SimpleNamespace(**vars(trio.lowlevel))
     if wire.extension is not None and wire.is_active():
         wire.extension.set_spin(0 if why_not() else int(SPIN * 1e9))
-        if not why_not():
-            _occupies = wire.extension.allow_occupying()
         lowlevel.wait_readable = Beside(wire.extension).wait_readable
     elif not why_not():
         lowlevel.wait_readable = Waiter().wait_readable

@@ -38,9 +38,6 @@ class Wire(Protocol):
     def set_spin(self, nanoseconds: int) -> None:
         """Set for how many nanoseconds to poll for the next request; 0 for never."""
 
-    def allow_occupying(self) -> bool:
-        """Let the other one of two processors be occupied while requests stream; tell whether that can be."""
-
     def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
         """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
 
