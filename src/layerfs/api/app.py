@@ -35,7 +35,7 @@ MODULES = {
     "exec": ("execs",),
     "images": ("images", "archives", "registries", "prune"),
     "info": ("system",),
-    "layerfs": ("native", "timetravel", "mounting", "running", "usage", "prune", "execs", "remotes"),
+    "layerfs": ("native", "timetravel", "past", "mounting", "running", "usage", "prune", "execs", "remotes"),
     "networks": ("networks",),
     "system": ("usage",),
     "version": ("system",),

@@ -7,19 +7,16 @@ as well (table `checkpoints`), with all below: until the mount is removed, it ca
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
-from layerfs.store import commit, events, external, images, layers, marks, stacks
+from layerfs.store import commit, events, external, images, layers, marks, revisions, stacks
 from layerfs.store.commit import Wording
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Layer, Mount, now, to_datetime
 from layerfs.store.references import id_prefix
 from layerfs.union.trees import open_directory
-
-_BACK = re.compile(r"(.*)~(\d{0,9})")
 
 
 class WentBack(NamedTuple):
@@ -35,14 +32,13 @@ def resolve(db: Database, mount: Mount, reference: str) -> str:
     """Return the step in the past of *mount* that *reference* means: "" is the last checkpoint.
 
     That is an id or its beginning, an image by name or id, or one of these, the mount's name, or nothing,
-    with `~N`: N steps that have a layer below it. Raises `NotFound`, and `BadRequest` if it is ambiguous.
+    with `~N` or `@{WHEN}`: see `revisions`. Raises `NotFound`, and `BadRequest` if it is ambiguous.
     """
+    name, suffixes = revisions.split(reference)
     with db.snapshot():
-        back = _BACK.fullmatch(reference)
-        step = _named(db, mount, back[1] if back else reference)
-        if back:
-            step = _below(db, mount, step, int(back[2] or 1), reference)
-    return step
+        step = _named(db, mount, name)
+        owner = mount.id if name in ("", mount.name) else None
+        return revisions.follow(db, revisions.Revision(step, owner), suffixes, reference)
 
 
 def _named(db: Database, mount: Mount, name: str) -> str:
@@ -64,6 +60,8 @@ def _named(db: Database, mount: Mount, name: str) -> str:
     try:
         image = images.resolve(db, name)
     except (NotFound, BadRequest):
+        if wanted and (gone := revisions.squashed(db, wanted)):
+            raise gone from None
         raise NotFound(
             f"{mount.name} has no checkpoint {name}: it was never there, or that was removed"
         ) from None
@@ -85,22 +83,6 @@ def _is_past(db: Database, mount_id: str, step: str) -> bool:
         SELECT 1 FROM past WHERE id = ?2 LIMIT 1
     """
     return db.scalar(query, (mount_id, step)) is not None
-
-
-def _below(db: Database, mount: Mount, step: str, count: int, reference: str) -> str:
-    query = """
-        WITH RECURSIVE chain (id, parent, layer, depth) AS (
-            SELECT id, parent, layer, 0 FROM steps WHERE id = ?1
-            UNION ALL
-            SELECT steps.id, steps.parent, steps.layer, depth + (chain.layer IS NOT NULL)
-            FROM chain JOIN steps ON steps.id = chain.parent WHERE depth <= ?2
-        )
-        SELECT id FROM chain WHERE depth = ?2 AND layer IS NOT NULL LIMIT 1
-    """
-    found = db.scalar(query, (step, count))
-    if found is None:
-        raise NotFound(f"{mount.name} has no checkpoint {reference}: its past is not that long")
-    return str(found)
 
 
 def layers_at(db: Database, mount: Mount, step: str) -> Sequence[str]:

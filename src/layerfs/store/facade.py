@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerfs.store import events, external, images, layers, marks, removal
+from layerfs.store import events, external, images, layers, marks, mounts, removal, stacks
 from layerfs.store.database import Database
 from layerfs.store.facade_mounts import MountsOfStore
 from layerfs.store.facade_past import PastOfStore
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from layerfs.store.fsck import Problem
     from layerfs.store.images import ImageRow
     from layerfs.store.networks import Networks
+    from layerfs.store.revisions import Revision
     from layerfs.store.scratch import Scratch
     from layerfs.store.steps import Steps
     from layerfs.store.usage import Usage
@@ -139,6 +140,15 @@ class Store(MountsOfStore, PastOfStore):
                 rows.append(self.layer(owner.upper))
         external.complete(self._db, rows)
         return marks.stack(self._db, rows, userxattr=userxattr)
+
+    def stack_at(self, revision: Revision) -> Stack:
+        """Return the trees of what a reference means, to be read: of a mount, its upper is the topmost.
+
+        Raises `NotFound` where it has been removed meanwhile, and `Conflict`.
+        """
+        if revision.mount is not None:
+            return self.stack_of(mounts.get(self._db, revision.mount), upper=True)
+        return stacks.to_read(self._db, stacks.layer_ids(self._db, revision.step)[::-1])
 
     def external_layer(self, path: Path) -> Layer:
         """Return the layer for a plain directory, registering it when it is new.

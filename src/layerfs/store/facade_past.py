@@ -12,6 +12,8 @@ from layerfs.store.model import Layer, Mount
 if TYPE_CHECKING:
     from layerfs.store.checkpoints import WentBack
     from layerfs.store.commit import Wording
+    from layerfs.store.log import LogEntry
+    from layerfs.store.revisions import Revision
     from layerfs.union.stack import Tree
 
 
@@ -26,6 +28,26 @@ class PastOfStore:
         Raises `NotFound`, and `BadRequest` for one that is ambiguous.
         """
         return checkpoints.resolve(self._db, mount, reference)
+
+    def revision(self, reference: str) -> Revision:
+        """Return what *reference* means in this store; see `revisions`. Raises `NotFound`, `BadRequest`."""
+        from layerfs.store import revisions
+
+        return revisions.resolve(self._db, reference)
+
+    def log(
+        self, revision: Revision, path: bytes | None = None, *, most: int | None = None, graph: bool = False
+    ) -> list[LogEntry]:
+        """Return the steps that led to a revision, newest first, *most* of them, with what each changed.
+
+        With *path*, those that touched it, under its former names too; with *graph*, also those that the
+        mount was at before it went back. May write down what it has counted. Raises `NotFound` and others.
+        """
+        from layerfs.store import log
+
+        if path is not None:
+            return log.log_of_path(self._db, revision, path, most=most)
+        return log.log(self._db, revision, most=most, graph=graph)
 
     def layers_at(self, mount: Mount, step: str) -> Sequence[str]:
         """Return the layers that *mount* stands on at *step*, bottom first; raises `NotFound`, `Conflict`."""

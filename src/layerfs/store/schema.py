@@ -237,6 +237,29 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX checkpoints_step ON checkpoints (step)",
     ),
+    (  # what is known of steps, and of those that are no more: see on-disk-format.md, "Checkpoints"
+        """
+        CREATE TABLE step_changes (  -- counted once somebody has asked
+            step TEXT PRIMARY KEY REFERENCES steps ON DELETE CASCADE,
+            added INTEGER NOT NULL,
+            changed INTEGER NOT NULL,
+            deleted INTEGER NOT NULL
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE squashed (  -- steps that are no more
+            step TEXT PRIMARY KEY,
+            kept TEXT  -- the step that has what it changed, NULL: none
+        ) STRICT, WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE rebased (  -- steps that others were squashed into, and what their ids are made of
+            step TEXT PRIMARY KEY REFERENCES steps ON DELETE CASCADE,
+            parent TEXT,
+            layer TEXT
+        ) STRICT, WITHOUT ROWID
+        """,
+    ),
 )
 
 COMPATIBLE = 8

@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from layerfs.errors import LayerfsError, NotFound
 from layerfs.store import layers
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, to_datetime, to_nanoseconds
+
+if TYPE_CHECKING:
+    from layerfs.union.stack import Stack
 
 _COLUMNS = "layer, created, created_by, author, comment"
 
@@ -99,6 +103,15 @@ def layer_ids(db: Database, step: str) -> list[str]:
         SELECT layer FROM chain WHERE layer IS NOT NULL
     """
     return [str(layer) for (layer,) in db.execute(query, (step,))]
+
+
+def to_read(db: Database, layer_ids: Sequence[str]) -> Stack:
+    """Return the layers *layer_ids*, bottom first, as trees to be read; raises `NotFound`, `Conflict`."""
+    from layerfs.store import external, marks  # which are made of layers
+
+    rows = layers.get_all(db, layer_ids)
+    external.complete(db, rows)
+    return marks.stack(db, rows)
 
 
 def all_histories(db: Database) -> dict[str, tuple[HistoryEntry, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerfs.errors import Conflict, NotFound, from_os_error
-from layerfs.store import events, external, holds, images, layers, marks, stacks
+from layerfs.store import events, holds, images, layers, marks, stacks
 from layerfs.store.database import Database
 from layerfs.store.model import HistoryEntry, Image, Layer, to_nanoseconds
 from layerfs.union.marking import Marking
@@ -68,9 +68,8 @@ class Steps:
 
     def stack_of_step(self, step: str) -> Stack:
         """Return the trees of the stack that *step* stands for, to be read. Raises `NotFound`, `Conflict`."""
-        rows = self.layers_of_step(step)
-        external.complete(self._db, rows)
-        return marks.stack(self._db, rows)
+        stacks.check(self._db, step)
+        return stacks.to_read(self._db, stacks.layer_ids(self._db, step)[::-1])
 
     def history_of_step(self, step: str) -> tuple[HistoryEntry, ...]:
         """Return the steps up to *step*, oldest first; raises `NotFound`."""

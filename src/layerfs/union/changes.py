@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from layerfs.union import merge
-from layerfs.union.layer import LayerDir
+from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.stack import Stack
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
 
@@ -33,8 +33,12 @@ def changes(stack: Stack) -> Iterator[Change]:
     reads are left out.
     """
     with stack.opened(_DESCRIPTORS) as layers:
-        *lowers, upper = layers
-        yield from _in_directory(upper.root, [layer.root for layer in reversed(lowers)], b"")
+        yield from changes_of(layers[-1])
+
+
+def changes_of(layer: Layer) -> Iterator[Change]:
+    """Yield what an opened layer changes in those below it, as `changes` does."""
+    yield from _in_directory(layer.root, [lower.root for lower in layer.below], b"")
 
 
 def _in_directory(directory: LayerDir, below: Sequence[LayerDir], path: bytes) -> Iterator[Change]:

@@ -34,6 +34,16 @@ class Shelf:
         """Return a new descriptor on a tree; the caller looks whether it is the right one."""
         return os.open(place, OPEN_DIRECTORY, dir_fd=self._fd)
 
+    def has(self, path: bytes) -> bool:
+        """Tell whether there is something at *path* on the shelf, a link itself; its last name alone may be
+        one. Raises `OSError`.
+        """
+        try:
+            os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
     def close(self) -> None:
         """Close the descriptor: trees are not to be opened any more."""
         os.close(self._fd)
