@@ -111,9 +111,13 @@ def test_an_upper_outside_of_an_older_store_is_trusted_as_one_of_today(
             "ports",
             "endpoints",
             "networks",
+            "step_changes",
+            "squashed",
+            "rebased",
         ):  # of later versions
             store.database.execute(f"DROP TABLE {table}")
         store.database.execute("ALTER TABLE mounts DROP COLUMN build")
+        store.database.execute("ALTER TABLE layers DROP COLUMN plain")
         store.database.execute("PRAGMA user_version = 4")
     with Store(store.root) as migrated:
         then = migrated.layer(today)

@@ -57,7 +57,9 @@ def test_what_is_not_there_is_not_found(store: Store, mount: Row, wrong: str) ->
         store.revision(wrong.replace("m", mount.name, 1) if wrong.startswith("m") else wrong)
 
 
-@pytest.mark.parametrize("wrong", ["", "~1", "A B", "debian:12@{x}", "debian:12@{31 parsecs ago}", "a@{b", "-"])
+@pytest.mark.parametrize(
+    "wrong", ["", "~1", "A B", "debian:12@{x}", "debian:12@{31 parsecs ago}", "a@{b", "-"]
+)
 def test_what_can_be_no_reference_is_refused(store: Store, wrong: str) -> None:
     with pytest.raises(BadRequest):
         store.revision(wrong)

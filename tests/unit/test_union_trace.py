@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.union import snapshot
-from layerfs.union.trace import Touch, trace
+from layerfs.union.trace import Plain, Touch, trace
 from tests.unit.union_support import plain_stack
 
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.root
 
 
 def told(layers: list[Path], path: bytes) -> list[tuple[int, str, bytes]]:
-    return [(touch.depth, touch.kind, touch.path) for touch in trace(plain_stack(*layers), path)]
+    return [(touch.depth, touch.kind, touch.path) for touch in trace(Plain(plain_stack(*layers)), path)]
 
 
 def test_added_changed_deleted_and_added_again(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_directories_renamed_twice_one_above_the_other(tmp_path: Path) -> None:
     (layers[3] / "z").mkdir()
     os.setxattr(layers[3] / "z", "trusted.overlay.redirect", b"/a/c")
     whiteout(layers[3] / "a")
-    found = list(trace(plain_stack(*layers), b"/z/f"))
+    found = list(trace(Plain(plain_stack(*layers)), b"/z/f"))
     assert found == [
         Touch(3, "R", b"/z/f", b"/a/c/f"),
         Touch(2, "C", b"/a/c/f"),
@@ -98,7 +98,7 @@ def test_a_small_file_is_followed_by_its_contents(tmp_path: Path) -> None:
     file(layers[1] / "new", "the same in both")
     whiteout(layers[1] / "another")
     whiteout(layers[1] / "old")
-    assert list(trace(plain_stack(*layers), b"/new")) == [
+    assert list(trace(Plain(plain_stack(*layers)), b"/new")) == [
         Touch(1, "R", b"/new", b"/old"),
         Touch(0, "A", b"/old"),
     ]

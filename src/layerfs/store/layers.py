@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +21,8 @@ from layerfs.errors import BadRequest, LayerfsError, NotFound, from_os_error
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, LayerState, now, to_datetime
 from layerfs.store.waiting import take
-from layerfs.union.trees import boot_id, remove_trees, sync_path, walk
+from layerfs.union.marking import OPAQUE, REDIRECT
+from layerfs.union.trees import boot_id, list_xattrs, remove_trees, sync_path, walk
 
 GONE = ".gone"
 """Suffix of a layer's directory from the moment it belongs to nobody until it is removed."""
@@ -36,7 +38,8 @@ _LONG = 3600.0
 """Seconds to wait for another process that measures, hashes or commits a layer."""
 
 _COLUMNS = (
-    "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified, prefix, outside"
+    "id, state, path, work, created, size, manifest_done, diff_id, sealed_in, unverified, prefix, outside,"
+    " plain"
 )
 _AT_A_TIME = 500
 _locks: dict[str, int] = {}
@@ -281,12 +284,20 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[bool]:
 
 def measure(tree: Path) -> int:
     """Return the bytes of the regular files in *tree*, hard links counted once; raises `OSError`."""
+    return _measure(tree)[0]
+
+
+def _measure(tree: Path) -> tuple[int, bool]:
+    """Return what `measure` does, and whether no directory of it is opaque or was renamed."""
     total = 0
+    plain = True
     linked: set[tuple[int, int]] = set()
     fd = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for _, status in walk(fd):
-            if (status.st_mode & 0o170000) != 0o100000:
+        for path, status in walk(fd):
+            if stat.S_ISDIR(status.st_mode):
+                plain = plain and not _has_marks(b"/proc/self/fd/%d/%s" % (fd, path))
+            if not stat.S_ISREG(status.st_mode):
                 continue
             if status.st_nlink > 1:
                 inode = (status.st_dev, status.st_ino)
@@ -296,7 +307,12 @@ def measure(tree: Path) -> int:
             total += status.st_size
     finally:
         os.close(fd)
-    return total
+    return total, plain
+
+
+def _has_marks(directory: bytes) -> bool:
+    names = map(os.fsencode, list_xattrs(directory))
+    return any(name.endswith((OPAQUE, REDIRECT)) for name in names)
 
 
 def size(db: Database, layer_id: str) -> int:
@@ -326,9 +342,9 @@ def size(db: Database, layer_id: str) -> int:
 
 def measure_once(db: Database, layer: Layer) -> int:
     """Measure a layer and write its size down; the caller holds the layer's lock."""
-    total = measure(layer.path)
+    total, plain = _measure(layer.path)
     with db.transaction():
-        db.execute("UPDATE layers SET size = ? WHERE id = ?", (total, layer.id))
+        db.execute("UPDATE layers SET size = ?, plain = ? WHERE id = ?", (total, plain, layer.id))
     return total
 
 
@@ -358,6 +374,7 @@ def _from_row(db: Database, row: sqlite3.Row) -> Layer:
         unverified,
         prefix,
         outside,
+        plain,
     ) = row
     own = directory(db, layer_id)
     if path is not None:
@@ -377,4 +394,5 @@ def _from_row(db: Database, row: sqlite3.Row) -> Layer:
         doubtful,
         prefix,
         bool(outside),
+        bool(plain),
     )

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from layerfs.errors import LayerfsError, NotFound, from_os_error
 from layerfs.store import layers, stacks
+from layerfs.store.chain import ChainOfTrees
 from layerfs.store.database import Database
 from layerfs.store.model import to_datetime
 from layerfs.store.revisions import Revision
@@ -70,15 +71,17 @@ def log_of_path(db: Database, revision: Revision, path: bytes, *, most: int | No
     there, and other `LayerfsError`s.
     """
     path = posixpath.normpath(b"/" + path.lstrip(b"/"))
-    with db.snapshot():
-        chain = _chain(db, revision.step, None)
-    stack = stacks.to_read(db, [entry.layer for entry in reversed(chain)])
     entries: list[LogEntry] = []
     try:
-        for touch in trace(stack, path):
-            entries.append(replace(chain[len(chain) - 1 - touch.depth], touch=touch))
-            if len(entries) == most:
-                break
+        with db.snapshot():
+            trees = ChainOfTrees(db, revision.step)
+        with trees:
+            for touch in trace(trees, path):
+                step = trees.steps[touch.depth]
+                (entry,) = _chain(db, step, 1)
+                entries.append(replace(entry, touch=touch))
+                if len(entries) == most:
+                    break
     except OSError as error:
         raise from_os_error(error, f"look for {path.decode(errors='replace')}") from None
     if not entries:

@@ -56,7 +56,7 @@ def stack(db: Database, rows: Sequence[Layer], *, userxattr: bool = False) -> St
     from layerfs.union.stack import Stack, Tree  # most commands open none, and it takes some time to load
 
     marking = of_stack(rows, userxattr=userxattr)
-    trees = (Tree(row.path, row.state == "external", trust(row, marking)) for row in rows)
+    trees = (Tree(row.path, row.state == "external", trust(row, marking), row.plain) for row in rows)
     return Stack(tuple(trees), marking, db.layers)
 
 

@@ -58,6 +58,8 @@ class Layer:
     """Whether its tree is marked with `trusted` or `user` attributes; None where that was not noted."""
     outside: bool = False
     """Whether its tree is or was an upper outside the store, which others may have written to."""
+    plain: bool = False
+    """Whether no directory of it is known to be opaque or renamed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,6 +259,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             layer TEXT
         ) STRICT, WITHOUT ROWID
         """,
+        "ALTER TABLE layers ADD COLUMN plain INTEGER",  # 1: no directory opaque or renamed; NULL: not known
     ),
 )
 

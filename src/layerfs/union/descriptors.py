@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from typing import TYPE_CHECKING
 
+from layerfs.union import syscalls
+
 if TYPE_CHECKING:
     from layerfs.union.layer import LayerDir
 
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -34,14 +38,18 @@ class Shelf:
         """Return a new descriptor on a tree; the caller looks whether it is the right one."""
         return os.open(place, OPEN_DIRECTORY, dir_fd=self._fd)
 
-    def has(self, path: bytes) -> bool:
-        """Tell whether there is something at *path* on the shelf, a link itself; its last name alone may be
-        one. Raises `OSError`.
+    def may_have(self, path: bytes) -> bool:
+        """Tell whether there may be something at *path* on the shelf, or a file or a link in its way.
+
+        No link is followed. Raises `OSError` where the shelf cannot be read.
         """
         try:
-            os.stat(path, dir_fd=self._fd, follow_symlinks=False)
+            os.close(syscalls.openat2(self._fd, path, _LOOK, syscalls.RESOLVE_NO_SYMLINKS))
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP, errno.ENOSYS, errno.EACCES):
+                raise
         return True
 
     def close(self) -> None:

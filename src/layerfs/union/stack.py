@@ -14,11 +14,15 @@ from layerfs.union.marking import Marking, Trust
 
 
 class Tree(NamedTuple):
-    """A directory that is a layer. With *aufs*, `.wh.` files in it are whiteouts."""
+    """A directory that is a layer. With *aufs*, `.wh.` files in it are whiteouts.
+
+    In a *plain* one no directory is opaque or was renamed, which spares the look.
+    """
 
     path: Path
     aufs: bool = False
     trust: Trust = Trust.ALL
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Stack:
         """Open all trees, bottom first; the caller closes them. Raises `OSError`, then none is open."""
         layers: list[Layer] = []
         try:
-            for path, aufs, trust in self.trees:
+            for path, aufs, trust, _ in self.trees:
                 layer = Layer(
                     path,
                     aufs=aufs,

@@ -28,6 +28,8 @@ _NS = 1_000_000_000
 
 _OPEN_TREE = 428
 _OPEN_TREE_CLONE = 1
+_OPENAT2 = 437
+RESOLVE_NO_SYMLINKS = 4
 _LISTXATTRAT = 465  # on every architecture, as all system calls since 5.1
 _has_listxattrat = True
 _NAMES_SIZE = 512
@@ -122,6 +124,17 @@ def clone_tree(fd: int) -> int:
     """
     result = int(_syscall(_OPEN_TREE, fd, b"", _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH))
     _check(min(result, 0))
+    return result
+
+
+def openat2(dir_fd: int, path: bytes, flags: int, resolve: int) -> int:
+    """Open *path* in the directory *dir_fd*, with restrictions on how it is resolved: openat2(2).
+
+    ELOOP is what a link in the way gives, ENOSYS a kernel before 5.6.
+    """
+    how = struct.pack("=QQQ", flags, 0, resolve)
+    result = int(_syscall(_OPENAT2, dir_fd, path, how, len(how)))
+    _check(min(result, 0), path)
     return result
 
 

@@ -11,13 +11,14 @@ directory or a file had before it was renamed are followed:
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 from layerfs.union.changes import ADDED, CHANGED, DELETED
-from layerfs.union.descriptors import DirectoryCache, Shelf
+from layerfs.union.descriptors import DirectoryCache
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.snapshot import Entry, Snapshot, opened
 from layerfs.union.stack import Stack
@@ -59,30 +60,66 @@ class _Pending(NamedTuple):
     said: _Said
 
 
-def trace(stack: Stack, path: bytes) -> Iterator[Touch]:
-    """Yield what the trees of *stack* say about *path* (absolute, no links in it), top-most first.
+class Trees(Protocol):
+    """The trees of a stack, of which there may be many thousands: what is not asked for is not looked up."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def may_have(self, depth: int, path: bytes) -> bool:
+        """Tell at little cost whether a tree may have something to say about *path*."""
+
+    def up_to(self, depth: int) -> Stack:
+        """Return the stack of the lowest *depth* trees."""
+
+    def tree(self, depth: int) -> Stack:
+        """Return one tree alone, as it is to be read within the stack."""
+
+
+class Plain:
+    """The trees of a stack that is all there."""
+
+    def __init__(self, stack: Stack) -> None:
+        """Take the trees of *stack*."""
+        self._stack = stack
+
+    @property
+    def count(self) -> int:
+        """See `Trees`."""
+        return len(self._stack.trees)
+
+    def may_have(self, depth: int, path: bytes) -> bool:
+        """See `Trees`."""
+        return True
+
+    def up_to(self, depth: int) -> Stack:
+        """See `Trees`."""
+        return self._stack.up_to(depth)
+
+    def tree(self, depth: int) -> Stack:
+        """See `Trees`."""
+        return replace(self._stack, trees=self._stack.trees[depth : depth + 1])
+
+
+def trace(trees: Trees, path: bytes) -> Iterator[Touch]:
+    """Yield what *trees* say about *path* (absolute, no links in it), top-most first.
 
     Raises `OSError` where a tree cannot be read.
     """
-    shelf = Shelf(stack.shelf) if stack.shelf is not None else None
-    try:
-        yield from _Trace(stack, shelf).follow(path)
-    finally:
-        if shelf is not None:
-            shelf.close()
+    return _Trace(trees).follow(path)
 
 
 class _Trace:
     """The trees, each opened for the moment in which it is looked at."""
 
-    def __init__(self, stack: Stack, shelf: Shelf | None) -> None:
-        self._stack = stack
-        self._shelf = shelf
+    def __init__(self, trees: Trees) -> None:
+        self._trees = trees
 
     def follow(self, path: bytes) -> Iterator[Touch]:
         """Yield what the trees say about *path*."""
         pending: list[_Pending] = []
-        depth = len(self._stack.trees) - 1
+        depth = self._trees.count - 1
         while depth >= -1:
             said = self._look(depth, path) if depth >= 0 else _Said(False, True, None)
             if said is None:
@@ -105,47 +142,39 @@ class _Trace:
 
     def _look(self, depth: int, path: bytes) -> _Said | None:
         """Return what one tree says about *path*, None for nothing."""
-        if self._says_nothing(depth, path):
+        if not self._trees.may_have(depth, path):
             return None
-        layer = self._open(depth)
-        try:
+        with self._opened(depth) as layer:
             return _look(layer, path)
-        finally:
-            layer.close()
 
-    def _says_nothing(self, depth: int, path: bytes) -> bool:
-        """Tell at little cost whether a tree has nothing of the first name in *path*; False may be wrong."""
-        tree = self._stack.trees[depth]
-        if tree.aufs or self._shelf is None:
-            return False
-        place = self._shelf.place_of(os.fsencode(tree.path))
-        return place is not None and not self._shelf.has(place + b"/" + path.split(b"/", 2)[1])
-
-    def _open(self, depth: int) -> Layer:
+    @contextmanager
+    def _opened(self, depth: int) -> Iterator[Layer]:
         # As one that changes: it then asks for single names, and lists no directory.
-        tree = self._stack.trees[depth]
-        return Layer(
+        stack = self._trees.tree(depth)
+        (tree,) = stack.trees
+        layer = Layer(
             tree.path,
             aufs=tree.aufs,
             mutable=not tree.aufs,
-            marking=self._stack.marking,
+            marking=stack.marking,
             trust=tree.trust,
-            shelf=self._shelf,
             directories=DirectoryCache(_ROOM),
         )
+        try:
+            yield layer
+        finally:
+            layer.close()
 
     def _source(self, new: _Pending) -> bytes | None:
         """Return what the file that a tree has added was called before, None for one that is new."""
         if new.depth == 0:
             return None
-        layer = self._open(new.depth)
-        try:
+        with self._opened(new.depth) as layer:
             deleted = list(_deleted(layer))
-        finally:
-            layer.close()
         if not deleted:
             return None
-        with opened(self._stack.up_to(new.depth + 1)) as now, opened(self._stack.up_to(new.depth)) as before:
+        stacks = self._trees.up_to(new.depth + 1), self._trees.up_to(new.depth)
+        with opened(stacks[0]) as now, opened(stacks[1]) as before:
             added = now.find(new.path)
             if added.is_directory:
                 return None
