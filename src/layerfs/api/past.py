@@ -1,4 +1,4 @@
-"""Routes under `/layerfs/` that read the past: what led to something, files and directories as they were.
+"""Routes under `/layerfs/` that read the past: what led to something, what differs, and how it was.
 
 They take a reference, `ref`: see `layerfs.store.revisions`. A path is the parameter `path`, or stands in
 `ref` after a colon. The socket of a mount takes no reference, `~N` and `@{WHEN}` to be about that mount.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from layerfs.store.log import LogEntry
     from layerfs.store.revisions import Revision
+    from layerfs.union.comparing import Comparison, Difference
     from layerfs.union.snapshot import Entry, Snapshot
 
 _BYTES = (("Content-Type", "application/octet-stream"),)
@@ -142,6 +143,75 @@ def _contents(fd: int, shown: str) -> Generator[bytes, None, None]:
         os.close(fd)
 
 
+def diff(call: Call) -> Answer:
+    """Return what differs between two revisions, `a` and `b`: paths, with `form` stat or patch the lines."""
+    if (elsewhere := _by_another_process(call)) is not None:
+        return elsewhere
+    form = call.query.get("form") or "names"
+    if form not in ("names", "stat", "patch"):
+        raise BadRequest(f"invalid form {form[:20]!r}: use names, stat or patch")
+    if form == "patch":
+        pieces = _patch(call)
+        next(pieces)
+        return Stream(200, pieces, (("Content-Type", "text/x-diff"),))
+    with _compared(call) as (comparison, found):
+        shapes = [_difference(comparison, each, lines=form == "stat") for each in found]
+    return json_response(shapes)
+
+
+def _patch(call: Call) -> Generator[bytes, None, None]:
+    from layerfs.api.patches import patch
+
+    with _compared(call) as (comparison, found):
+        yield b""  # the caller takes this one: from here on, closing the generator closes the trees
+        for each in found:
+            yield b"".join(patch(comparison, each))
+
+
+@contextmanager
+def _compared(call: Call) -> Iterator[tuple[Comparison, Iterator[Difference]]]:
+    """Open the revisions that a call is about; yield them, and what differs at and below its path."""
+    from layerfs.union.comparing import Comparison
+
+    names = [reference(call, name) for name in ("a", "b")]
+    path = os.fsencode(call.query.get("path")) or b"/"
+    before, after = (call.store.revision(name) for name in names)
+    with snapshot(call, before) as old, snapshot(call, after) as new:
+        entries = [_at(tree, path) for tree in (old, new)]
+        if entries == [None, None]:
+            raise NotFound(f"{_shown(path)} is neither in {names[0]} nor in {names[1]}")
+        comparison = Comparison(old, new)
+        yield comparison, comparison.differences(*entries)
+
+
+def _at(tree: Snapshot, path: bytes) -> Entry | None:
+    try:
+        return tree.find(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _difference(comparison: Comparison, found: Difference, *, lines: bool) -> dict[str, Any]:
+    entries = [entry for entry in (found.before, found.after) if entry is not None]
+    shape: dict[str, Any] = {
+        "Kind": found.kind,
+        "Path": os.fsdecode(found.path),
+        "Type": TYPES[stat.S_IFMT(entries[-1].status.st_mode)],
+    }
+    if lines:
+        from layerfs.api.patches import count
+
+        told = count(comparison, found)
+        sizes = [
+            0 if entry is None or entry.is_directory else entry.status.st_size
+            for entry in (found.before, found.after)
+        ]
+        shape["Lines"] = None if told is None else {"Added": told.added, "Deleted": told.deleted}
+        shape["Binary"] = told is not None and told.binary
+        shape["Sizes"] = sizes
+    return shape
+
+
 # What is asked for
 
 
@@ -212,7 +282,7 @@ def _by_another_process(call: Call) -> Answer | None:
         return None
     from layerfs.api import apart
 
-    names = [name for name in ("ref", "a") if name in dict(call.query.pairs)] or ["ref"]
+    names = ["a", "b"] if call.request.path == "/layerfs/diff" else ["ref"]
     pairs = [(key, value) for key, value in call.query.pairs if key not in names]
     pairs += [(name, reference(call, name)) for name in names]
     return apart.answer(Call(call.place, call.request._replace(query=Query(pairs)), call.names))
@@ -222,4 +292,5 @@ ROUTES = (
     route("GET", "/layerfs/log", log),
     route("GET", "/layerfs/ls", ls),
     route("GET", "/layerfs/cat", cat),
+    route("GET", "/layerfs/diff", diff),
 )

@@ -28,7 +28,7 @@ COMMANDS = {
     "cp": "copying",
     "create": "run",
     "df": "prune",
-    "diff": "mounts",
+    "diff": "diff",
     "engine": "engine",
     "events": "logs",
     "exec": "attach",

@@ -1,4 +1,4 @@
-"""The commands about mounts that exist: commit, diff, rm, umount."""
+"""The commands about mounts that exist: commit, rm, umount."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from layerfs.cli import render
 from layerfs.cli.names import NAME
 from layerfs.cli.shared import each
 from layerfs.client.client import Client
-
-KINDS = "CAD"
-"""What the numbers of a change mean: changed, added, deleted."""
 
 
 @click.command("commit")
@@ -65,18 +62,6 @@ def commit_command(
     for warning in answer.get("Warnings") or ():
         render.note(f"warning: {warning}")
     click.echo(answer["Id"])
-
-
-@click.command("diff")
-@click.argument("name", type=NAME)
-@click.pass_obj
-def diff_command(root: Path, name: str) -> None:
-    """List what was written to a mount since its last commit.
-
-    A stands for added, C for changed, D for deleted.
-    """
-    found = Client.of(root).request("GET", f"/containers/{name}/changes") or ()
-    render.show("\n".join(f"{KINDS[item['Kind']]} {render.printable(item['Path'])}" for item in found))
 
 
 @click.command("rm")
