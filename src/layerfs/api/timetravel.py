@@ -1,4 +1,4 @@
-"""Routes under `/layerfs/` that take a mount back to a checkpoint, and make other mounts of it."""
+"""Routes under `/layerfs/` that take a mount, or files in it, back, and make other mounts of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerfs.host import mounttable, record
 from layerfs.host.rundir import check_name
 from layerfs.mounting.mount import Checkpoint, Rollback
 from layerfs.mounting.request import MountRequest
-from layerfs.unixhttp.message import Response, json_response
+from layerfs.unixhttp.message import Answer, Query, Response, json_response
 
 _MOST = 1000
 """Mounts that one request may make."""
@@ -82,6 +82,47 @@ def fork(call: Call) -> Response:
     )
 
 
+def restore(call: Call) -> Answer:
+    """Bring files and trees of a revision back into a mount; a checkpoint is made before."""
+    from layerfs.api.past import find, snapshot
+    from layerfs.container import view
+    from layerfs.container.restoring import restore as bring_back
+    from layerfs.store.revisions import Revision
+
+    row = call.row(call.query.get("name") or (call.place.live.name if call.place.live else ""))
+    if call.place.live is not None:
+        from layerfs.api import apart
+
+        query = Query([("name", row.id)])
+        return apart.answer(Call(call.place, call.request._replace(query=query), call.names))
+    body = _members(call, {"Ref": str, "Paths": list})
+    reference, paths = body.get("Ref") or "", body.get("Paths") or []
+    if not paths or not all(isinstance(path, str) and path for path in paths):
+        raise BadRequest("give the member Paths: what is to be brought back")
+    call.store.check_rollback(row)
+    revision = call.store.revision(reference)
+    if revision.mount is not None:
+        revision = Revision(revision.step)  # its last checkpoint: what it is now is there already
+    shown = ", ".join(paths)
+    with snapshot(call, revision) as then:
+        entries = [find(then, os.fsencode(path), reference, follow=False) for path in paths]
+        made = Checkpoint(
+            created_by=f"layerfs restore {row.name}",
+            comment=f"before {shown[:200]} came back from {reference}",
+        )
+        step = call.mount(row.id).checkpoint(made)
+        with snapshot(call, Revision(step)) as now:
+            row = call.store.mount(row.id)
+            call.close()  # what is done meanwhile may take long, and uses stores of its own
+            try:
+                with view.opened(call.root, row, call.place.launch) as root:
+                    count = bring_back(root, now, then, entries)
+            except LayerfsError as error:
+                told = f"{error}; 'layerfs rollback {row.name} {step[:12]}' undoes what was done"
+                raise type(error)(told) from None
+    return json_response({"Step": step, "Changed": count})
+
+
 def _is_there(call: Call, image: str) -> bool:
     try:
         call.store.resolve(image)
@@ -140,4 +181,5 @@ def _members(call: Call, kinds: Mapping[str, type]) -> dict[str, Any]:
 ROUTES = (
     route("POST", "/layerfs/rollback", rollback),
     route("POST", "/layerfs/fork", fork, waits=True),
+    route("POST", "/layerfs/restore", restore, waits=True),
 )

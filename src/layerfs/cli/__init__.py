@@ -56,6 +56,7 @@ COMMANDS = {
     "push": "distribution",
     "rename": "containers",
     "restart": "containers",
+    "restore": "timetravel",
     "rm": "mounts",
     "rmi": "images",
     "rollback": "timetravel",

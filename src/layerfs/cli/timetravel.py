@@ -1,4 +1,4 @@
-"""The commands that go through time: checkpoint, rollback, fork."""
+"""The commands that go through time: checkpoint, rollback, restore, fork."""
 
 from __future__ import annotations
 
@@ -53,6 +53,22 @@ def rollback_command(
     click.echo(answer["Step"])
     if answer["Kept"]:
         click.echo(answer["Kept"])
+
+
+@click.command("restore")
+@click.argument("name", type=NAME)
+@click.argument("ref")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.pass_obj
+def restore_command(root: Path, name: str, ref: str, paths: tuple[str, ...]) -> None:
+    """Bring files or trees back into a mount, as they were at REF.
+
+    REF is a checkpoint, an image, a mount, or one of these with ~N or @{WHEN} after it. What is in a tree
+    now and was not then goes. The mount stays in use, and sees writes like any others. A checkpoint is made
+    before, whose id is printed: 'layerfs rollback NAME ID' undoes it.
+    """
+    body = json.dumps({"Ref": ref, "Paths": list(paths)}).encode()
+    click.echo(Client.of(root).request("POST", "/layerfs/restore", body=body, name=name)["Step"])
 
 
 @click.command("fork")

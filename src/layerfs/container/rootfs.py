@@ -12,6 +12,7 @@ from layerfs.errors import BadRequest
 
 _OPENAT2 = 437
 """The number of openat2(2), which is the same on every architecture."""
+_RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
 _RESOLVE_NO_SYMLINKS = 0x04
 _RESOLVE_BENEATH = 0x08
@@ -50,6 +51,11 @@ def open_beneath(top: int, path: bytes, flags: int) -> int:
     Raises `OSError`: ELOOP for a symbolic link on the way, EXDEV for a path that would leave *top*.
     """
     return _open(top, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS)
+
+
+def open_on_filesystem(top: int, path: bytes, flags: int) -> int:
+    """Open *path* as `open_beneath` does, and on no other filesystem than that of *top*: EXDEV, too."""
+    return _open(top, path, flags, _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_XDEV)
 
 
 def _open(top: int, path: str | bytes, flags: int, resolve: int) -> int:

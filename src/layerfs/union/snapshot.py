@@ -105,6 +105,17 @@ class Snapshot:
             way.append(found)
         return way[-1]
 
+    def at(self, path: bytes) -> Entry | None:
+        """Return what is at *path*, in which no name is a link or "..", None where there is nothing."""
+        entry = self.root
+        for name in path.split(b"/"):
+            if name:
+                found = self.child(entry, name) if entry.is_directory else None
+                if found is None:
+                    return None
+                entry = found
+        return entry
+
     def child(self, directory: Entry, name: bytes) -> Entry | None:
         """Return the entry *name* of a directory, None where there is none."""
         target = merge.resolve(directory.dirs, name)
