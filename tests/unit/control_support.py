@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,14 +64,14 @@ class DirectoryMount:
                 store.abandon_upper(mount, upper)
                 raise
 
-    async def rollback(self, wanted: Rollback) -> WentBack:
+    async def rollback(self, wanted: Rollback) -> tuple[WentBack, Callable[[], None]]:
         """Go back in the store: there is nobody to see it."""
         with Store(self.root) as store:
             mount = store.mount(self.mount_id)
             step = store.resolve_checkpoint(mount, wanted.reference)
             upper = store.prepare_upper(mount)
             went = store.rollback(mount, upper, step, Wording(), keep=not wanted.discard)
-            return WentBack(step, went.kept)
+            return WentBack(step, went.kept), lambda: None
 
     async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
         with Store(self.root) as store:

@@ -174,6 +174,11 @@ class Contents:
             await done.wait()
         await wire.writes_done()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether there is a write that `writes_under_way` would wait for. For any thread."""
+        return bool(self._writing) or wire.is_writing()
+
     @asynccontextmanager
     async def unchanging(self) -> AsyncIterator[None]:
         """Have no thread change the upper while the block lasts.

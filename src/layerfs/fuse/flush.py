@@ -32,12 +32,30 @@ async def flush(filesystem: Filesystem, inside: Inside) -> None:
     """
     if filesystem.barrier is None:
         filesystem.barrier = _add_barrier(filesystem)
-    for _ in range(_ROUNDS):
-        written_since = filesystem.late_times.begin_round()
-        if not await inside.write_back(filesystem.barrier):
+    rounds = _Rounds(filesystem)
+    while rounds.left:
+        if not await inside.write_back(filesystem.barrier, rounds.begins):
             await inside.wait_for(_known_files(filesystem))
         await filesystem.contents.writes_under_way()
-    filesystem.late_times.settle_before(written_since)  # of those, the kernel may know a time to tell yet
+    # Of what was written since, the kernel may know a time to tell yet.
+    filesystem.late_times.settle_before(rounds.written_since)
+
+
+class _Rounds:
+    """The rounds of collecting that are left. One follows the other at once if no write is being done."""
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        self._filesystem = filesystem
+        self.left = _ROUNDS
+        self.written_since = 0
+
+    def begins(self, after: int) -> bool:
+        """Note that a round begins, *after* so many without a pause, or say that it must not. Any thread."""
+        if not self.left or (after and self._filesystem.contents.is_writing):
+            return False
+        self.left -= 1
+        self.written_since = self._filesystem.late_times.begin_round()
+        return True
 
 
 def _add_barrier(filesystem: Filesystem) -> bytes:

@@ -43,8 +43,11 @@ class Inside:
         """Return once the daemon has answered a first request. Raises `OSError`."""
         await self._collector.run(lambda: os.stat(self.place.path))
 
-    async def write_back(self, barrier: bytes) -> bool:
+    async def write_back(self, barrier: bytes, begins: Callable[[int], bool]) -> bool:
         """Have the kernel send what was written to the mount, and then *barrier*; return whether it did.
+
+        This is done again while *begins* says so, which is called before each time, with the number of those
+        done, in another thread: it must not wait.
 
         *barrier* is the name of a file in the root of the mount: when a write to it has been answered, the
         daemon has heard of all that was written before. False says that the filesystem was remounted
@@ -52,7 +55,7 @@ class Inside:
         `GoneError` when the filesystem is mounted nowhere, `Conflict` when something that was written could
         not be stored.
         """
-        return await self._collect(lambda: self._write_back(barrier))
+        return await self._collect(lambda: self._write_back(barrier, begins))
 
     async def wait_for(self, files: Sequence[bytes]) -> None:
         """Return when what was written to *files*, paths in the mount, has come; raises as `write_back`."""
@@ -109,23 +112,26 @@ class Inside:
 
     # -- in the collector's thread --------------------------------------------------------------------
 
-    def _write_back(self, barrier: bytes) -> bool:
+    def _write_back(self, barrier: bytes, begins: Callable[[int], bool]) -> bool:
+        last = -1
         root = self._open_root()
         try:
-            syscalls.syncfs(root)
-            try:
-                last = os.open(barrier, os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
-            except OSError as error:
-                if error.errno == errno.EROFS:
-                    return False
-                raise
-            try:
+            done = 0
+            while begins(done):
+                syscalls.syncfs(root)
+                if last < 0:
+                    last = os.open(barrier, os.O_WRONLY | os.O_CLOEXEC, dir_fd=root)
                 os.pwrite(last, b"\0", 0)
                 syscalls.write_back(last)
-            finally:
-                os.close(last)
+                done += 1
+        except OSError as error:
+            if error.errno == errno.EROFS:
+                return False
+            raise
         finally:
-            os.close(root)
+            for fd in (last, root):
+                if fd >= 0:
+                    os.close(fd)
         return True
 
     def _wait_for(self, files: Sequence[bytes]) -> None:

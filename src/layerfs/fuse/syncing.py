@@ -27,6 +27,9 @@ from layerfs.union.view import Union
 
 _log = logging.getLogger(__name__)
 
+_ANSWER_FIRST = 0.002
+"""Seconds from a change to the sync of it, which would keep the interpreter from the answer to the change."""
+
 
 class StoreSync:
     """Whether the store, on its disk, knows the layers of this mount, and the way to bring it there.
@@ -52,7 +55,7 @@ class StoreSync:
         """Note that the store was told something new, and begin to bring it to the disk."""
         self._wanted += 1
         if self._attempt is None:
-            self._begin()
+            trio.lowlevel.spawn_system_task(self._begin_soon)
 
     async def wait(self) -> None:
         """Return when all that the store had been told at the call is on its disk.
@@ -65,6 +68,11 @@ class StoreSync:
             await attempt.ended.wait()
             if attempt.failed and attempt.goal >= wanted:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def _begin_soon(self) -> None:
+        await trio.sleep(_ANSWER_FIRST)
+        if self._attempt is None and not self.is_done:
+            self._begin()
 
     def _begin(self) -> _Attempt:
         attempt = self._attempt = _Attempt(self._wanted)

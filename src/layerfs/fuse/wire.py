@@ -162,9 +162,14 @@ def revoke_all() -> None:
         extension.revoke_all()
 
 
+def is_writing() -> bool:
+    """Tell whether the extension's threads do writes now."""
+    return extension is not None and extension.pending_writes() > 0
+
+
 async def writes_done() -> None:
     """Return when the writes that the extension's threads do now are done; they may wait for a disk."""
-    if extension is not None and extension.pending_writes():
+    if extension is not None and is_writing():
         await trio.to_thread.run_sync(extension.wait_for_writes, abandon_on_cancel=True)
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -37,17 +37,24 @@ _ANSWER_FIRST = 0.05
 """Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
 
 
+class Served(NamedTuple):
+    """What a daemon serves at a moment."""
+
+    mount: Mount
+    union: Union
+
+
 class Background:
     """The work beside one mount of the store at *root*. To be used by the loop that serves the mount."""
 
-    def __init__(self, root: Path, layers: Path, mount: Callable[[], Mount], *, makes_ahead: bool) -> None:
+    def __init__(self, root: Path, layers: Path, served: Callable[[], Served], *, makes_ahead: bool) -> None:
         """Begin nothing yet. *makes_ahead*: the mount can be committed, and its uppers are the store's own.
 
-        *layers* is the directory of the store's layers, *mount* returns what the mount is now. Raises
+        *layers* is the directory of the store's layers, *served* returns what is mounted now. Raises
         `OSError`.
         """
         self._root = root
-        self._mount = mount
+        self._served = served
         self._makes_ahead = makes_ahead
         self._journal = Journal(root)
         self.hold = Hold(root)
@@ -98,7 +105,9 @@ class Background:
     def begin_next_upper(self) -> None:
         """Begin to make the upper that will follow a commit, where that is not for the commit alone to do."""
         if self._makes_ahead:
-            self.next_upper.begin(self._mount())
+            mount, union = self._served()
+            assert union.upper is not None
+            self.next_upper.begin(mount, union.upper)
             trio.lowlevel.spawn_system_task(self._open_hold)
 
     # -- what it does -------------------------------------------------------------------------------

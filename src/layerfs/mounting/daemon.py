@@ -31,7 +31,7 @@ from layerfs.fuse.operations import Operations
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
 from layerfs.mounting import live_commit, live_rollback
-from layerfs.mounting.background import Background
+from layerfs.mounting.background import Background, Served
 from layerfs.mounting.mount import Rollback, WentBack
 from layerfs.mounting.opening import open_layer, open_union
 from layerfs.mounting.unmounting import Unmounting
@@ -83,7 +83,7 @@ class Daemon:
         """Whether the upper is to be removed with the mount: nothing of it has to reach the disk."""
         makes_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
         self._background = Background(
-            self._store.root, self._store.database.layers, lambda: self._mount, makes_ahead=makes_ahead
+            self._store.root, self._store.database.layers, self._served, makes_ahead=makes_ahead
         )
 
     # -- life -----------------------------------------------------------------------------------
@@ -136,6 +136,9 @@ class Daemon:
             self._background.close()
             self._shelf.close()
             self._store.close()
+
+    def _served(self) -> Served:
+        return Served(self._mount, self._union)
 
     def _fuse_options(self) -> frozenset[str]:
         options = set()
@@ -285,8 +288,11 @@ class Daemon:
             self._background.settle_soon()
         return made
 
-    async def rollback(self, wanted: Rollback) -> WentBack:
-        """Show the tree of a checkpoint from one moment on; see `Mount.rollback`."""
+    async def rollback(self, wanted: Rollback) -> tuple[WentBack, Callable[[], None]]:
+        """Show the tree of a checkpoint from one moment on; see `Mount.rollback`.
+
+        Returns what the calling thread has to do as well before it answers.
+        """
         async with self._changing:
             self._check_serving()
             self._store.check_rollback(self._mount)
@@ -298,7 +304,7 @@ class Daemon:
             target = live_rollback.Target(step, self._store.layers_at(self._mount, step))
             given_up = self._mount.upper
             assert given_up is not None
-            went, prepared, old = await live_rollback.rollback(
+            moved = await live_rollback.rollback(
                 self._store,
                 self._mount,
                 self._union,
@@ -312,14 +318,17 @@ class Daemon:
                 unchanging=self._filesystem.contents.unchanging,
             )
             self._background.has_new_upper(self._union.layers[0])
-            self._mount = replace(self._mount, layers=tuple(target.layers), upper=prepared.id, step=step)
-            if went.kept is not None:
-                self._background.settling[given_up] = old
+            self._mount = replace(
+                self._mount, layers=tuple(target.layers), upper=moved.prepared.id, step=step
+            )
+            kept = moved.went.kept
+            if kept is not None:
+                self._background.settling[given_up] = moved.old
             else:
-                self._background.discard(self._union, given_up, old)
+                self._background.discard(self._union, given_up, moved.old)
             self._background.get_ready_for_the_next()
         self._background.settle_soon()
-        return WentBack(step, went.kept)
+        return WentBack(step, kept), moved.stale.drop if moved.stale is not None else _nothing
 
     async def _open_layer(self, layer_id: str) -> Layer:
         """Open a layer that the union has not had yet. Raises `LayerfsError` or `OSError`."""
@@ -410,6 +419,10 @@ class Daemon:
     def _check_serving(self) -> None:
         if self._ended.is_set():
             raise Conflict(f"{self.name} is being unmounted")
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

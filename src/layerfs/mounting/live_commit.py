@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from layerfs.store.model import Layer, Mount
 
 _PAUSE = 0.002
+_ANSWER_FIRST = 0.002
+"""Seconds until a thread does what nobody waits for: it would keep the interpreter from the answer."""
 _PATIENCE = 10.0
 """Seconds after which a commit gives up on a store that others keep busy."""
 _CHANGES = 300.0
@@ -134,6 +136,7 @@ class Held:
     async def close(self) -> None:
         """Let the journal go: the commit has come, or will not."""
         with trio.CancelScope(shield=True):
+            await trio.sleep(_ANSWER_FIRST)
             await self._done.wait()
             if self._error is None:
                 await trio.to_thread.run_sync(self._hold.let_go)
@@ -193,15 +196,14 @@ async def commit(
     the calling thread writes to it. *store* belongs to that thread, and never waits. Atomic; not durable yet.
     Raises `LayerfsError` or `OSError`; then nothing has changed.
     """
-    next_upper.begin(mount)
+    assert union.upper is not None
+    next_upper.begin(mount, union.upper)
     held = Held(hold)
-    upper = old = None
+    old = None
     try:
         async with still:
-            prepared = await next_upper.get(mount)
+            prepared, upper = await next_upper.get(mount, union.upper)
             await held.wait()
-            assert prepared.work is not None
-            upper = Upper(prepared.path, prepared.work, after=union.upper)
             if union.match_root(upper):  # people have changed it since that was made
                 await sync_root(upper)
 
@@ -222,8 +224,6 @@ async def commit(
     except BaseException as error:
         if old is not None:
             raise  # too late to undo anything
-        if upper is not None:
-            upper.close()
         await next_upper.abandon()
         if isinstance(error, OSError):
             raise from_os_error(error, f"commit {mount.name}") from error

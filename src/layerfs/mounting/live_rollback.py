@@ -57,6 +57,30 @@ class Target(NamedTuple):
     """The layers of that step, bottom first."""
 
 
+class Moved(NamedTuple):
+    """What going back has come to."""
+
+    went: WentBack
+    prepared: Row
+    """The upper that takes the writes now."""
+    old: Upper
+    """The one that did before."""
+    stale: Stale | None
+    """What the kernel is still to be told, by a thread, before anybody relies on it."""
+
+
+class Stale(NamedTuple):
+    """What the kernel knows that holds no more, besides the names that it asks for again anyway."""
+
+    names: Sequence[stale.Name]
+    directories: Sequence[int]
+    files: Sequence[int]
+
+    def drop(self) -> None:
+        """Have the kernel forget it. For a thread: it may wait for answers of the mount."""
+        stale.drop(self.names, self.directories, self.files)
+
+
 async def rollback(
     store: Store,
     mount: Mount,
@@ -70,30 +94,27 @@ async def rollback(
     open_layer: Callable[[str], Awaitable[Layer]],
     still: AbstractAsyncContextManager[None],
     unchanging: Callable[[], AbstractAsyncContextManager[None]],
-) -> tuple[WentBack, Row, Upper]:
-    """Have *mount* stand on *target*; return what became of its upper, the next one, and the old one.
+) -> Moved:
+    """Have *mount* stand on *target*.
 
     *open_layer* opens one of its layers by id. *device* is the `st_dev` of the filesystem. The rest is as
     with `live_commit.commit`. Raises `LayerfsError`; then nothing has changed.
     """
-    next_upper.begin(mount)
+    assert union.upper is not None
+    next_upper.begin(mount, union.upper)
     held = Held(hold)
-    upper: Upper | None = None
     opened: list[Layer] = []
     old: Upper | None = None
     try:
         lowers = await _layers(union, mount.layers, target.layers, store.root, open_layer, opened)
         look = _Look(device)
         async with still:
-            prepared = await next_upper.get(mount)
+            prepared, upper = await next_upper.get(mount, union.upper)
             await held.wait()
             one_by_one = not stale.can_make_names_stale() or await look.found()
-            assert prepared.work is not None
-            upper = Upper(prepared.path, prepared.work, after=union.upper)
             if copy_attributes(lowers[-1].root.fd(), upper.root.fd(), union.marking):
                 await sync_root(upper)
                 copy_attributes(lowers[-1].root.fd(), upper.root.fd(), union.marking)
-            new = upper
 
             def switch() -> tuple[WentBack, Gone, list[_Known]]:
                 nonlocal old
@@ -109,7 +130,7 @@ async def rollback(
                 stale.forget_answers()
                 kept_places = places.of(union) if mount.container else []
                 old = union.upper
-                gone = go_back(union, lowers, new)
+                gone = go_back(union, lowers, upper)
                 next_upper.used()
                 with suppress(OSError):
                     places.put_back(kept_places, union)
@@ -118,14 +139,18 @@ async def rollback(
                 return went, gone, names
 
             went, gone, names = await in_one_moment(mount, unchanging, switch)
-            differ = [(known[0].ino, known[1]) for known in names if _differs(union, *known)]
-            directories = [directory.ino for directory in gone.directories]
-            await trio.to_thread.run_sync(stale.drop, differ, directories, [file.ino for file in gone.files])
+            rest: Stale | None = Stale(
+                [(known[0].ino, known[1]) for known in names if _differs(union, *known)],
+                [directory.ino for directory in gone.directories],
+                [file.ino for file in gone.files],
+            )
+            if one_by_one:  # processes stand still until the kernel knows
+                assert rest is not None
+                await trio.to_thread.run_sync(rest.drop)
+                rest = None
     except BaseException as error:
         if old is not None:
             raise  # too late to undo anything
-        if upper is not None:
-            upper.close()
         for layer in opened:
             layer.close()
         await next_upper.abandon()
@@ -135,7 +160,7 @@ async def rollback(
     finally:
         trio.lowlevel.spawn_system_task(held.close)
     assert old is not None
-    return went, prepared, old
+    return Moved(went, prepared, old, rest)
 
 
 class _Look:

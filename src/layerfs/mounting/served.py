@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trio import from_thread
@@ -50,8 +50,8 @@ class LiveMount(Protocol):
     async def checkpoint(self, wording: Wording, *, build: str | None, pause: bool | None) -> str:
         """See `Mount.checkpoint`."""
 
-    async def rollback(self, wanted: Rollback) -> WentBack:
-        """See `Mount.rollback`."""
+    async def rollback(self, wanted: Rollback) -> tuple[WentBack, Callable[[], None]]:
+        """See `Mount.rollback`. What is returned besides is to be done by the caller, before it answers."""
 
     async def changes(self) -> list[Change]:
         """See `Mount.changes`."""
@@ -117,10 +117,12 @@ class Served:
     def rollback(self, wanted: Rollback) -> WentBack:
         """See `Mount`."""
 
-        async def rollback() -> WentBack:
+        async def rollback() -> tuple[WentBack, Callable[[], None]]:
             return await self._live.rollback(wanted)
 
-        return from_thread.run(rollback)
+        went, finish = from_thread.run(rollback)
+        finish()
+        return went
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""

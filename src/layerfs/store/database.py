@@ -89,9 +89,11 @@ class Database:
         try:
             self.execute("PRAGMA synchronous = NORMAL")
             self.execute("PRAGMA foreign_keys = ON")
+            self._waits = True
             self._migrate()
-            self._patience = int(WAIT * 1000) if wait else 0
-            self.execute(f"PRAGMA busy_timeout = {self._patience}")
+            if not wait:
+                self._waits = False
+                self._set_patience(wait=False)
         except BaseException:
             self.connection.close()
             raise
@@ -117,17 +119,16 @@ class Database:
         Without *wait* nothing here waits for another process or for the disk: `StoreBusy` comes at
         once when another process is writing, and the journal is left for others to fold in.
         """
-        if not wait:
-            self.execute("PRAGMA busy_timeout = 0")
-            self.execute("PRAGMA wal_autocheckpoint = 0")
+        differs = self._waits and not wait
+        if differs:
+            self._set_patience(wait=False)
         try:
             self.execute("BEGIN IMMEDIATE")
             with self._finished("COMMIT"):
                 yield
         finally:
-            if not wait:
-                self.execute(f"PRAGMA busy_timeout = {self._patience}")
-                self.execute("PRAGMA wal_autocheckpoint = 1000")
+            if differs:
+                self._set_patience(wait=True)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -171,6 +172,10 @@ class Database:
         """Return `scalar` where it is a number; nothing counts as 0."""
         value = self.scalar(sql, values)
         return value if isinstance(value, int) else 0
+
+    def _set_patience(self, *, wait: bool) -> None:
+        self.execute(f"PRAGMA busy_timeout = {int(WAIT * 1000) if wait else 0}")
+        self.execute(f"PRAGMA wal_autocheckpoint = {1000 if wait else 0}")
 
     @contextmanager
     def _finished(self, end: str) -> Iterator[None]:

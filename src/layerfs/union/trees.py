@@ -9,6 +9,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def open_directory(path: Path) -> Iterator[int]:
         os.close(fd)
 
 
+@cache
 def boot_id() -> str:
     """Return what names this run of the machine: another after each start of the kernel.
 

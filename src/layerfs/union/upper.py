@@ -177,6 +177,14 @@ class Upper(Layer):
         self._close_work()
         super().close()
 
+    def give_up(self) -> None:
+        """Close the descriptors of an upper that was never used: nothing is left for another one.
+
+        Those on directories, which it shares with the one that it was to follow, stay as they are.
+        """
+        self._close_work()
+        self.root.close()
+
     def nameless_file(self) -> tuple[int, bytes]:
         """Make an empty regular file and return its descriptor and its name in the work directory.
 

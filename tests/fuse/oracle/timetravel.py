@@ -67,6 +67,7 @@ class PlainSide(Side):
         subprocess.run(["find", self.mountpoint, "-mindepth", "1", "-delete"], check=True)
         for name in os.listxattr(self.mountpoint):
             os.removexattr(self.mountpoint, name)
+        os.chmod(self.mountpoint, 0o755)  # where there is an ACL, cp leaves an inherited set-group-ID bit
         subprocess.run(["cp", "-a", f"{self.saved[number]}/.", self.mountpoint], check=True)
         return True
 
