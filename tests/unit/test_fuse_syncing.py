@@ -68,7 +68,7 @@ async def test_a_wait_ends_when_what_came_before_it_is_on_disk() -> None:
     store = StoreSync(disk.write)
     disk.free.clear()
     store.changed()
-    await trio.testing.wait_all_tasks_blocked()  # the first write is under way
+    await trio.testing.wait_all_tasks_blocked(0.02)  # the first write is under way
     store.changed()  # and does not cover this
     disk.free.set()
     await store.wait()

@@ -12,7 +12,7 @@ from layerfs.api.routes import Call, route
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound, from_os_error
 from layerfs.host import mounttable, record
 from layerfs.host.rundir import check_name
-from layerfs.mounting.mount import Checkpoint, Rollback
+from layerfs.mounting.mount import Checkpoint, Rollback, WentBack
 from layerfs.mounting.request import MountRequest
 from layerfs.unixhttp.message import Answer, Query, Response, json_response
 
@@ -21,19 +21,44 @@ _MOST = 1000
 
 
 def rollback(call: Call) -> Response:
-    """Take a mount back to a checkpoint; return the step, and the one that what was given up is now."""
+    """Take a mount back to a checkpoint; return the step, and the one that what was given up is now.
+
+    With "Kill" the process of a container is killed before, with "Restart" it is started again as well.
+    """
     flags = ("Discard", "Pause", "Kill", "Restart")
     body = _members(call, {"Ref": str, **dict.fromkeys(flags, bool)})
-    for what in ("Kill", "Restart"):
-        if body.get(what):
-            raise BadRequest(
-                f"going back does not {what.lower()} a container's process: do that yourself, before or after"
-            )
+    if sum(bool(body.get(flag)) for flag in flags[1:]) > 1:
+        raise BadRequest("a container's process can be paused, killed or restarted: choose one of them")
+    if body.get("Kill") or body.get("Restart"):
+        return _with_its_process(call, body)
     mount = call.mount(call.query.get("name"))
     if body.get("Pause") and not ((running := record.look(mount.mount_id)) and running.alive()):
         raise Conflict(f"cannot pause {mount.name}: no container runs in it")
-    went = mount.rollback(Rollback(body.get("Ref") or "", bool(body.get("Discard")), body.get("Pause")))
+    return _told(mount.rollback(_wanted(body)))
+
+
+def _wanted(body: Mapping[str, Any]) -> Rollback:
+    return Rollback(body.get("Ref") or "", bool(body.get("Discard")), body.get("Pause"))
+
+
+def _told(went: WentBack) -> Response:
     return json_response({"Step": went.step, "Kept": went.kept})
+
+
+def _with_its_process(call: Call, body: Mapping[str, Any]) -> Response:
+    """Go back with a container whose process is killed, and started anew for "Restart"."""
+    from layerfs.container import goback, tickets
+
+    row = call.row(call.query.get("name"))
+    if call.serves(row):
+        raise Conflict(f"{row.name} cannot end its own files: ask the engine, or run 'layerfs rollback'")
+    went = goback.go_back(call.root, row, _wanted(body))
+    if body.get("Restart"):
+        call.close()  # an SQLite connection must not live across the fork of a daemon
+        goback.start_anew(
+            call.root, row, call.place.launch, lambda record: tickets.call(row.id, record), went.step
+        )
+    return _told(went)
 
 
 def fork(call: Call) -> Response:
@@ -179,7 +204,7 @@ def _members(call: Call, kinds: Mapping[str, type]) -> dict[str, Any]:
 
 
 ROUTES = (
-    route("POST", "/layerfs/rollback", rollback),
+    route("POST", "/layerfs/rollback", rollback, waits=True),
     route("POST", "/layerfs/fork", fork, waits=True),
     route("POST", "/layerfs/restore", restore, waits=True),
 )

@@ -31,8 +31,8 @@ def checkpoint_command(root: Path, name: str, message: str, pause: bool) -> None
 @click.command("rollback")
 @click.option("--discard", is_flag=True, help="Do not keep what was written since the last checkpoint.")
 @click.option("-p", "--pause", is_flag=True, help="Let the container's processes stand still meanwhile.")
-@click.option("--kill", is_flag=True, help="Not there: kill the container yourself, before.")
-@click.option("--restart", is_flag=True, help="Not there: restart the container yourself, after.")
+@click.option("--kill", is_flag=True, help="Kill the container's process before; it stays stopped.")
+@click.option("--restart", is_flag=True, help="Kill the container's process, and start it again after.")
 @click.argument("name", type=NAME)
 @click.argument("ref", required=False)
 @click.pass_obj
