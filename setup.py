@@ -1,12 +1,40 @@
-"""The one thing that pyproject.toml cannot say: a C extension that may fail to build.
+"""What pyproject.toml cannot say: a C extension and a small program, both of which may fail to build.
 
-Without a compiler or libfuse's headers layerfs works all the same, with more requests to the kernel.
+Without a compiler or libfuse's headers layerfs works all the same, with more requests to the kernel. Without
+the program, builds make the container of a RUN only when it is needed.
 """
 
+import os
 import shutil
 import subprocess
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+GATE = "layerfs.build.gate"
+"""A program without shared libraries: it is run in trees that have none."""
+
+
+class Build(build_ext):
+    """Builds extensions, and that program where they are."""
+
+    def get_ext_filename(self, name: str) -> str:
+        """Return the file of *name*; a program's has no suffix."""
+        return name.replace(".", os.sep) if name in (GATE, "gate") else super().get_ext_filename(name)
+
+    def build_extension(self, extension: Extension) -> None:
+        """Build an extension, or the program."""
+        if extension.name != GATE:
+            super().build_extension(extension)
+            return
+        objects = self.compiler.compile(
+            extension.sources, output_dir=self.build_temp, extra_postargs=extension.extra_compile_args
+        )
+        path = self.get_ext_fullpath(extension.name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.compiler.link_executable(
+            objects, os.path.basename(path), output_dir=os.path.dirname(path), extra_preargs=["-static"]
+        )
 
 
 def pkg_config(option: str) -> list[str]:
@@ -42,6 +70,13 @@ setup(
             libraries=["fuse3"],
             extra_compile_args=["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
             optional=True,
-        )
-    ]
+        ),
+        Extension(
+            GATE,
+            ["src/layerfs/build/gate.c"],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+            optional=True,
+        ),
+    ],
+    cmdclass={"build_ext": Build},
 )

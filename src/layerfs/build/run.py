@@ -2,8 +2,8 @@
 
 The container has no supervisor and no row: `runc run` is a child of the build, and what the command writes
 comes through a pipe. All but the last of what a runtime does comes before a step needs it: it is started
-ahead, and waits in a hook (`createRuntime`: the namespaces and mounts are there, the command has not begun)
-until it is told to go. What the hook waits for ends with this process, and then the command never begins.
+ahead, while the command before runs, and then waits in its `gate`, which this process alone can open. When
+this process ends, the command never begins.
 
 The places in /etc are mounted after the word: the command before could have put a link in the way of a
 runtime, which then makes files outside of the tree.
@@ -11,12 +11,11 @@ runtime, which then makes files outside of the tree.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-import signal
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,9 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from layerfs.build import targets
+from layerfs.build import gate, targets
+from layerfs.build.child import Child
 from layerfs.build.errors import StepFailed
+from layerfs.build.gate import Gate
 from layerfs.container import hostfiles, ociruntime, spec, users
+from layerfs.container.inside import mount_files
 from layerfs.container.mountpoints import Point
 from layerfs.container.ociruntime import ContainerError
 from layerfs.container.rootfs import open_beneath
@@ -38,23 +40,14 @@ if TYPE_CHECKING:
 
 HOSTNAME = "buildkitsandbox"
 """As BuildKit's: the same in every build."""
-_HOOK = """
-read -r word <"$0" && test "$word" = go || exit 1
-test $# = 0 && exit
-state=$(cat)
-pid=${state#*'"pid":'}
-exec nsenter -t "${pid%%[!0-9]*}" -m -- sh -c '
-while test $# -gt 0; do mount --bind "$1" "$2" || exit; shift 2; done' sh "$@"
-"""
-"""Waits for the word. The end of whoever would say it is no such word, and before that is heard, no file.
-
-Then mounts what is left to it: pairs of a source and a destination, in the namespace of the container.
-"""
 _LOOK = 0.1
 """Seconds between two looks whether the build is to end."""
-_PIECE = 1 << 16
 _ENDING = 20.0
 """Seconds that a container may take to end once it was killed."""
+_GIVEN_UP = 2.0
+"""Seconds that one may take to end by itself whose command will never begin."""
+_CODES = {errno.ENOENT: 127, errno.ENOTDIR: 127, errno.EACCES: 126, errno.EISDIR: 126, errno.ENOEXEC: 126}
+"""The exit codes that a runtime has for a command that cannot be executed."""
 _TAIL = 4096
 """Bytes of the output that are kept for the message when the command fails."""
 
@@ -85,26 +78,34 @@ class Order:
 
 
 class Container:
-    """A container that has been made ahead and waits for `go`."""
+    """A container whose command waits for `go`."""
 
     def __init__(self, work: Workplace, tree: Path, order: Order, *, ahead: bool = False) -> None:
         """Make it on the mounted *tree*. Raises `LayerfsError`; then nothing of it is left.
 
         *ahead*: another command still works on the tree. Then it is refused if something would have to be
-        made to mount on, which would be in that one's layer.
+        made in that, which would be in the other's layer.
         """
         self.order = order
         self.id, self.bundle = work.container()
         self._tree = tree
+        self._ahead = ahead
         self._runtime = ociruntime.installed()[0]
         self._root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._go: tuple[int, ...] = ()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._gate = Gate() if gate.is_there() else None
+        self._process: Child | None = None
+        self._begun = False
+        self._refused = 0
+        """The number of the error with which the command could not be executed."""
+        self._complaint = ""
+        self._tail = b""
         self._missing = targets.Missing()
         self._later: list[Point] = []
-        """What the hook mounts when nothing else works on the tree: a runtime follows paths that the other
+        """What is mounted when nothing else works on the tree: a runtime follows paths that the other
         command could change meanwhile, out of the tree."""
         try:
+            if ahead and (self._gate is None or not gate.takes(order.directory)):
+                raise LayerfsError("a container cannot be made ahead")
             self.user = users.find_user(self._root, order.user)
             built = self._specification(ahead=ahead)
             places = _outermost(built["mounts"]) + [point["Destination"] for point in self._later]
@@ -112,7 +113,8 @@ class Container:
             if ahead and self.made_places:
                 raise LayerfsError("something is missing to mount on")
             (self.bundle / "config.json").write_text(json.dumps(built), errors="surrogateescape")
-            self._start()
+            if self._gate is not None:
+                self._start()
         except BaseException as error:
             self.discard()
             if isinstance(error, OSError):
@@ -130,48 +132,33 @@ class Container:
         named = [point for point in named if point["Destination"] not in taken]
         if ahead:
             named, self._later = [], named
-        built = spec.build(
+        return spec.build(
             mount_id=self.id,
             root=self._tree,
             config={
                 "Entrypoint": [],
-                "Cmd": list(order.words),
+                "Cmd": [*(gate.WORDS if self._gate else ()), *order.words],
                 "Env": list(order.variables),
-                "WorkingDir": order.directory,
+                # The command before may yet remove that, or make it: it is entered after the word.
+                "WorkingDir": "/" if ahead else order.directory,
             },
             settings={"HostConfig": order.host, "Tty": False, "Hostname": HOSTNAME, "Domainname": ""},
             user=self.user,
             points=[*named, *order.points],
             joins={"network": order.namespace} if order.namespace else {},
         )
-        shell = ociruntime.find_program("sh") or "/bin/sh"
-        self._go = os.pipe()
-        # By way of this process: who opens it after our end finds nothing, and does not wait for ever.
-        go = f"/proc/{os.getpid()}/fd/{self._go[0]}"
-        pairs = [(it["Source"], f"{self._tree}{it['Destination']}") for it in self._later]
-        hook = {
-            "path": shell,
-            "args": ["sh", "-c", _HOOK, go, *(path for pair in pairs for path in pair)],
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-        }
-        built["hooks"] = {"createRuntime": [hook]}
-        return built
 
     def _start(self) -> None:
         log = ("--log", str(self.bundle / "log"), "--log-format", "json")
-        run = ("run", "--bundle", str(self.bundle), "--pid-file", str(self.bundle / "pid"), self.id)
-        self._process = subprocess.Popen(
-            [self._runtime.path, *self._runtime.options, *log, *run],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,  # a terminal's Ctrl-C is for the build, which then ends this
-        )
+        given = self._gate.descriptors if self._gate is not None else ()
+        run = ("run", "--bundle", str(self.bundle), *(gate.OPTIONS if given else ()), self.id)
+        self._process = Child([self._runtime.path, *self._runtime.options, *log, *run], *given)
+        if self._gate is not None:
+            self._gate.started()
 
     def fits(self, order: Order) -> bool:
         """Return whether this is the container for *order*, the tree being what it is by now."""
-        if order != self.order or self._process is None or self._process.poll() is not None:
+        if order != self.order:
             return False
         with suppress(LayerfsError):
             return self._has_places() and users.find_user(self._root, order.user) == self.user
@@ -196,95 +183,122 @@ class Container:
         """Whether something is made in the tree to mount on; it is away again once the command has ended."""
         return bool(self._missing.paths)
 
-    def go(self) -> None:
-        """Let the command begin."""
-        os.write(self._go[1], b"go\n")
+    def go(self, check: Callable[[], None]) -> bool:
+        """Let the command begin; return whether it does so.
 
-    def finish(self, output: Output, check: Callable[[], None]) -> None:
-        """Wait for the end of the command, whose output goes to *output*, and take the container away.
-
-        *check* is called now and then, and ends it by raising. Nothing of the command runs when this returns,
-        and what was made to mount on is out of the tree again. Raises `StepFailed`, or another `LayerfsError`
-        where there was no container to run it in.
+        One that was made ahead and does not is to be made again. Of another one `finish` says what is wrong.
+        *check* is called now and then while it is not ready yet, and ends that by raising.
         """
-        process = self._process
-        assert process is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        tail = b""
+        if self._gate is None:
+            self._start()
+            return True
+        process = self._running
+        while not self._gate.is_ready(process.fd, _LOOK):
+            if process.wait(0):
+                return not self._ahead
+            check()
         try:
-            errors = process.stderr.fileno()
-            waiting = [process.stdout.fileno(), errors]
-            while waiting:
-                for pipe in readable(waiting, _LOOK):
-                    if piece := os.read(pipe, _PIECE):
-                        tail = (tail + piece)[-_TAIL:]
-                        output(piece, error=pipe == errors)
-                    else:
-                        waiting.remove(pipe)
-                check()
-            code = self._wait(check)
-        finally:
-            self.discard()
-        if code != 0:
-            raise self._failure(code, tail)
+            mount_files(self._gate.process, [(it["Source"], it["Destination"]) for it in self._later])
+        except OSError:
+            return False
+        self._begun = self._gate.go(self.order.directory if self._ahead else "")
+        return self._begun or not self._ahead
 
-    def _wait(self, check: Callable[[], None]) -> int:
+    @property
+    def _running(self) -> Child:
         assert self._process is not None
-        while True:
-            try:
-                return self._process.wait(_LOOK)
-            except subprocess.TimeoutExpired:
-                check()
+        return self._process
 
-    def _failure(self, code: int, tail: bytes) -> LayerfsError:
+    def watch(self, output: Output, check: Callable[[], None]) -> None:
+        """Wait until the command has ended, with all that it has started; *output* is given what it writes.
+
+        *check* is called now and then, and ends this by raising. What was made to mount on is out of the tree
+        again when it returns. Raises `LayerfsError`.
+        """
+        process = self._running
+
+        def take(piece: bytes, error: bool) -> None:
+            self._tail = (self._tail + piece)[-_TAIL:]
+            output(piece, error=error)
+
+        inside = self._gate.process if self._gate is not None else -1
+        ends = {fd for fd in (inside, process.fd) if fd >= 0}
+        while ends.isdisjoint(readable((*ends, *process.pipes), _LOOK)):
+            process.pass_on(take)
+            check()
+        while process.pass_on(take):
+            check()
+        if process.wait(0) and process.was_killed:  # and perhaps nothing in the container
+            raise self._failure(process.code or 0)
+        if self._gate is not None and (error := self._gate.refusal()):
+            self._refused = error
+            take(f"exec: {json.dumps(self.order.words[0])}: {os.strerror(error)}\n".encode(), True)
+        self._clear_away()
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Say how the command that `watch` has seen end has ended, and take the container away.
+
+        Raises `StepFailed`, or another `LayerfsError` where there was no container to run it in.
+        """
+        process = self._running
+        while not process.wait(_LOOK):
+            check()
+        self.discard()
+        if process.code != 0:
+            raise self._failure(process.code or 0)
+
+    def _failure(self, code: int) -> LayerfsError:
         if code < 0:
             return ContainerError(f"the OCI runtime of the command was killed by signal {-code}")
-        if said := self._complaint:
+        if self._refused:
+            code = _CODES.get(self._refused, 0)
+            if not code:
+                return ContainerError(f"cannot run the command: {os.strerror(self._refused)}")
+        elif said := self._complaint:
             found = ociruntime.failure(said)
             if not found.is_about_the_command:
                 return ContainerError(f"cannot run the command: {found}")
             code = found.exit_code
-        return StepFailed(self.order.words, code, tail)
+        return StepFailed(self.order.words, code, self._tail)
 
     def discard(self) -> None:
         """End what there is of the container, and remove it. May be repeated. Raises `LayerfsError`."""
         process, self._process = self._process, None
-        self._complaint = ""
+        if self._gate is not None:
+            self._gate.close()
         if process is not None:
-            if process.poll() is None or (process.returncode or 0) < 0:  # killed, it has ended nothing
-                os.write(self._go[1], b"no\n")
+            ends_itself = self._gate is not None and not self._begun
+            if not process.wait(_GIVEN_UP if ends_itself else 0) or process.was_killed:
                 self._end(process)
-            for pipe in (process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
+            process.close()
             with suppress(OSError):
                 self._complaint = (self.bundle / "log").read_text(errors="replace")
-        for fd in self._go:  # not before: the hook opens them by their numbers
-            os.close(fd)
-        self._go = ()
-        root, self._root = self._root, -1
-        if root >= 0:
-            try:
-                if process is not None:
-                    targets.clear_away(root, self._missing)
-            except OSError as error:
-                raise from_os_error(error, "remove the mountpoints of a RUN") from None
-            finally:
+        try:
+            if process is not None:
+                self._clear_away()
+        finally:
+            root, self._root = self._root, -1
+            if root >= 0:
                 os.close(root)
-        shutil.rmtree(self.bundle, ignore_errors=True)
+            shutil.rmtree(self.bundle, ignore_errors=True)
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
+    def _clear_away(self) -> None:
+        """Take what was made to mount on out of the tree, if it is there."""
+        missing, self._missing = self._missing, targets.Missing()
+        try:
+            targets.clear_away(self._root, missing)
+        except OSError as error:
+            raise from_os_error(error, "remove the mountpoints of a RUN") from None
+
+    def _end(self, process: Child) -> None:
         deadline = time.monotonic() + _ENDING
         while True:
             self._runtime.delete(self.id)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_LOOK)
+            if process.wait(_LOOK):
                 return
             if time.monotonic() > deadline:
                 break
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
         raise LayerfsError(f"the container {self.id} was killed, but does not end (process {process.pid})")
 
 

@@ -230,26 +230,44 @@ class StageBuild:
 
         live = self.live()
         order = self._connected(order)
+        check = self.building.check
         with mounts.opened() as (points, variables):
             order = replace(order, points=tuple(points), variables=(*order.variables, *variables))
             container, self._ahead = self._ahead, None
             try:
-                if container is not None and not container.fits(order):
+                if container is not None and not (container.fits(order) and container.go(check)):
                     container.discard()
                     container = None
                 if container is None:
                     container = Container(self.building.work(), live.tree, order)
-                container.go()
+                    container.go(check)
                 self._prepare(container, rest)
-                container.finish(step.output, self.building.check)
-            except StepFailed as error:
-                if self.building.options.keep_failed:
-                    error.image = self._keep(live, created_by)
-                raise
-            finally:
+                container.watch(step.output, check)
+            except BaseException:
                 if container is not None:
                     container.discard()
-        return live.checkpoint(created_by, history.COMMENT, self.building.created(), self.building.id)
+                raise
+        return self._sealed(container, live, created_by)
+
+    def _sealed(self, container: Container, live: Live, created_by: str) -> str:
+        """Seal what a command has written that has just ended, while its container ends; return the step."""
+        made, wrong = "", None
+        try:
+            made = live.checkpoint(created_by, history.COMMENT, self.building.created(), self.building.id)
+        except LayerfsError as error:
+            wrong = error
+        finally:
+            try:
+                container.finish(self.building.check)
+            except StepFailed as error:
+                if made and self.building.options.keep_failed:
+                    error.image = self._keep(made)
+                raise
+            finally:
+                container.discard()
+        if wrong is not None:
+            raise wrong
+        return made
 
     def live(self) -> Live:
         """Return the mount of the present step, to be written to."""
@@ -304,9 +322,8 @@ class StageBuild:
             except LayerfsError:
                 return
 
-    def _keep(self, live: Live, created_by: str) -> str:
-        """Make an image of the tree of a command that has failed; return its id."""
-        made = live.checkpoint(created_by, "failed", self.building.created(), self.building.id)
+    def _keep(self, made: str) -> str:
+        """Make an image of the step *made*, the tree of a command that has failed; return its id."""
         config = {**self.configuration.config, "Entrypoint": [], "Cmd": [self.configuration.shell()[0]]}
         return self.store.steps.make_image(made, config, comment="the tree of a step that failed").id
 

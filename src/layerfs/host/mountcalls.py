@@ -17,6 +17,8 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 # The same numbers on every architecture, as all system calls since 5.1.
+_OPEN_TREE = 428
+_MOVE_MOUNT = 429
 _CLOSE_RANGE = 436
 _OPENAT2 = 437
 
@@ -31,6 +33,9 @@ _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
+_OPEN_TREE_CLONE = 1
+_OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+_MOVE_MOUNT_FROM_EMPTY, _MOVE_MOUNT_TO_EMPTY = 4, 0x40
 _RESOLVE_IN_ROOT = 0x10
 _RESOLVE_CACHED = 0x20
 _TRIES = 10
@@ -93,6 +98,19 @@ def open_cached(root: int, path: bytes) -> int:
             break
     _check(min(fd, 0), path)
     return fd
+
+
+def clone_tree(path: bytes) -> int:
+    """Return a descriptor of a mount of *path* that is attached nowhere yet: open_tree(2)."""
+    fd = int(_syscall(_OPEN_TREE, _AT_FDCWD, path, _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC))
+    _check(min(fd, 0), path)
+    return fd
+
+
+def attach(mount: int, place: int) -> None:
+    """Attach what `clone_tree` has returned to the file or directory *place*, a descriptor: move_mount(2)."""
+    flags = _MOVE_MOUNT_FROM_EMPTY | _MOVE_MOUNT_TO_EMPTY
+    _check(int(_syscall(_MOVE_MOUNT, mount, b"", place, b"", flags)))
 
 
 def keep_only(fd: int) -> None:
