@@ -99,35 +99,55 @@ def context(stage: Stage, name: str, dockerfile: str) -> Path:
     return directory
 
 
+def clock(stage: Stage) -> None:
+    """Put the program `clock` into the lower tree."""
+    source = Path(__file__).parents[1] / "clock.c"
+    command("gcc", "-O2", "-static", "-o", stage.stack.lowers[0] / "bin/clock", source)
+
+
 def script(number: int, files: int) -> str:
-    """Return what writes *files* files of 4 KiB by the shell alone."""
+    """Return what writes *files* files of 4 KiB by the shell alone, and says when it begins and ends."""
     return (
-        f"mkdir /step{number} && i=0 && while [ $i -lt {files} ]; do"
-        f' echo "$TEXT" > /step{number}/f$i; i=$((i+1)); done'
+        f"clock begin; mkdir /step{number} && i=0 && while [ $i -lt {files} ]; do"
+        f' echo "$TEXT" > /step{number}/f$i; i=$((i+1)); done; clock end'
     )
+
+
+def spent(said: str) -> float:
+    """Return the seconds between what `clock` has said at the beginning and the end of each command."""
+    begun, ended = (
+        [float(time) for time in re.findall(rf"@{word} ([\d.]+)", said)] for word in ("begin", "end")
+    )
+    if len(begun) != STEPS or len(ended) != STEPS:
+        raise RuntimeError(f"{len(begun)} commands said when they begin, and {len(ended)} when they end")
+    return sum(ended) - sum(begun)
 
 
 @workload(
     "empty",
     Row("20 steps that write 500 files each, the whole build", BUILD),
-    Row("20 steps, a step without what its command takes", BUILD_STEP),
+    Row("20 steps, the builder's own time for one, without the command's", BUILD_STEP),
+    Row("20 steps, the time of a command, in the builder's tree"),
+    Row("20 steps, the time of a command, in a chroot on the filesystem below"),
     peers=PEERS,
     costly=True,
 )
-def many_steps(stage: Stage) -> tuple[float, float]:
-    """What the commands take is what they take in a chroot, on the filesystem below."""
+def many_steps(stage: Stage) -> tuple[float, float, float, float]:
+    """The commands say when they begin and end; all else, until the end of the build, is the builder's."""
     shell(stage)
+    clock(stage)
     text = "x" * 4095
     steps = [script(number, stage.sizes.step) for number in range(STEPS)]
     plain = stage.stack.upper / "plain"
     command("cp", "-a", f"{stage.stack.lowers[0]}/.", plain)
     lines = [f"TEXT={text}", *steps]
     (plain / "steps").write_text("\n".join(lines) + "\n")
-    commands = timed(lambda: inside(plain, "/bin/sh", "/steps"))
+    alone = spent(inside(plain, "/bin/sh", "/steps"))
     with builder(stage) as made:
         runs = "".join(f"RUN {step}\n" for step in steps)
-        whole, _ = made.build(context(stage, "context", f"ENV TEXT={text}\n{runs}"))
-    return whole, max(0.0, whole - commands) / STEPS
+        whole, said = made.build(context(stage, "context", f"ENV TEXT={text}\n{runs}"))
+    commands = spent(said)
+    return whole, (whole - commands) / STEPS, commands / STEPS, alone / STEPS
 
 
 @workload(
