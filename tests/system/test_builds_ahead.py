@@ -42,7 +42,8 @@ def test_a_program_that_the_command_before_has_put_earlier_in_the_path_is_run(ma
     made.ok(
         HEAD
         + "ENV PATH=/first:/bin\n"
-        + "RUN sleep 0.3; mkdir /first; printf '#!/bin/sh\\ntouch /mine' > /first/true; chmod 755 /first/true\n"
+        + "RUN mkdir /first; echo '#!/bin/sh' > /first/x; echo 'touch /mine' >> /first/x; chmod +x /first/x\n"
+        + "RUN sleep 0.3; mv /first/x /first/true\n"
         + 'RUN ["true"]\n'
         + "RUN test -e /mine\n"
     )
@@ -88,3 +89,22 @@ def test_builds_work_without_the_gate(tmp_path: Path) -> None:
         assert done.stderr.splitlines()[-1].endswith("returned a non-zero code: 4")
         assert own.left() == []
         own.layerfs.check_store()
+
+
+def test_nothing_of_what_a_command_writes_last_is_lost(made: Builds) -> None:
+    """A runtime copies what its container writes, and may not be done when the command has ended."""
+    count = 20
+    built = made.ok(HEAD + "".join(f"RUN seq 1 20000; echo last {n}\n" for n in range(count)))
+    lines = [line.split(" ", 2)[-1] for line in built.log.splitlines()]
+    assert [line for line in lines if line.startswith("last ")] == [f"last {n}" for n in range(count)]
+    assert lines.count("20000") == count
+
+
+def test_a_user_may_open_the_output_by_its_name(made: Builds) -> None:
+    built = made.ok(
+        HEAD
+        + "RUN echo someone:x:1234:1234::/:/bin/sh >> /etc/passwd\nUSER someone\n"
+        + "RUN echo said > /dev/stdout; echo wrong > /dev/stderr\n"
+    )
+    assert "said" in built.log
+    assert "wrong" in built.log

@@ -141,7 +141,7 @@ def test_stages_are_shown_one_after_the_other(clients: Clients) -> None:
         f"{HEAD}COPY --from=slow /bin /a\nCOPY --from=quick /bin /b\n"
     )
     said = clients.ok("build", "--network", "none", "--no-cache", str(context))
-    assert [line for line in said.splitlines() if line in ("slow", "quick")] == ["slow", "quick"]
+    assert [line for line in said.splitlines() if line in ("slow", "quick")] == ["slow", "quick"], said
     steps = [line for line in said.splitlines() if line.startswith("Step ")]
     assert [line.split()[1] for line in steps] == [f"{number}/7" for number in range(1, 8)]
 

@@ -16,10 +16,12 @@ _PIECE = 1 << 16
 class Child:
     """The process of a program. For one thread."""
 
-    def __init__(self, words: list[str], *more: int) -> None:
-        """Start it with *words*, and *more* descriptors as its 3 and so on. Raises `OSError`.
+    def __init__(self, words: list[str], *more: int, owner: int = -1) -> None:
+        """Start it with *words*. Raises `OSError`.
 
-        It reads nothing, and leads a session of its own: a terminal's Ctrl-C is for the build, which ends it.
+        If there are *more* descriptors, it has them as its 3 and so on, and after them its pipes once more.
+        Those belong to *owner*, who may open them by name. It reads nothing, and leads a session of its own:
+        a terminal's Ctrl-C is for the build, which ends it.
         """
         self.code: int | None = None
         """Its exit code, once it has ended, the negative number of a signal that has killed it."""
@@ -31,8 +33,9 @@ class Child:
                 self._pipes.append(ours)
                 theirs.append(its)
                 os.set_blocking(ours, False)
+                os.fchown(its, owner, -1)
             self._errors = self._pipes[1]
-            self.pid = _spawn(words, *theirs, *more)
+            self.pid = _spawn(words, *theirs, *more, *(theirs if more else ()))
             self.fd = os.pidfd_open(self.pid)
             """A descriptor that can be read once it has ended."""
         except BaseException:

@@ -1,11 +1,14 @@
 /* What a container runs until its command may begin: it says that it is there, waits for the word, and becomes it.
  *
- *     gate PROGRAM... with descriptor 3 on itself, and 4 on a socket
+ *     gate PROGRAM... with descriptor 3 on itself, 4 on a socket, 5 and 6 on where output and errors go
  *
  * A runtime that has started this has done all of its work: namespaces, mounts, rights and the filter of system
  * calls. Nothing of the tree has been looked at for the command, because another one may still work on it: the
  * directory, and the program by PATH, are looked up after the word. No link to the C library of any image, as
  * there may be none.
+ *
+ * A runtime's own output and errors are pipes from which it copies: it may have something left in its hands when the
+ * command has ended.
  *
  * On the socket: "r" from here, with which the kernel tells our process; the word is "g" and the directory to
  * enter, if any; the answer is "e", or "d" and errno where that cannot be entered. Then "x" and errno come if there
@@ -20,7 +23,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { SELF = 3, SOCKET = 4, NOT_BEGUN = 125 };
+enum { SELF = 3, SOCKET = 4, OUTPUT = 5, ERRORS = 6, NOT_BEGUN = 125 };
 
 extern char **environ;
 
@@ -69,6 +72,10 @@ int main(int count, char **words)
 
     if (count < 2 || fcntl(SOCKET, F_SETFD, FD_CLOEXEC) < 0)
         return NOT_BEGUN;
+    if (dup2(OUTPUT, STDOUT_FILENO) < 0 || dup2(ERRORS, STDERR_FILENO) < 0)
+        return NOT_BEGUN;
+    close(OUTPUT);
+    close(ERRORS);
     close(SELF);
     say('r', 0);
     do

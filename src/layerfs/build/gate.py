@@ -18,8 +18,8 @@ from layerfs.host.polling import readable
 PROGRAM = Path(__file__).with_name("gate")
 WORDS = ("/proc/self/fd/3",)
 """The program, in the container, before the words of the command."""
-OPTIONS = ("--preserve-fds", "2")
-"""What a runtime is told, so that the program has its two descriptors."""
+OPTIONS = ("--preserve-fds", "4")
+"""What a runtime is told, so that the program has its descriptors."""
 _CREDENTIALS = struct.Struct("3i")
 _ERROR = struct.Struct("i")
 _LONGEST = 4000
@@ -52,7 +52,7 @@ class Gate:
 
     @property
     def descriptors(self) -> tuple[int, int]:
-        """What a runtime is to be started with as its descriptors 3 and 4."""
+        """What a runtime is to be started with as its descriptors 3 and 4, before two to write to."""
         return self._program, self._theirs.fileno()
 
     def started(self) -> None:

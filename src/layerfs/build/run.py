@@ -152,7 +152,8 @@ class Container:
         log = ("--log", str(self.bundle / "log"), "--log-format", "json")
         given = self._gate.descriptors if self._gate is not None else ()
         run = ("run", "--bundle", str(self.bundle), *(gate.OPTIONS if given else ()), self.id)
-        self._process = Child([self._runtime.path, *self._runtime.options, *log, *run], *given)
+        words = [self._runtime.path, *self._runtime.options, *log, *run]
+        self._process = Child(words, *given, owner=self.user.uid)
         if self._gate is not None:
             self._gate.started()
 
