@@ -61,9 +61,9 @@ def change(mnt: Path, chance: random.Random) -> None:
     kind = chance.randrange(7)
     if kind == 0 and path.is_file() and not path.is_symlink():
         path.write_text(str(chance.randrange(3)))
-    elif kind == 1 and not new.exists():
+    elif kind == 1 and not os.path.lexists(new):
         new.write_text(f"new {chance.randrange(5)}\n")
-    elif kind == 2 and not new.exists():
+    elif kind == 2 and not os.path.lexists(new):
         new.mkdir()
     elif kind == 3 and not new.is_relative_to(path) and not os.path.lexists(new) and path.exists():
         path.rename(new)

@@ -1,4 +1,4 @@
-"""Routes under `/layerfs/` that take a mount, or files in it, back, and make other mounts of it."""
+"""Routes under `/layerfs/` that take a mount, or files in it, back, make other mounts of it, and thin out."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from layerfs.unixhttp.message import Answer, Query, Response, json_response
 
 _MOST = 1000
 """Mounts that one request may make."""
+_MANY = 1_000_000
 
 
 def rollback(call: Call) -> Response:
@@ -148,6 +149,33 @@ def restore(call: Call) -> Answer:
     return json_response({"Step": step, "Changed": count})
 
 
+def squash(call: Call) -> Response:
+    """Join a checkpoint with the one that stands on it, which keeps its id."""
+    if call.place.live is not None:
+        raise Conflict("what a mount in use reads cannot be squashed: unmount it, and use 'layerfs squash'")
+    body = _members(call, {"Ref": str})
+    done = call.store.squash(call.store.revision(body.get("Ref") or "").step)
+    return json_response({"Step": done.kept, "Squashed": list(done.steps), "Freed": done.freed})
+
+
+def keep(call: Call) -> Response:
+    """Thin out the past of a mount by rules; at least one must be given."""
+    from layerfs.store.thinning import Rules, span
+
+    body = _members(call, {"Every": str, "Last": int, "Daily": int})
+    for name in ("Last", "Daily"):
+        if (number := body.get(name)) is not None and (isinstance(number, bool) or not 1 <= number <= _MANY):
+            raise BadRequest(f"{name} must be a number from 1 to {_MANY}")
+    every = body.get("Every")
+    rules = Rules(span(every) if every else None, body.get("Last"), body.get("Daily"))
+    if call.place.live is not None:
+        raise Conflict(f"{call.place.live.name} is in use: unmount it first")
+    done = call.store.keep(call.row(call.query.get("name")), rules)
+    return json_response(
+        {"Squashed": done.squashed, "Removed": done.removed, "InUse": done.in_use, "Freed": done.freed}
+    )
+
+
 def _is_there(call: Call, image: str) -> bool:
     try:
         call.store.resolve(image)
@@ -207,4 +235,6 @@ ROUTES = (
     route("POST", "/layerfs/rollback", rollback, waits=True),
     route("POST", "/layerfs/fork", fork, waits=True),
     route("POST", "/layerfs/restore", restore, waits=True),
+    route("POST", "/layerfs/squash", squash, waits=True, frees=True),
+    route("POST", "/layerfs/keep", keep, waits=True, frees=True),
 )

@@ -1,4 +1,4 @@
-"""The commands that go through time: checkpoint, rollback, restore, fork."""
+"""The commands that go through time: checkpoint, rollback, restore, fork, squash, keep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from layerfs.cli import render
 from layerfs.cli.names import NAME
 from layerfs.client.client import Client
 
@@ -89,3 +90,37 @@ def fork_command(root: Path, name: str, new: str, directory: str, count: int | N
     answer = Client.of(root).request("POST", "/layerfs/fork", body=json.dumps(body).encode(), name=name)
     for made in answer["Mounts"]:
         click.echo(made["Name"])
+
+
+@click.command("squash")
+@click.argument("ref")
+@click.pass_obj
+def squash_command(root: Path, ref: str) -> None:
+    """Join a checkpoint with the one that stands on it, which keeps its id; prints that.
+
+    What only the first one still had is gone, and its space comes back. Refused where an image, a mount or
+    another checkpoint needs it, and while a mount of it is in use.
+    """
+    body = json.dumps({"Ref": ref}).encode()
+    click.echo(Client.of(root).request("POST", "/layerfs/squash", body=body)["Step"])
+
+
+@click.command("keep")
+@click.option("--every", metavar="SPAN", help="Keep the newest of each span of time: 10m, 1h, 7d.")
+@click.option("--keep-last", "last", metavar="N", type=int, help="Keep the newest N.")
+@click.option("--keep-daily", "daily", metavar="N", type=int, help="Keep the newest of each day, of N days.")
+@click.argument("name", type=NAME)
+@click.pass_obj
+def keep_command(root: Path, name: str, every: str | None, last: int | None, daily: int | None) -> None:
+    """Thin out the past of a mount: squash the checkpoints that no rule keeps.
+
+    A checkpoint stays if one rule wants it, or an image, a mount, a build or a fork needs it. What was given
+    up by going back is thinned out, too. The mount must not be in use. Prints what is gone.
+    """
+    body = json.dumps({"Every": every, "Last": last, "Daily": daily}).encode()
+    done = Client.of(root).request("POST", "/layerfs/keep", body=body, name=name)
+    for step in (*done["Squashed"], *done["Removed"]):
+        click.echo(step)
+    click.echo(f"Total reclaimed space: {render.size(done['Freed'])}")
+    if done["InUse"]:
+        render.note(f"{len(done['InUse'])} checkpoints stay for now: other mounts that have them are in use")

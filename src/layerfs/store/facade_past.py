@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from layerfs.store.commit import Wording
     from layerfs.store.log import LogEntry
     from layerfs.store.revisions import Revision
+    from layerfs.store.squash import Squashed
+    from layerfs.store.thinning import Rules, Thinned
     from layerfs.union.stack import Tree
 
 
@@ -48,6 +50,27 @@ class PastOfStore:
         if path is not None:
             return log.log_of_path(self._db, revision, path, most=most)
         return log.log(self._db, revision, most=most, graph=graph)
+
+    def squash(self, step: str) -> Squashed:
+        """Join *step* with the one that stands on it, which keeps its id; see `layerfs.store.squash`.
+
+        Atomic, and durable on return. Takes time in proportion to the names in the two layers. Raises
+        `Conflict` where an image, a mount or a build needs it, and while a mount that has it is in use;
+        `NotFound`, `NoSpace`.
+        """
+        from layerfs.store import squash
+
+        return squash.squash(self._db, step)
+
+    def keep(self, mount: Mount, rules: Rules) -> Thinned:
+        """Thin out what *mount* has been at: what no rule wants is squashed, or removed where it is a top.
+
+        What images, mounts and builds need stays. Every step of it is atomic. May be repeated. Raises
+        `BadRequest` for no rule, `Conflict` while the mount is in use, `NoSpace` and others.
+        """
+        from layerfs.store import thinning
+
+        return thinning.keep(self._db, mount.id, rules)
 
     def layers_at(self, mount: Mount, step: str) -> Sequence[str]:
         """Return the layers that *mount* stands on at *step*, bottom first; raises `NotFound`, `Conflict`."""

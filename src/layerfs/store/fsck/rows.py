@@ -77,8 +77,12 @@ def _delete_unused(db: Database, steps: list[str], loose: list[str]) -> None:
 
 
 def _steps(db: Database) -> Iterator[Problem]:
-    columns = "parent, layer, created, created_by, author, comment"
-    for step, *values in db.execute(f"SELECT id, {columns} FROM steps"):
+    query = """
+        SELECT id, iif(rebased.step IS NULL, steps.parent, rebased.parent),
+            iif(rebased.step IS NULL, steps.layer, rebased.layer), created, created_by, author, comment
+        FROM steps LEFT JOIN rebased ON rebased.step = steps.id
+    """
+    for step, *values in db.execute(query):
         if stacks.digest(values) != step:
             yield Problem(f"step {step[:12]}", "its id is not the digest of what it says", _BACKUP)
     query = "SELECT steps.id, layers.id FROM steps JOIN layers ON layer = layers.id WHERE state = 'active'"
