@@ -23,13 +23,13 @@ CHANGES = Listing({"Kind": "KIND", "Path": "PATH", "Type": "TYPE"}, ("Kind", "Pa
 
 
 @click.command("diff")
-@click.option("--stat", "form", flag_value="stat", help="Show how many lines differ, as git does.")
-@click.option("--patch", "form", flag_value="patch", help="Show a unified diff of texts.")
-@click.option("--format", "shown", metavar="FORMAT", default="", help="A Go template, json, or table.")
+@click.option("--stat", "lines", flag_value="stat", help="Show how many lines differ, as git does.")
+@click.option("--patch", "lines", flag_value="patch", help="Show a unified diff of texts.")
+@click.option("--format", "form", metavar="FORMAT", default="", help="A Go template, json, or table.")
 @click.argument("a", metavar="A", type=ANY_NAME)
 @click.argument("others", metavar="[B] [PATH]", nargs=-1)
 @click.pass_obj
-def diff_command(root: Path, a: str, others: Sequence[str], form: str | None, shown: str) -> None:
+def diff_command(root: Path, a: str, others: Sequence[str], lines: str | None, form: str) -> None:
     """List what was written to a mount since its last commit, or what differs between A and B.
 
     A stands for added, C for changed, D for deleted.
@@ -40,15 +40,15 @@ def diff_command(root: Path, a: str, others: Sequence[str], form: str | None, sh
     """
     client = Client.of(root)
     b, path = _others(client, others)
-    if b is None and path is None and form is None and re.search(r"~\d*$|@\{[^{}]*\}$", a) is None:
+    if b is None and path is None and lines is None and re.search(r"~\d*$|@\{[^{}]*\}$", a) is None:
         found = client.request("GET", f"/containers/{a}/changes") or ()
         items = [{"Kind": KINDS[item["Kind"]], "Path": item["Path"]} for item in found]
-        _show(items, shown)
+        _show(items, form)
         return
     if b is None:
         base = re.sub(r"(?:~\d*|@\{[^{}]*\})*$", "", a)
         a, b = (f"{a}~0", a) if base == a else (a, base)
-    if form == "patch":
+    if lines == "patch":
         answer = client.stream("GET", "/layerfs/diff", a=a, b=b, path=path, form="patch")
         sys.stdout.flush()
         try:
@@ -58,11 +58,11 @@ def diff_command(root: Path, a: str, others: Sequence[str], form: str | None, sh
             answer.chunks.close()
         sys.stdout.buffer.flush()
         return
-    found = client.request("GET", "/layerfs/diff", a=a, b=b, path=path, form=form)
-    if form == "stat" and not shown:
+    found = client.request("GET", "/layerfs/diff", a=a, b=b, path=path, form=lines)
+    if lines == "stat" and not form:
         render.show(_stat(found))
     else:
-        _show(found, shown)
+        _show(found, form)
 
 
 def _others(client: Client, others: Sequence[str]) -> tuple[str | None, str | None]:
@@ -84,13 +84,13 @@ def _second(client: Client, text: str) -> str | None:
     return text
 
 
-def _show(items: Sequence[dict[str, Any]], shown: str) -> None:
-    if shown:
+def _show(items: Sequence[dict[str, Any]], form: str) -> None:
+    if form:
         rows = [
             {"Kind": item["Kind"], "Path": render.printable(item["Path"]), "Type": item.get("Type", "")}
             for item in items
         ]
-        CHANGES.show(rows, shown)
+        CHANGES.show(rows, form)
     else:
         render.show("\n".join(f"{item['Kind']} {render.printable(item['Path'])}" for item in items))
 
