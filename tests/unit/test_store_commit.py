@@ -109,6 +109,31 @@ def test_commit(store: Store, base: Image, mount: Mount) -> None:
     assert [layer.id for layer in store.layers_of(again)] == list(again.layers)
 
 
+def test_a_rehearsed_commit_leaves_nothing(store: Store, mount: Mount) -> None:
+    def everything() -> list[str]:
+        return list(store.database.connection.iterdump())
+
+    (upper_of(store, mount).path / "file").write_text("written")
+    before, journal = everything(), (store.root / "layerfs.db-wal").read_bytes()
+    new = store.prepare_upper(mount)
+    for _ in range(2):
+        store.rehearse_commit(mount, new)
+    assert everything() == before
+    assert (store.root / "layerfs.db-wal").read_bytes() == journal
+    image = store.commit(mount, new, reference="made")
+    assert store.resolve("made").id == image.id
+    with pytest.raises(NotFound):
+        store.resolve("rehearsal")
+
+
+def test_a_rehearsal_waits_for_no_other_writer(store: Store, mount: Mount) -> None:
+    new = store.prepare_upper(mount)
+    with Store(store.root) as other, other.database.transaction(), pytest.raises(StoreBusy):
+        store.rehearse_commit(mount, new)
+    store.rehearse_commit(mount, new)
+    store.abandon_upper(mount, new)
+
+
 def test_a_bad_commit_changes_nothing(store: Store, mount: Mount) -> None:
     prepared = store.prepare_upper(mount)
     before = store.mount(mount.id), store.images(), store.events()

@@ -24,6 +24,15 @@ _ROUNDS = 2
 """What a truncate under way held back in the first round comes in the second."""
 
 
+async def get_ready(filesystem: Filesystem, inside: Inside) -> None:
+    """Have the kernel know of what `flush` needs, and the daemon in memory: the first is as quick as others.
+
+    To be called before anybody uses the mount: the root of it is open for a moment. Raises as `flush`.
+    """
+    filesystem.barrier = _add_barrier(filesystem)
+    await inside.write_back(filesystem.barrier, lambda after: not after)
+
+
 async def flush(filesystem: Filesystem, inside: Inside) -> None:
     """Have the kernel write back what was written to the mount *inside* until now.
 

@@ -25,7 +25,7 @@ from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
-from layerfs.fuse.flush import flush
+from layerfs.fuse.flush import flush, get_ready
 from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.host import mounttable, rundir
@@ -159,6 +159,9 @@ class Daemon:
             nursery.start_soon(self._serve_filesystem, nursery.cancel_scope)
             # Should serving fail, this waits for an answer that never comes: then let it wait alone.
             await self._inside.is_answered()
+            if self._union.upper is not None:
+                with suppress(LayerfsError):  # who flushes says what is wrong
+                    await get_ready(self._filesystem, self._inside)
             bdi.tune(self._inside.device)
             stale.can_make_names_stale()  # tried while nothing is mounted in it: that would go
             await nursery.start(serve, self, self.root, socket)
@@ -168,7 +171,7 @@ class Daemon:
             self._background.store_sync.changed()  # the mount itself, which may be new
             ready()
             self._background.begin_next_upper()
-            nursery.start_soon(warm_up, socket)
+            nursery.start_soon(warm_up, socket, self._rehearse)
             self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
             _log.info("%s is mounted on %s", self.name, self.mountpoint)
 
@@ -419,6 +422,13 @@ class Daemon:
     def _check_serving(self) -> None:
         if self._ended.is_set():
             raise Conflict(f"{self.name} is being unmounted")
+
+    def _rehearse(self) -> None:
+        """Do what a commit does in the store, and undo it: see `warm_up`."""
+        prepared = self._background.next_upper.ready
+        if prepared is not None and self.outside_upper is None:
+            with suppress(LayerfsError):
+                self._store.rehearse_commit(self._mount, prepared.row)
 
 
 def _nothing() -> None:

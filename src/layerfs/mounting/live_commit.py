@@ -139,7 +139,7 @@ class Held:
             await trio.sleep(_ANSWER_FIRST)
             await self._done.wait()
             if self._error is None:
-                await trio.to_thread.run_sync(self._hold.let_go)
+                self._hold.let_go()  # two locks of a file: in the loop, which a thread would take turns with
 
 
 async def sync_root(upper: Upper) -> None:

@@ -41,6 +41,11 @@ class NextUpper:
         """Set while none is being made."""
         self._made.set()
 
+    @property
+    def ready(self) -> Prepared | None:
+        """The next upper, if it has been made."""
+        return self._prepared
+
     def begin(self, mount: Mount, after: Upper) -> None:
         """Begin to make it, unless it is there or being made; what goes wrong is told by `get`.
 

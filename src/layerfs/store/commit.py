@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 from layerfs.errors import Conflict, NotFound, from_os_error
 from layerfs.store import dockerfile, events, external, holds, images, layers, marks, stacks
@@ -123,6 +123,33 @@ def commit(
     """
     name = normalize(reference) if reference else None
     config = dockerfile.apply(mount.config, changes)
+    write = _image_writer(db, mount, name, comment, author, config)
+    return _seal(db, mount, new_upper, Wording(created_by, comment, author), tree, write)
+
+
+def rehearse(db: Database, mount: Mount, new_upper: Layer) -> None:
+    """Do what `commit` does in the database, and undo it: SQLite has read and compiled what that needs then.
+
+    For an upper in the store. Raises as `commit`.
+    """
+    write_image = _image_writer(db, mount, "rehearsal:latest", "", "", mount.config)
+
+    def write(entry: HistoryEntry, step: str, upper: Layer) -> NoReturn:
+        write_image(entry, step, upper)
+        raise _RehearsedError
+
+    with suppress(_RehearsedError):
+        _seal(db, mount, new_upper, Wording(), None, write)
+
+
+class _RehearsedError(Exception):
+    """Ends a transaction that is not to count."""
+
+
+def _image_writer(
+    db: Database, mount: Mount, name: str | None, comment: str, author: str, config: dict[str, Any]
+) -> Callable[[HistoryEntry, str, Layer], Image]:
+    """Return what writes, given a new step, the image of it, the image's tag and an event."""
 
     def write(entry: HistoryEntry, step: str, upper: Layer) -> Image:
         query = "SELECT parent FROM mounts WHERE id = ?"
@@ -142,7 +169,7 @@ def commit(
         events.record(db, "container", "commit", mount.id, attributes)
         return replace(image, tags=(images.tag(db, image.id, name),)) if name else image
 
-    return _seal(db, mount, new_upper, Wording(created_by, comment, author), tree, write)
+    return write
 
 
 def _seal(

@@ -171,6 +171,13 @@ class MountsOfStore:
             tree=tree,
         )
 
+    def rehearse_commit(self, mount: Mount, new_upper: Layer) -> None:
+        """Do all that `commit` does, and undo it, so that the next one finds everything read and compiled.
+
+        Nothing has changed on return, and nothing was written. Raises as `commit`.
+        """
+        commit.rehearse(self._db, mount, new_upper)
+
     def checkpoint(
         self,
         mount: Mount,
