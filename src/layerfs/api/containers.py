@@ -20,6 +20,7 @@ from layerfs.host.signals import signal_number
 from layerfs.unixhttp.message import Response, json_response
 
 if TYPE_CHECKING:
+    from layerfs.mounting.mount import Committed, LoopMount
     from layerfs.store.model import Image, Mount
 
 _PATIENCE = 10
@@ -102,8 +103,15 @@ def commit(call: Call) -> Response:
 
     An upper outside the store is empty then, which surprises: the member "Warnings" says so.
     """
-    wanted = commit_request(call.request)
-    made = call.mount(call.query.get("container")).commit(wanted)
+    return _committed(call.mount(call.query.get("container")).commit(commit_request(call.request)))
+
+
+async def _commit_in_loop(call: Call, mount: LoopMount) -> Response:
+    """Do what `commit` does, in a loop."""
+    return _committed(await mount.commit(commit_request(call.request)))
+
+
+def _committed(made: Committed) -> Response:
     answer: dict[str, object] = {"Id": shapes.digest(made.image)}
     if made.warnings:
         answer["Warnings"] = list(made.warnings)
@@ -238,7 +246,7 @@ def _remove_link(call: Call) -> Response:
 ROUTES = (
     route("GET", "/containers/json", list_containers),
     route("GET", "/containers/{name}/json", inspect_container),
-    route("POST", "/commit", commit),
+    route("POST", "/commit", commit, in_loop=_commit_in_loop),
     route("GET", "/containers/{name}/changes", changes),
     route("POST", "/containers/{name}/stop", stop, frees=True),
     route("POST", "/containers/{name}/kill", kill, frees=True),

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from layerfs.api.config import checkpoint_request
 from layerfs.api.containers import NO_CONTENT
 from layerfs.api.routes import Call, route
@@ -14,10 +16,18 @@ from layerfs.errors import BadRequest
 from layerfs.mounting.resting import not_running
 from layerfs.unixhttp.message import Response, json_response
 
+if TYPE_CHECKING:
+    from layerfs.mounting.mount import LoopMount
+
 
 def status(call: Call) -> Response:
     """Return figures about the daemon that runs a mount."""
     return json_response(call.mount(call.query.get("name")).status())
+
+
+async def _status_in_loop(call: Call, mount: LoopMount) -> Response:
+    """Do what `status` does, in a loop."""
+    return json_response(await mount.status())
 
 
 def unmount(call: Call) -> Response:
@@ -38,10 +48,24 @@ def flush(call: Call) -> Response:
     return NO_CONTENT
 
 
+async def _flush_in_loop(call: Call, mount: LoopMount) -> Response:
+    """Do what `flush` does, in a loop."""
+    await mount.flush()
+    return NO_CONTENT
+
+
 def checkpoint(call: Call) -> Response:
     """Seal what was written to a mount as the layer of a new step, without an image; return the step."""
-    wanted = checkpoint_request(call.request)
-    return json_response({"Step": call.mount(call.query.get("name")).checkpoint(wanted)}, 201)
+    return _step(call.mount(call.query.get("name")).checkpoint(checkpoint_request(call.request)))
+
+
+async def _checkpoint_in_loop(call: Call, mount: LoopMount) -> Response:
+    """Do what `checkpoint` does, in a loop."""
+    return _step(await mount.checkpoint(checkpoint_request(call.request)))
+
+
+def _step(made: str) -> Response:
+    return json_response({"Step": made}, 201)
 
 
 def verify(call: Call) -> Response:
@@ -91,10 +115,10 @@ def _reference(call: Call) -> str:
 
 
 ROUTES = (
-    route("GET", "/layerfs/status", status),
+    route("GET", "/layerfs/status", status, in_loop=_status_in_loop),
     route("POST", "/layerfs/unmount", unmount),
-    route("POST", "/layerfs/flush", flush),
-    route("POST", "/layerfs/checkpoint", checkpoint),
+    route("POST", "/layerfs/flush", flush, in_loop=_flush_in_loop),
+    route("POST", "/layerfs/checkpoint", checkpoint, in_loop=_checkpoint_in_loop),
     route("GET", "/layerfs/verify", verify),
     route("GET", "/layerfs/fsck", fsck),
     route("POST", "/layerfs/fsck", fsck),

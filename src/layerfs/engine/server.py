@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from layerfs.api.relay import Relay
 from layerfs.api.routes import Place
 from layerfs.api.server import App
 from layerfs.build import workplace
@@ -52,10 +53,12 @@ def run(root: Path, path: Path | None, group: str | None) -> None:
     with _only_one(root):
         listener = _listener(path or rundir.engine_socket(), group)
         zygote = Zygote(root)
+        relay = Relay(root)
         try:
             shared = group is not None or _lets_others_in(listener)
-            trio.run(_serve, root, listener, zygote, shared, notifier)
+            trio.run(_serve, root, listener, zygote, shared, relay, notifier)
         finally:
+            relay.close()
             zygote.close()
 
 
@@ -116,15 +119,17 @@ async def _serve(
     listener: trio.SocketListener | socket.socket,
     zygote: Zygote,
     shared: bool,
+    relay: Relay,
     notifier: Notifier,
 ) -> None:
     if isinstance(listener, socket.socket):
         listener = of_stdlib(listener)
-    app = App(root, place=Place(root, zygote.launch))
+    app = App(root, place=Place(root, zygote.launch), relay=relay)
     async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(_serve_clients, listener, app, shared)
             nursery.start_soon(trio.to_thread.run_sync, take_up, app.place)
+            relay.get_ready()
             threading.Thread(target=Checks(root).run, name="health checks", daemon=True).start()
             notifier.ready(f"serves {root}")
             _log.info("the engine serves the store at %s", root)

@@ -8,7 +8,7 @@ from functools import partial
 from layerfs import errors
 from layerfs.host.polling import readable
 from layerfs.host.rundir import is_stopped, log_path, running_pid, socket_path
-from layerfs.unixhttp.client import UnixClient
+from layerfs.unixhttp.client import UnixClient, UnreadError
 from layerfs.unixhttp.message import Pairs, Query, Request, Response
 
 PATIENCE = 600.0
@@ -18,13 +18,13 @@ PING_PATIENCE = 10.0
 
 
 class NotListeningError(errors.Conflict):
-    """Nobody listens on the socket of a daemon: it is just starting, or ending."""
+    """Nobody listens on the socket of a daemon, or has read the request: it is just starting, or ending."""
 
 
 def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"") -> Response:
     """Send one request to the daemon of the mount called *name*, and return its answer.
 
-    Raises `Conflict` when there is none, `NotListeningError` where nothing was sent yet. A daemon that works
+    Raises `Conflict` when there is none, `NotListeningError` where nothing was done yet. A daemon that works
     on it is waited for, `PATIENCE` seconds at most; one that is stopped, or that answers nobody, is not.
     """
     pid = running_pid(name) or 0
@@ -33,23 +33,32 @@ def exchange(name: str, method: str, path: str, query: Pairs, body: bytes = b"")
     client = UnixClient(socket_path(name), timeout=PING_PATIENCE, wait=wait)
     try:
         return client.send(Request(method, path, Query(query), body))
-    except (FileNotFoundError, ConnectionRefusedError) as error:
-        raise NotListeningError(str(_silent(name, pid, str(error.strerror)))) from error
+    except (FileNotFoundError, ConnectionRefusedError, UnreadError) as error:
+        raise NotListeningError(str(silent(name, pid, str(error.strerror)))) from error
     except TimeoutError as error:
-        raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds") from error
+        raise silent(name, pid, f"waited {PING_PATIENCE:g} seconds") from error
     except OSError as error:
-        raise _silent(name, pid, error.strerror or str(error)) from error
+        raise silent(name, pid, error.strerror or str(error)) from error
 
 
 def _wait_for_answer(fd: int, name: str, pid: int, what: str) -> None:
     """Return when there is something to read; raise `Conflict` when none is to be expected any more."""
     deadline = time.monotonic() + PATIENCE
     while not readable([fd], PING_PATIENCE):
-        _check_not_stopped(name, pid)
-        if not _pings(name):
-            raise _silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")
-        if time.monotonic() > deadline:
-            raise _silent(name, pid, f"waited {PATIENCE:g} seconds for {what}, which it is still working on")
+        check_works(name, pid, what, deadline)
+
+
+def check_works(name: str, pid: int, what: str, deadline: float) -> None:
+    """Raise `Conflict` if the daemon (*pid*) of *name* is not to be waited for any longer.
+
+    It has been asked for *what*, and has not answered for `PING_PATIENCE`. At the *deadline*, of the clock
+    `time.monotonic`, all patience ends.
+    """
+    _check_not_stopped(name, pid)
+    if not _pings(name):
+        raise silent(name, pid, f"waited {PING_PATIENCE:g} seconds for {what}")
+    if time.monotonic() > deadline:
+        raise silent(name, pid, f"waited {PATIENCE:g} seconds for {what}, which it is still working on")
 
 
 def _pings(name: str) -> bool:
@@ -68,7 +77,8 @@ def _check_not_stopped(name: str, pid: int) -> None:
         )
 
 
-def _silent(name: str, pid: int, reason: str) -> errors.Conflict:
+def silent(name: str, pid: int, reason: str) -> errors.Conflict:
+    """Return the error for the daemon (*pid*) of *name*, which does not answer for that *reason*."""
     return errors.Conflict(
         f"the daemon of {name} (process {pid}) runs, but does not answer on {socket_path(name)} ({reason}); "
         f"see {log_path(name)}"

@@ -130,6 +130,29 @@ class Mount(Protocol):
         """
 
 
+class NotReachedError(Exception):
+    """A loop cannot ask the mount now: nothing was asked, and a thread is to see what there is to do."""
+
+
+class LoopMount(Protocol):
+    """A mount as a loop asks it, which waits by `await` alone: `served.InLoop` or `relayed.Relayed`.
+
+    What a method does, returns and raises is as with `Mount`. Besides, each may raise `NotReachedError`.
+    """
+
+    async def commit(self, wanted: Commit) -> Committed:
+        """See `Mount`."""
+
+    async def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`."""
+
+    async def flush(self) -> None:
+        """See `Mount`."""
+
+    async def status(self) -> dict[str, Any]:
+        """See `Mount`."""
+
+
 def outside_warning(upper: object, image: str, name: str) -> str:
     """Return the warning of a commit of *name* that made *image* of an *upper* outside the store."""
     return (

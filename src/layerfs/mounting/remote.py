@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from layerfs.errors import Conflict
 from layerfs.host.rundir import log_path, running_pid
+from layerfs.mounting import asked
+from layerfs.mounting.asked import Asked
 from layerfs.mounting.exchange import NotListeningError, exchange
 from layerfs.mounting.mount import Checkpoint, Commit, Committed, Rollback, WentBack
-from layerfs.store.model import to_nanoseconds
-from layerfs.unixhttp.message import Pairs, Response, to_error
 
 if TYPE_CHECKING:
     from layerfs.mounting.mount import Mount
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds to wait for a daemon that is about to start or to end."""
-_KINDS = "CAD"
-"""What the numbers of Docker's changes mean."""
+_T = TypeVar("_T")
+_Other = TypeVar("_Other")
 
 
 class Remote:
@@ -41,110 +39,63 @@ class Remote:
 
     def commit(self, wanted: Commit) -> Committed:
         """See `Mount`."""
-        pairs = [
-            ("container", self.mount_id),
-            ("repo", wanted.reference or ""),
-            ("comment", wanted.comment),
-            ("author", wanted.author),
-            *(("changes", change) for change in wanted.changes),
-        ]
-        if wanted.pause is not None:
-            pairs.append(("pause", str(int(wanted.pause))))
-        answer = self._ask("POST", "/commit", pairs)
-        if answer is None:
-            return self._otherwise().commit(wanted)
-        made = json.loads(answer.body)
-        return Committed(made["Id"].removeprefix("sha256:"), tuple(made.get("Warnings") or ()))
+        return self._ask(asked.commit(self.mount_id, wanted), lambda mount: mount.commit(wanted))
 
     def checkpoint(self, wanted: Checkpoint) -> str:
         """See `Mount`."""
-        body: dict[str, Any] = {
-            "CreatedBy": wanted.created_by,
-            "Comment": wanted.comment,
-            "Author": wanted.author,
-            "Created": to_nanoseconds(wanted.created) if wanted.created is not None else None,
-            "Build": wanted.build,
-            "Pause": wanted.pause,
-        }
-        query = [("name", self.mount_id)]
-        answer = self._ask("POST", "/layerfs/checkpoint", query, json.dumps(body).encode())
-        if answer is None:
-            return self._otherwise().checkpoint(wanted)
-        return str(json.loads(answer.body)["Step"])
+        return self._ask(asked.checkpoint(self.mount_id, wanted), lambda mount: mount.checkpoint(wanted))
 
     def rollback(self, wanted: Rollback) -> WentBack:
         """See `Mount`."""
-        body = {"Ref": wanted.reference, "Discard": wanted.discard, "Pause": wanted.pause}
-        answer = self._ask("POST", "/layerfs/rollback", [("name", self.mount_id)], json.dumps(body).encode())
-        if answer is None:
-            return self._otherwise().rollback(wanted)
-        made = json.loads(answer.body)
-        return WentBack(made["Step"], made["Kept"])
+        return self._ask(asked.rollback(self.mount_id, wanted), lambda mount: mount.rollback(wanted))
 
     def changes(self) -> Sequence[Change]:
         """See `Mount`."""
-        from layerfs.union.changes import Change
-
-        answer = self._ask("GET", f"/containers/{self.mount_id}/changes", [])
-        if answer is None:
-            return self._otherwise().changes()
-        return [
-            Change(_KINDS[item["Kind"]], os.fsencode(item["Path"])) for item in json.loads(answer.body) or ()
-        ]
+        return self._ask(asked.changes(self.mount_id), lambda mount: mount.changes())
 
     def flush(self) -> None:
         """See `Mount`."""
-        if self._ask("POST", "/layerfs/flush", [("name", self.mount_id)]) is None:
-            self._otherwise().flush()
+        self._ask(asked.flush(self.mount_id), lambda mount: mount.flush())
 
     def status(self) -> dict[str, Any]:
         """See `Mount`."""
-        answer = self._ask("GET", "/layerfs/status", [("name", self.mount_id)])
-        if answer is None:
-            return self._otherwise().status()
-        status: dict[str, Any] = json.loads(answer.body)
-        return status
+        return self._ask(asked.status(self.mount_id), lambda mount: mount.status())
 
     def unmount(self, *, force: bool, discard: bool = False) -> bool:
         """See `Mount`. Returns once the daemon has ended too: the name is free for the next one."""
-        flags = {"force": force, "discard": discard}
-        pairs = [("name", self.mount_id), *((name, "1") for name, given in flags.items() if given)]
-        if self._ask("POST", "/layerfs/unmount", pairs) is None:
-            return self._otherwise().unmount(force=force, discard=discard)
-        self._wait_for_end()
-        return True
+        wanted = asked.unmount(self.mount_id, force=force, discard=discard)
+        at_rest = self._ask(wanted, lambda mount: mount.unmount(force=force, discard=discard))
+        if at_rest is None:
+            self._wait_for_end()
+        return at_rest is not False
 
     def remove(self, *, force: bool, volumes: bool = False) -> None:
         """See `Mount`. Returns once the daemon has ended too."""
-        pairs = [("force", "1" if force else ""), ("v", "1" if volumes else "")]
-        answer = self._ask("DELETE", f"/containers/{self.mount_id}", pairs)
-        if answer is None:
-            self._otherwise().remove(force=force, volumes=volumes)
-        else:
+
+        def remove(mount: Mount) -> bool:
+            mount.remove(force=force, volumes=volumes)
+            return True
+
+        at_rest = self._ask(asked.remove(self.mount_id, force=force, volumes=volumes), remove)
+        if not at_rest:
             self._wait_for_end()
 
-    def _ask(self, method: str, path: str, pairs: Pairs, body: bytes = b"") -> Response | None:
-        """Return the answer of the daemon, None when none runs. One that starts or ends is waited for.
+    def _ask(self, wanted: Asked[_T], otherwise: Callable[[Mount], _Other]) -> _T | _Other:
+        """Return the answer of the daemon, or *otherwise* when none runs.
 
-        Raises the error that the answer tells of.
+        One that starts or ends is waited for. Raises the error that the answer tells of.
         """
         deadline = time.monotonic() + PATIENCE
         while running_pid(self.name) is not None:
             try:
-                answer = exchange(self.name, method, path, pairs, body)
+                answer = exchange(self.name, wanted.method, wanted.path, wanted.query, wanted.body)
             except NotListeningError:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
                 continue
-            if answer.status == 404 and str(to_error(answer)).startswith("no such mount"):
-                raise Conflict(
-                    f"the running mount called {self.name} belongs to another store than {self._root}"
-                )
-            if answer.status >= 400:
-                raise to_error(answer)
-            return answer
-        return None
+            return wanted.answered(answer, self.name, self._root)
+        return otherwise(self._otherwise())
 
     def _wait_for_end(self) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -78,6 +78,42 @@ class Serve(Protocol):
         """Answer on the socket *path* for *live*, a mount of the store at *root*, until cancelled."""
 
 
+class InLoop:
+    """A `LoopMount` that this loop serves."""
+
+    def __init__(self, live: LiveMount) -> None:
+        """Have *live* do what is asked."""
+        self._live = live
+
+    async def commit(self, wanted: Commit) -> Committed:
+        """See `Mount`."""
+        image = await self._live.commit(
+            reference=wanted.reference,
+            comment=wanted.comment,
+            author=wanted.author,
+            changes=wanted.changes,
+            pause=wanted.pause,
+        )
+        outside = self._live.outside_upper
+        warnings = (outside_warning(outside, image.id, self._live.name),) if outside else ()
+        return Committed(image.id, warnings)
+
+    async def checkpoint(self, wanted: Checkpoint) -> str:
+        """See `Mount`."""
+        from layerfs.store.commit import Wording
+
+        wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
+        return await self._live.checkpoint(wording, build=wanted.build, pause=wanted.pause)
+
+    async def flush(self) -> None:
+        """See `Mount`."""
+        await self._live.flush()
+
+    async def status(self) -> dict[str, Any]:
+        """See `Mount`."""
+        return self._live.status()
+
+
 class Served:
     """A `Mount` that the loop of this process serves; for the threads that this loop has started."""
 
@@ -89,30 +125,11 @@ class Served:
 
     def commit(self, wanted: Commit) -> Committed:
         """See `Mount`."""
-
-        async def commit() -> Image:
-            return await self._live.commit(
-                reference=wanted.reference,
-                comment=wanted.comment,
-                author=wanted.author,
-                changes=wanted.changes,
-                pause=wanted.pause,
-            )
-
-        image = from_thread.run(commit)
-        outside = from_thread.run_sync(lambda: self._live.outside_upper)
-        return Committed(image.id, (outside_warning(outside, image.id, self.name),) if outside else ())
+        return from_thread.run(InLoop(self._live).commit, wanted)
 
     def checkpoint(self, wanted: Checkpoint) -> str:
         """See `Mount`."""
-        from layerfs.store.commit import Wording
-
-        wording = Wording(wanted.created_by, wanted.comment, wanted.author, wanted.created)
-
-        async def checkpoint() -> str:
-            return await self._live.checkpoint(wording, build=wanted.build, pause=wanted.pause)
-
-        return from_thread.run(checkpoint)
+        return from_thread.run(InLoop(self._live).checkpoint, wanted)
 
     def rollback(self, wanted: Rollback) -> WentBack:
         """See `Mount`."""

@@ -26,12 +26,17 @@ _SEEN_ENOUGH = (BrokenPipeError, ConnectionResetError)
 """How sending fails where the server reads no more; its answer says why."""
 
 
+class UnreadError(ConnectionResetError):
+    """The server has gone before it had read the whole request: it has not begun with it."""
+
+
 class UnixClient:
     """Asks the server on one socket; a connection a request.
 
     Where there is no server, `FileNotFoundError` or `ConnectionRefusedError` is raised, and nothing has been
-    sent. Other `OSError`s leave open what the server has done: `TimeoutError`, and `ConnectionResetError` for
-    an answer that ends too early or is none. An upload that cannot be read is a `LayerfsError`.
+    sent; `UnreadError` where it went before it had read the request. Other `OSError`s leave open what the
+    server has done: `TimeoutError`, and `ConnectionResetError` for an answer that ends too early or is none.
+    An upload that cannot be read is a `LayerfsError`.
     """
 
     def __init__(
@@ -87,7 +92,7 @@ class UnixClient:
         """
         answer = _Answer(connection, request.method)
         with suppress(*_SEEN_ENOUGH):
-            connection.sendall(self._encoded(request, more))
+            connection.sendall(encoded(request, {**self._headers, **request.headers, **more}))
         if request.upload is not None:
             answer.read_head(_CONTINUE)
             if answer.status != _CONTINUE:
@@ -98,17 +103,6 @@ class UnixClient:
             self._wait(connection.fileno())
         answer.read_head()
         return answer
-
-    def _encoded(self, request: Request, more: Mapping[str, str]) -> bytes:
-        """Return *request* with all that is sent at once."""
-        headers = {"Host": "localhost", **self._headers, **request.headers, **more}
-        if request.upload is not None:
-            headers |= {"Transfer-Encoding": "chunked", "Expect": "100-continue"}
-        elif request.body:
-            headers |= {"Content-Type": "application/json", "Content-Length": str(len(request.body))}
-        elif request.method not in ("GET", "HEAD"):
-            headers["Content-Length"] = "0"
-        return encoded_head(request.method, request.path, request.query.pairs, headers) + request.body
 
 
 def _send_chunked(connection: socket.socket, upload: Upload) -> None:
@@ -127,6 +121,18 @@ def _read(upload: Upload) -> bytes:
         raise from_os_error(error, "read what is to be sent") from None
 
 
+def encoded(request: Request, headers: Mapping[str, str]) -> bytes:
+    """Return all of *request*, with *headers*, that is sent at once."""
+    headers = {"Host": "localhost", **headers}
+    if request.upload is not None:
+        headers |= {"Transfer-Encoding": "chunked", "Expect": "100-continue"}
+    elif request.body:
+        headers |= {"Content-Type": "application/json", "Content-Length": str(len(request.body))}
+    elif request.method not in ("GET", "HEAD"):
+        headers["Content-Length"] = "0"
+    return encoded_head(request.method, request.path, request.query.pairs, headers) + request.body
+
+
 def encoded_head(method: str, path: str, pairs: Pairs, headers: Mapping[str, str]) -> bytes:
     """Return the request line and *headers*. Raises `ValueError` for what would end a line of them."""
     lines = [f"{method} {build_target(path, pairs)} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items())]
@@ -135,42 +141,27 @@ def encoded_head(method: str, path: str, pairs: Pairs, headers: Mapping[str, str
     return "\r\n".join([*lines, "\r\n"]).encode("latin-1", "replace")
 
 
-class _Answer:
-    """An answer as it is read."""
+def whole_answer(data: bytes) -> Response | None:
+    """Return the answer in *data*, which is what has come until now; None if more is to come.
 
-    def __init__(self, connection: socket.socket, method: str) -> None:
-        self._connection = connection
-        self._method = method
-        self._data = b""
+    For answers that tell their length, or have no body. Raises `ConnectionResetError` for what is none.
+    """
+    answer = _Come(data)
+    try:
+        answer.read_head()
+        return Response(answer.status, answer.body(), answer.headers)
+    except _MoreError:
+        return None
+
+
+class _Reader:
+    """Reads an answer out of what comes."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._data = data
         """What has come, and was not taken yet."""
         self.status = 0
         self.headers: Headers = ()
-
-    @property
-    def early(self) -> bytes:
-        """What has come behind the head."""
-        return self._data
-
-    def pieces(self) -> Generator[bytes, None, None]:
-        """Yield the body, and close the connection after it."""
-        told = dict(self.headers)
-        with self._connection:
-            if self._method == "HEAD" or self.status in _WITHOUT_BODY:
-                return
-            if "transfer-encoding" in told:
-                if told["transfer-encoding"].lower() != "chunked":
-                    raise _broken(_NOT_HTTP)
-                while size := _number(self._line(_MAX_HEAD), 16):
-                    yield from self._exactly(size)
-                    if self._line(0):
-                        raise _broken(_NOT_HTTP)
-            elif "content-length" in told:
-                yield from self._exactly(_number(told["content-length"].encode(), 10))
-            else:
-                if self._data:
-                    yield self._data
-                while piece := self._connection.recv(_PIECE):
-                    yield piece
 
     def read_head(self, *awaited: int) -> None:
         """Wait for the status and header of the answer, or for one of the statuses *awaited* before it.
@@ -215,10 +206,82 @@ class _Answer:
             yield piece
 
     def _receive(self) -> None:
-        data = self._connection.recv(_PIECE)
+        """Have more come. Raises `OSError`."""
+        raise NotImplementedError
+
+
+class _Answer(_Reader):
+    """An answer as it comes over a connection."""
+
+    def __init__(self, connection: socket.socket, method: str) -> None:
+        super().__init__()
+        self._connection = connection
+        self._method = method
+
+    @property
+    def early(self) -> bytes:
+        """What has come behind the head."""
+        return self._data
+
+    def pieces(self) -> Generator[bytes, None, None]:
+        """Yield the body, and close the connection after it."""
+        told = dict(self.headers)
+        with self._connection:
+            if self._method == "HEAD" or self.status in _WITHOUT_BODY:
+                return
+            if "transfer-encoding" in told:
+                if told["transfer-encoding"].lower() != "chunked":
+                    raise _broken(_NOT_HTTP)
+                while size := _number(self._line(_MAX_HEAD), 16):
+                    yield from self._exactly(size)
+                    if self._line(0):
+                        raise _broken(_NOT_HTTP)
+            elif "content-length" in told:
+                yield from self._exactly(_number(told["content-length"].encode(), 10))
+            else:
+                if self._data:
+                    yield self._data
+                while piece := self._connection.recv(_PIECE):
+                    yield piece
+
+    def _receive(self) -> None:
+        data = received(self._connection, begun=bool(self._data or self.status))
         if not data:
             raise _broken("the server ended the connection without an answer, or in the middle of one")
         self._data += data
+
+
+def received(connection: socket.socket, *, begun: bool) -> bytes:
+    """Return what comes next on *connection*, nothing at its end; an answer may have *begun* to come.
+
+    Raises `UnreadError` if none has and none will, `OSError` if nothing more comes otherwise.
+    """
+    try:
+        return connection.recv(_PIECE)
+    except ConnectionResetError as error:
+        if begun:
+            raise
+        # The kernel says so of a peer that closes, or ends, and has not read all (net/unix/af_unix.c).
+        # One that had would just be gone.
+        raise UnreadError(error.errno, error.strerror) from None
+
+
+class _MoreError(Exception):
+    """There is more of an answer to come."""
+
+
+class _Come(_Reader):
+    """An answer of which no more is read than has come."""
+
+    def body(self) -> bytes:
+        """Return the body. Raises `_MoreError`."""
+        if self.status in _WITHOUT_BODY:
+            return b""
+        length = dict(self.headers).get("content-length", "none")
+        return b"".join(self._exactly(_number(length.encode("latin-1"), 10)))
+
+    def _receive(self) -> None:
+        raise _MoreError
 
 
 def _number(text: bytes, base: int) -> int:
