@@ -177,8 +177,8 @@ def test_killed_while_copying_up(killed: Killed) -> None:
                 assert found == b"!" + old[1:]
             else:
                 assert found in (old, b"!" + old[1:])
-        (work_directory,) = killed.layerfs.root.glob("layers/*/work/work")
-        assert os.listdir(work_directory) == []
+        for work_directory in killed.layerfs.root.glob("layers/*/work/work"):  # the next upper has one, too
+            assert os.listdir(work_directory) == []
     assert changed > ROUNDS
 
 
