@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from layerfs.store import Store
 from tests.conftest import Layerfs, wait_until
 from tests.system.apirequests import Api, engine
 from tests.system.containers import IMAGE, containers
@@ -88,6 +89,72 @@ def test_a_container_that_outlives_the_engine_is_cleared_away(layerfs: Layerfs) 
     os.kill(inspect(layerfs, "box")["State"]["Pid"], signal.SIGKILL)
     wait_until(lambda: layerfs.ok("ps", "-aq") == "")
     wait_until(lambda: not list((layerfs.run / "containers").iterdir()))
+
+
+def in_a_pause(layerfs: Layerfs, policy: str = "always") -> None:
+    """Have a container "box" that ends at once, and pauses for some seconds before it is started again."""
+    layerfs.ok(
+        "run",
+        "-d",
+        "--network=none",
+        "--name",
+        "box",
+        "--restart",
+        policy,
+        IMAGE,
+        "sh",
+        "-c",
+        "sleep 1; exit 1",
+    )
+    with Store(layerfs.root) as store:  # as if it had ended so often before
+        store.update_container(store.mount("box").id, None, RestartCount=5)
+    wait_until(lambda: inspect(layerfs, "box")["State"]["Status"] == "restarting")
+
+
+def test_a_container_is_restarted_though_what_asks_for_it_was_killed(layerfs: Layerfs) -> None:
+    in_a_pause(layerfs)
+    wait_until(lambda: bool(programs(layerfs, "exited.py")))
+    for pid in programs(layerfs, "exited.py"):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: restarts(layerfs) == 6)
+    layerfs.ok("rm", "-f", "box")
+
+
+def test_an_engine_takes_up_a_restart_that_nobody_waits_for(layerfs: Layerfs) -> None:
+    """And counts it, as each of them does, once."""
+    in_a_pause(layerfs)
+    kill_engine(layerfs)
+    wait_until(lambda: bool(programs(layerfs, "layerfs.engine.finish")))
+    for pid in programs(layerfs, "layerfs.engine.finish"):
+        os.kill(pid, signal.SIGKILL)
+    engine(layerfs)
+    wait_until(lambda: inspect(layerfs, "box")["State"]["Status"] == "running", 20)
+    assert restarts(layerfs) == 6
+    layerfs.ok("rm", "-f", "box")
+
+
+def test_restarts_are_counted_once_though_two_see_to_them(layerfs: Layerfs) -> None:
+    in_a_pause(layerfs)
+    kill_engine(layerfs)
+    wait_until(lambda: bool(programs(layerfs, "layerfs.engine.finish")))
+    engine(layerfs)
+    wait_until(lambda: inspect(layerfs, "box")["State"]["Status"] == "running", 20)
+    assert restarts(layerfs) == 6
+    layerfs.ok("rm", "-f", "box")
+
+
+def test_starts_that_fail_count_as_restarts(layerfs: Layerfs) -> None:
+    layerfs.expect_log("")
+    source = layerfs.directory / "source"
+    source.mkdir()
+    layerfs.ok(
+        "run", "-d", "--network=none", "--name", "box", "--restart", "on-failure:2",
+        "--mount", f"type=bind,source={source},target=/srv", IMAGE, "sh", "-c", "sleep 1; exit 1",
+    )  # fmt: skip
+    source.rmdir()  # a start fails from here on
+    wait_until(lambda: inspect(layerfs, "box")["State"]["Status"] == "exited", 20)
+    assert restarts(layerfs) == 2
+    assert inspect(layerfs, "box")["State"]["Restarting"] is False
 
 
 @pytest.mark.parametrize("id", ["..", "/precious", "../../precious"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 from layerfs.api.containers import NO_CONTENT, NOT_MODIFIED, clear_away, how_to_end
@@ -16,7 +17,7 @@ from layerfs.container.attachment import resize as resize_terminal
 from layerfs.container.stored import host_config
 from layerfs.container.tickets import Ticket
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
-from layerfs.host.record import directory, look
+from layerfs.host.record import directory, look, settled
 from layerfs.unixhttp.message import Answer, Response, Stream, one_piece
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _exists(call: Call, mount_id: str) -> bool:
 def resize(call: Call) -> Response:
     """Give the terminal of a container a size."""
     row = the_container(call)
-    if look(row.id) is None:
+    if settled(row.id) is None:
         raise Conflict(f"cannot resize a stopped container: {row.name} is not running")
     resize_terminal(directory(row.id), *size(call))
     return Response(200)
@@ -142,14 +143,23 @@ def exited(call: Call) -> Stream:
 
 
 def _followed_up(call: Call) -> Generator[bytes, None, None]:
+    work = _logged(follow_up(call.root, call.names["id"], call.place.launch), call.names["id"])
     yield b""
     try:
-        for _ in follow_up(call.root, call.names["id"], call.place.launch):
+        for _ in work:
             yield b"."  # who asks sees that somebody is at it
+    except GeneratorExit:  # who asked was killed: nobody else would start the container again
+        threading.Thread(target=lambda: list(work), name="restarts", daemon=True).start()
+        raise
+    yield b"done"
+
+
+def _logged(work: Iterator[None], mount_id: str) -> Iterator[None]:
+    try:
+        yield from work
     except (LayerfsError, OSError) as error:
         # Not for the caller to try again: it would fail in the same way.
-        logging.getLogger(__name__).error("cannot clear away after %s: %s", call.names["id"][:12], error)
-    yield b"done"
+        logging.getLogger(__name__).error("cannot clear away after %s: %s", mount_id[:12], error)
 
 
 ROUTES = (

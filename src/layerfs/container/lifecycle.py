@@ -26,7 +26,7 @@ from layerfs.container.stored import host_config, points_of
 from layerfs.errors import BadRequest, Conflict, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import cgroups
 from layerfs.host.mounttable import mounted_at
-from layerfs.host.record import Lock, Record, Watch, born, directory, look
+from layerfs.host.record import Lock, Record, Watch, born, directory, look, settled
 from layerfs.host.rundir import forget, running_pid
 from layerfs.host.signals import interrupted_by
 from layerfs.mounting.find import mount_of
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = 255
 """The exit code of a container of which nobody knows how it ended, as Docker's after a crash."""
+NOT_STARTED = 125
+"""The exit code of a container that could not be started."""
 _END_PATIENCE = 10.0
 """Seconds that the daemon of a container's files may take to end."""
 
@@ -66,9 +68,10 @@ def start(
 ) -> bool:
     """Mount the tree of the container *mount* by *launch* and start its process; return False if it runs.
 
-    *again*: its restart policy wants it, not a person. *before* is called when everything is ready but the
-    process has not begun: attach then, and no output is missed. Raises `LayerfsError`; then nothing of it
-    runs, and the reason is noted in the store.
+    *again*: its restart policy wants it, not a person; that is counted, and does not start one that a person
+    has stopped meanwhile, or that has been started as often as it may be. *before* is called when everything
+    is ready but the process has not begun: attach then, and no output is missed. Raises `LayerfsError`; then
+    nothing of it runs, and the reason is noted in the store.
     """
     check_possible()
     with Lock(mount.id) as lock:
@@ -86,17 +89,35 @@ def start(
             _finish(root, mount, lock, record)
             if host_config(mount.container)["AutoRemove"]:
                 raise NotFound(f"no such mount: {mount.name}")
+        if again and not (mount.container.get("Restarting") and wants_restart(mount, NOT_STARTED)):
+            _take_down(root, mount, lock)
+            lock.discard()
+            return False
+        _note_start(root, mount, again)
         with _interruptible():
             try:
                 _take_down(root, mount, lock)  # what is left of a start that was killed, if anything
                 lock.clear()
-                _start(root, mount, lock, launch, before, again)
+                _start(root, mount, lock, launch, before)
             except BaseException as error:
                 if isinstance(error, OSError):
                     error = from_os_error(error, f"start {mount.name}")
                 _undo(root, mount, lock, error)
                 raise error from None
     return True
+
+
+def _note_start(root: Path, mount: Mount, again: bool) -> None:
+    """Note in the store that *mount* is about to be started.
+
+    Before it runs: who stops it in the middle of that wants it to stay so. What its policy starts nobody has
+    stopped.
+    """
+    count = mount.container.get("RestartCount", 0)
+    changed = {"RestartCount": count + 1} if again else {"RestartCount": 0, "Stopped": False}
+    if any((mount.container.get(name) or 0) != value for name, value in changed.items()):
+        with Store(root) as store:
+            store.update_container(mount.id, None, **changed)
 
 
 def _interruptible() -> AbstractContextManager[None]:
@@ -109,9 +130,7 @@ def _interruptible() -> AbstractContextManager[None]:
     return interrupted_by((signal.SIGHUP, signal.SIGTERM))
 
 
-def _start(
-    root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None], again: bool
-) -> None:
+def _start(root: Path, mount: Mount, lock: Lock, launch: Launch, before: Callable[[Record], None]) -> None:
     from layerfs.mounting.request import MountRequest
 
     tree = lock.path / "rootfs"
@@ -141,8 +160,6 @@ def _start(
             ExitCode=0,
             Error="",
             Restarting=False,
-            Stopped=False,
-            **({} if again else {"RestartCount": 0}),
             OOMKilled=False,
             Health=dict(STARTING) if check_of(mount.config) else None,  # there from the first look on
         )
@@ -235,7 +252,7 @@ def _create(root: Path, mount: Mount, bundle: Path, network: networks.Prepared) 
 
 def _undo(root: Path, mount: Mount, lock: Lock, error: BaseException) -> None:
     """Take away what was made of a container that could not be started; note why in the store."""
-    status = error.exit_code if isinstance(error, ContainerError) else 125
+    status = error.exit_code if isinstance(error, ContainerError) else NOT_STARTED
     record = lock.read()
     with suppress(LayerfsError, OSError):
         _take_down(root, mount, lock)
@@ -369,8 +386,11 @@ def _unmount(root: Path, mount: Mount, *, discard: bool = False) -> None:
 
 
 def bundle_of(mount: Mount) -> tuple[Record, Path]:
-    """Return the record and the directory of the container *mount*; raise `Conflict` if it does not run."""
-    record = look(mount.id)
+    """Return the record and the directory of the container *mount*; raise `Conflict` if it does not run.
+
+    One that is being started is waited for: its output is seen before its start is through.
+    """
+    record = settled(mount.id)
     if record is None or not record.alive():
         raise Conflict(f"{mount.name} is not running: run 'layerfs start {mount.name}' first")
     if running_pid(mount.name) is None:
