@@ -64,6 +64,40 @@ def test_a_removal_during_a_start_is_refused(place: Place) -> None:
     assert place.made.state("c")[0] == "running"
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        ("POST", "/containers/c/pause", 204),
+        ("GET", "/containers/c/top", 200),
+        ("POST", "/containers/c/resize?h=1&w=1", 200),
+    ],
+)
+def test_what_needs_a_running_container_waits_for_its_start(
+    place: Place, method: str, target: str, status: int
+) -> None:
+    assert place.while_starting(method, target) == (204, status)
+
+
+def test_an_exec_during_a_start_waits_for_it(place: Place) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        start = pool.submit(place.api.ask, "POST", "/containers/c/start")
+        wait_until(lambda: any((place.made.layerfs.run / "containers").glob("*/config.json")))
+        assert place.made.layerfs.ok("exec", "c", "echo", "works") == "works"
+        assert start.result().status == 204
+
+
+def test_a_stop_between_the_record_and_the_end_of_a_start_is_not_forgotten(place: Place) -> None:
+    """Else its policy would start it again."""
+    place.made.layerfs.ok("update", "--restart", "always", "c")
+    for _ in range(5):
+        with ThreadPoolExecutor(1) as pool:
+            start = pool.submit(place.api.ask, "POST", "/containers/c/start")
+            wait_until(lambda: place.made.state("c")[0] == "running")
+            assert place.api.ask("POST", "/containers/c/stop?t=0").status == 204
+            assert start.result().status == 204
+        assert place.made.state("c")[0] == "exited"
+
+
 def test_a_container_renamed_during_its_start_can_be_used(place: Place) -> None:
     assert place.while_starting("POST", "/containers/c/rename?name=d") == (204, 204)
     assert place.made.layerfs.ok("exec", "d", "echo", "works") == "works"

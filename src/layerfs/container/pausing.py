@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.errors import Conflict, LayerfsError
 from layerfs.host import freezer
-from layerfs.host.record import look
+from layerfs.host.record import settled
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def unpause(root: Path, mount: Mount) -> None:
 
 
 def _freezer(mount: Mount) -> freezer.Freezer:
-    record = look(mount.id)
+    record = settled(mount.id)
     if record is None or not record.alive():
         raise Conflict(f"container {mount.name} is not running")
     found = freezer.find(record.pid, mount.id)

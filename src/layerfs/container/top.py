@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerfs.container.ociruntime import find_program
 from layerfs.errors import BadRequest, Conflict, LayerfsError, NotFound
 from layerfs.host import cgroups
-from layerfs.host.record import look
+from layerfs.host.record import settled
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,7 +29,7 @@ def top(mount: Mount, arguments: str = "") -> dict[str, Any]:
     The arguments choose columns and their order; other processes of the machine are never among the lines.
     Raises `LayerfsError`.
     """
-    record = look(mount.id)
+    record = settled(mount.id)
     groups = cgroups.of_container(record.pid, mount.id) if record and record.alive() else None
     if groups is None:
         raise Conflict(f"container {mount.name} is not running")

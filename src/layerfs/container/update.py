@@ -12,7 +12,7 @@ from layerfs.container.ociruntime import ContainerError, Runtime
 from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Conflict, LayerfsError
 from layerfs.host import cgroups
-from layerfs.host.record import look
+from layerfs.host.record import settled
 from layerfs.store import Store
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def update(root: Path, mount: Mount, body: object) -> list[str]:
         after["PidsLimit"] = None
     if policy:
         after["RestartPolicy"] = policy
-    record = look(mount.id)
+    record = settled(mount.id)  # one that is being started has the old limits
     if record is not None and record.alive() and (wanted := resources.for_runtime(limits, update=True)):
         try:
             Runtime(record.runtime).update(mount.id, wanted)
