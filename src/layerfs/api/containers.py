@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from layerfs.api import networks, shapes, volumes
+from layerfs.api import networkshapes, shapes, volumes
 from layerfs.api.config import commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
@@ -70,7 +70,7 @@ def inspect_container(call: Call) -> Response:
     layers = call.store.layers_of(mount)
     found = shapes.container_inspect(mount, _image_of(call, mount), layers, upper)
     found["Mounts"] = volumes.shown(call.store, mount)
-    found["NetworkSettings"] = networks.shown(call.store, mount)
+    found["NetworkSettings"] = networkshapes.shown(call.store, mount)
     return json_response(found | _sizes(call, mount))
 
 
@@ -78,7 +78,7 @@ def _attached(call: Call, mount: Mount) -> dict[str, Any]:
     """Return what an item of a list says of the networks and volumes of a container."""
     if not mount.container:
         return {}
-    return networks.summary(call.store, mount) | {"Mounts": volumes.shown(call.store, mount)}
+    return networkshapes.summary(call.store, mount) | {"Mounts": volumes.shown(call.store, mount)}
 
 
 def _sizes(call: Call, mount: Mount) -> dict[str, int]:
