@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from layerfs.container import aliases, hostconfig, hostfiles, netavark, networks
+from layerfs.container import aliases, hostconfig, hostfiles, netavark, networks, rewiring
 from layerfs.container.members import Members
 from layerfs.errors import Forbidden, LayerfsError, NotFound
 from layerfs.host import netns
@@ -102,7 +102,7 @@ def test_resolv_conf(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def resolv(*joined: str, **wanted: Any) -> str:
         host, _ = hostconfig.taken(Members(wanted), "bridge")
-        told = networks._files([store.networks.find(name) for name in joined], [])
+        told = networks.resolver([store.networks.find(name) for name in joined], [])
         hostfiles.write_resolver(tmp_path, host, told)
         return (tmp_path / "resolv.conf").read_text()
 
@@ -128,7 +128,7 @@ def test_hosts(store: Store, tmp_path: Path) -> None:
     links = aliases.linked(store, two, [own], [(network, {"Links": ["one:db", "/one", "missing:x"]})])
     assert links == [(there.address, "db first one"), (there.address, "one first")]
     host, _ = hostconfig.taken(Members({}), "n")
-    hostfiles.write(tmp_path, "box", "", host, networks._files([network], [own], links))
+    hostfiles.write(tmp_path, "box", "", host, networks.resolver([network], [own], links))
     assert (tmp_path / "hosts").read_text().splitlines()[-3:] == [
         f"{there.address}\tdb first one",
         f"{there.address}\tone first",
@@ -220,10 +220,10 @@ def test_a_link_on_the_default_bridge_tells_what_the_other_container_is(store: S
 def test_a_link_can_be_removed_by_its_name(store: Store) -> None:
     one = container(store, "one")
     two = container(store, "two", HostConfig={"Links": ["one:db", "/one"]})
-    networks.remove_link(store.root, two, "db")
+    rewiring.remove_link(store.root, two, "db")
     assert store.mount(two.id).container["HostConfig"]["Links"] == ["/one"]
     with pytest.raises(NotFound, match="two/db"):
-        networks.remove_link(store.root, two, "db")
+        rewiring.remove_link(store.root, two, "db")
     assert store.mount(one.id).name == "one"
 
 

@@ -12,8 +12,7 @@ from layerfs.api.config import commit_request
 from layerfs.api.filters import label_matches, parse_filters
 from layerfs.api.routes import Call, route
 from layerfs.api.state import state_of
-from layerfs.container import ending, hostfiles
-from layerfs.container import networks as container_networks
+from layerfs.container import ending, hostfiles, rewiring
 from layerfs.errors import BadRequest, Conflict, NotFound
 from layerfs.host.record import directory, look, settled
 from layerfs.host.signals import signal_number
@@ -239,7 +238,7 @@ def _remove_link(call: Call) -> Response:
     parent, _, alias = call.names["name"].removeprefix("/").rpartition("/")
     if not parent:
         raise BadRequest("Conflict, cannot remove the default link name of the container")
-    container_networks.remove_link(call.root, call.row(parent), alias)
+    rewiring.remove_link(call.root, call.row(parent), alias)
     return NO_CONTENT
 
 

@@ -12,7 +12,7 @@ from layerfs.api.filters import Filters, boolean_filter, label_matches, parse_fi
 from layerfs.api.networkshapes import ICC, MASQUERADE, shape
 from layerfs.api.routes import Call, route
 from layerfs.api.times import parse_until
-from layerfs.container import networking, networks
+from layerfs.container import networking, networks, rewiring
 from layerfs.container.members import Members, one_line
 from layerfs.errors import BadRequest, Conflict, Forbidden, NotFound
 from layerfs.store.model import PREDEFINED, Subnet
@@ -149,7 +149,7 @@ def connect(call: Call) -> Response:
         mount = _container(call, body)
         settings = networking.endpoint(body.member("EndpointConfig") or Members({}))
     network = call.store.networks.find(call.names["id"])
-    networks.connect(call.root, mount, network, settings)
+    rewiring.connect(call.root, mount, network, settings)
     return Response(200)
 
 
@@ -160,7 +160,7 @@ def disconnect(call: Call) -> Response:
         body.flag("Force")
         mount = _container(call, body)
     network = call.store.networks.find(call.names["id"])
-    networks.disconnect(call.root, mount, network)
+    rewiring.disconnect(call.root, mount, network)
     return Response(200)
 
 

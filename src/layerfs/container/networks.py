@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import socket
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layerfs.container import aliases, files, hostfiles, netavark, networking, publishing
+from layerfs.container import aliases, hostfiles, netavark, networking, publishing
 from layerfs.container.stored import host_config
 from layerfs.errors import BadRequest, Forbidden, LayerfsError, NotFound, from_os_error
 from layerfs.host import netns
-from layerfs.host.record import Lock, directory, look
+from layerfs.host.record import directory, look
 from layerfs.store import Store, addressing
-from layerfs.store.networks import default_network, endpoints_in, names_in, network_mode
+from layerfs.store.networks import default_network, endpoints_in, names_in
 
 if TYPE_CHECKING:
     from layerfs.store.model import Endpoint, Mount, Network, Port
@@ -86,7 +86,7 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
         store.networks.settle_default()
     chosen = wanted_networks(store, mount.container)
     if other := next((it for it, _ in chosen if it.driver != "bridge"), None):
-        raise _private(other.driver)
+        raise private(other.driver)
     for network, endpoint in chosen:
         check_settings(network, endpoint)
     netavark.check_possible(names=any(has_names(network) for network, _ in chosen))
@@ -97,16 +97,16 @@ def _set_up_bridges(store: Store, mount: Mount) -> Prepared:
         raise from_os_error(error, "make a network namespace") from None
     prepared = Prepared(namespace=str(path))
     for number, (network, endpoint) in enumerate(chosen):
-        _join(store, mount, network, endpoint, prepared if number == 0 else None, metric=100 + number)
+        join(store, mount, network, endpoint, prepared if number == 0 else None, metric=100 + number)
     endpoints = store.networks.endpoints(mount=mount.id)
     links = aliases.linked(store, mount, endpoints, chosen)
-    prepared.files = _files([network for network, _ in chosen], endpoints, links)
+    prepared.files = resolver([network for network, _ in chosen], endpoints, links)
     for network in (network for network, _ in chosen if network.predefined):
         prepared.variables += aliases.variables(store, mount, network.id)
     return prepared
 
 
-def _files(
+def resolver(
     joined: Sequence[Network], endpoints: Iterable[Endpoint], links: Sequence[tuple[str, str]] = ()
 ) -> hostfiles.Network:
     """Return what the networks *joined* add to a container's /etc/hosts and /etc/resolv.conf.
@@ -115,18 +115,19 @@ def _files(
     servers for all else.
     """
     return hostfiles.Network(
-        addresses=[text for endpoint in endpoints for text in _addresses(endpoint)],
+        addresses=[text for endpoint in endpoints for text in addresses_of(endpoint)],
         nameservers=[it.gateway for network in joined if has_names(network) for it in network.subnets],
         gateway=next((text for network in joined for text in _gateways(network, 4)), ""),
         hosts=links,
     )
 
 
-def _addresses(endpoint: Endpoint) -> list[str]:
+def addresses_of(endpoint: Endpoint) -> list[str]:
+    """Return the addresses of *endpoint*, IPv4's first."""
     return [text for text in (endpoint.address, endpoint.address6) if text]
 
 
-def _private(kind: str) -> Forbidden:
+def private(kind: str) -> Forbidden:
     """Return the error for a container or a network of a *kind*, "host" or none, that goes with no other."""
     if kind == "host":
         return Forbidden("container cannot be disconnected from host network or connected to host network")
@@ -170,7 +171,7 @@ def bridge_name(network: Network) -> str:
     return network.options.get(BRIDGE_NAME) or f"br-{network.id[:12]}"
 
 
-def _join(
+def join(
     store: Store,
     mount: Mount,
     network: Network,
@@ -273,7 +274,7 @@ def _told(
         "container_name": mount.name,
         "networks": {
             network.id: {
-                "static_ips": _addresses(endpoint),
+                "static_ips": addresses_of(endpoint),
                 "static_mac": endpoint.mac,
                 "aliases": list(endpoint.names),
                 "interface_name": endpoint.interface,
@@ -325,113 +326,6 @@ def take_down(root: Path, mount_id: str) -> None:
         store.networks.leave(mount_id)
 
 
-def connect(root: Path, mount: Mount, network: Network, settings: Mapping[str, Any]) -> None:
-    """Put a container into one more network, at once if it runs, and whenever it starts.
-
-    Raises `LayerfsError`; then it is in the same networks as before.
-    """
-    mode = network_mode(mount.container)
-    if network.driver != "bridge":
-        raise _private(network.driver)
-    if mode in ("host", "none"):
-        raise _private(mode)
-    if mode.startswith("container:"):
-        raise Forbidden(
-            "container sharing network namespace with another container or host "
-            "cannot be connected to any other network"
-        )
-    check_settings(network, settings)
-    with locked(mount.id) as lock, Store(root) as store:
-        record = lock.read()
-        if record is not None and record.alive():
-            if store.networks.endpoints(mount=mount.id, network=network.id):
-                raise Forbidden(f"endpoint with name {mount.name} already exists in network {network.name}")
-            netavark.check_possible(names=has_names(network))
-            others = len(store.networks.endpoints(mount=mount.id))
-            try:
-                endpoint = _join(store, mount, network, settings, None, metric=100 + others)
-            except BaseException:
-                netavark.tear_down(mount.id, network.id)
-                store.networks.leave(mount.id, network.id)
-                raise
-            _tell(store, root, mount, added=endpoint)
-        store.networks.set_wanted(mount.id, network, settings)
-
-
-def remove_link(root: Path, mount: Mount, alias: str) -> None:
-    """Take from a container its link with the name *alias*, from its hosts file too if it runs.
-
-    Raises `NotFound` if it has none.
-    """
-    with locked(mount.id) as lock, Store(root) as store:
-        container = store.mount(mount.id).container
-        links = host_config(container)["Links"] or []
-        gone = [text for text in links if aliases.name_of(text) == alias]
-        if not gone:
-            raise NotFound(f"No such container: {mount.name}/{alias}")
-        kept = [text for text in links if text not in gone]
-        store.update_container(mount.id, None, HostConfig={**container["HostConfig"], "Links": kept or None})
-        record = lock.read()
-        if record is not None and record.alive():
-            addresses = [
-                link.address
-                for own in store.networks.endpoints(mount=mount.id)
-                for link, _ in aliases.links(store, own.network, gone)
-                if link.address
-            ]
-            hostfiles.disconnect(files.directory(root, mount.id), addresses)
-
-
-def disconnect(root: Path, mount: Mount, network: Network) -> None:
-    """Take a container out of a network, at once if it runs, and for all starts to come.
-
-    Raises `LayerfsError`; `Forbidden` for one that is not in it, as dockerd's status 403 or 500 would say.
-    """
-    if network.driver == "host" or network_mode(mount.container) == "host":
-        raise BadRequest(
-            "cannot disconnect container from host network - container was created in host network mode"
-        )
-    with locked(mount.id) as lock, Store(root) as store:
-        record = lock.read()
-        runs = record is not None and record.alive()
-        found = store.networks.endpoints(mount=mount.id, network=network.id)
-        wanted = names_in(mount.container) & {network.name, network.id}
-        if (runs and not found) or (not runs and not wanted):
-            raise LayerfsError(f"container {mount.id} is not connected to network {network.name}")
-        published = netavark.known(mount.id).get(network.id, {}).get("port_mappings")
-        netavark.tear_down(mount.id, network.id)
-        store.networks.leave(mount.id, network.id)
-        store.networks.set_wanted(mount.id, network, None)
-        if runs and published:
-            _move_ports(store, mount, published)
-        if runs:
-            _tell(store, root, mount, removed=found[0])
-
-
-def _move_ports(store: Store, mount: Mount, published: Any) -> None:
-    """Have the ports of a container that has left the network which they led through lead through another.
-
-    That one is made anew: netavark has no word for ports alone. Raises `LayerfsError`.
-    """
-    for endpoint in store.networks.endpoints(mount=mount.id):
-        told = netavark.known(mount.id).get(endpoint.network)
-        if told is not None and not store.networks.find(endpoint.network).internal:
-            netavark.tear_down(mount.id, endpoint.network)
-            netavark.set_up(mount.id, endpoint.network, {**told, "port_mappings": published})
-            return
-
-
-@contextmanager
-def locked(mount_id: str) -> Iterator[Lock]:
-    """Let nobody start or end a container while the block lasts, and leave no directory of one at rest."""
-    with Lock(mount_id) as lock:
-        try:
-            yield lock
-        finally:
-            if lock.read() is None and lock.is_empty():
-                lock.discard()
-
-
 def check_settings(network: Network, settings: Mapping[str, Any]) -> None:
     """Raise `BadRequest` for `EndpointSettings` that cannot be in *network*."""
     addresses = settings.get("IPAMConfig") or {}
@@ -451,23 +345,3 @@ def check_settings(network: Network, settings: Mapping[str, Any]) -> None:
             f"invalid config for network {network.name}: invalid endpoint settings:\n"
             "network-scoped aliases are only supported for user-defined networks"
         )
-
-
-def _tell(
-    store: Store,
-    root: Path,
-    mount: Mount,
-    *,
-    added: Endpoint | None = None,
-    removed: Endpoint | None = None,
-) -> None:
-    """Write a change of the networks of a container that runs into its /etc/hosts and /etc/resolv.conf."""
-    own, settings = files.directory(root, mount.id), mount.container
-    endpoints = store.networks.endpoints(mount=mount.id)
-    joined = [store.networks.find(it.network) for it in endpoints]
-    with suppress(OSError):
-        if removed is not None:
-            hostfiles.disconnect(own, _addresses(removed))
-        if added is not None:
-            hostfiles.connect(own, aliases.hostname(mount), settings.get("Domainname", ""), _addresses(added))
-        hostfiles.write_resolver(own, host_config(settings), _files(joined, endpoints))

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layerfs.container import aliases, netavark
-from layerfs.container.networks import has_names, locked, wanted_networks
+from layerfs.container.networks import has_names, wanted_networks
 from layerfs.errors import BadRequest, Conflict, from_os_error
 from layerfs.host import rundir
+from layerfs.host.record import locked
 from layerfs.store import Store
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ import re
 import select
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -224,6 +225,17 @@ class Lock:
     ) -> None:
         """Give the lock up."""
         os.close(self._fd)
+
+
+@contextmanager
+def locked(mount_id: str) -> Iterator[Lock]:
+    """Let nobody start or end a container while the block lasts, and leave no directory of one at rest."""
+    with Lock(mount_id) as lock:
+        try:
+            yield lock
+        finally:
+            if lock.read() is None and lock.is_empty():
+                lock.discard()
 
 
 class Watch:
