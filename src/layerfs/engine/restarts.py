@@ -33,9 +33,6 @@ def take_up(place: Place) -> None:
         _log.error("cannot look for containers that are to run: %s", error)
         return
     for row in rows:
-        record = look(row.id)
-        if record is not None and record.alive():
-            continue
         try:
             _take_up(place, row)
         except Exception as error:  # none may keep the others from running, or end the engine
@@ -44,7 +41,10 @@ def take_up(place: Place) -> None:
 
 
 def _take_up(place: Place, row: Mount) -> None:
-    """Do what there is to do about the container *row*, whose process does not live."""
+    """Do what there is to do about the container *row*, if its process does not live."""
+    record = look(row.id)
+    if record is not None and record.alive():
+        return
     lifecycle.finish(place.root, row.id)
     if lifecycle.restarting(place.root, row.id) is not None:
         threading.Thread(target=_go_on, args=(place, row), name=f"restarts {row.name}", daemon=True).start()
