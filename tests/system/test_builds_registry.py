@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,3 +75,23 @@ def test_credentials_of_the_client_are_for_their_registry(
     auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
     (tmp_path / "config.json").write_text(json.dumps({"auths": {guarded.host: {"auth": auth}}}))
     assert "guarded\n" in made.ok(dockerfile, env={"DOCKER_CONFIG": str(tmp_path)}).log
+
+
+def test_credentials_that_a_program_keeps_are_asked_for(
+    made: Builds, guarded: Registry, tmp_path: Path
+) -> None:
+    reference = f"{guarded.host}/kept:1"
+    _push(made, reference, "kept", "--creds", f"{USER}:{PASSWORD}")
+    program = tmp_path / "docker-credential-keeps"
+    answer = json.dumps({"ServerURL": guarded.host, "Username": USER, "Secret": PASSWORD})
+    known = json.dumps({guarded.host: USER})
+    program.write_text(f"#!/bin/sh\ntest $1 = list && {{ echo '{known}'; exit; }}\necho '{answer}'\n")
+    program.chmod(0o755)
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": "keeps"}))
+    env = {"DOCKER_CONFIG": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert "kept\n" in made.ok(f"FROM {reference}\nRUN cat /text\n", env=env).log
+    made.layerfs.ok("rmi", reference)
+    pulled = made.command("pull", "--tls-verify=false", f"docker://{reference}", "pulled:1", env=env)
+    assert pulled.returncode == 0, pulled.stderr
+    without = made.command("pull", f"docker://{reference}", "pulled:2", env={"DOCKER_CONFIG": str(tmp_path)})
+    assert "docker-credential-keeps, which is not installed" in without.stderr

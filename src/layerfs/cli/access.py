@@ -38,6 +38,7 @@ def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def access_body(
     *,
+    host: str | None = None,
     tls_verify: bool | None = None,
     authfile: str | None = None,
     creds: str | None = None,
@@ -45,11 +46,17 @@ def access_body(
     policy: str | None = None,
     extra: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Return the members of a request that say what the options do. Raises `LayerfsError`."""
+    """Return the members of a request that say what the options do. Raises `LayerfsError`.
+
+    *host* is the registry, for which a program may have credentials, where no options name any.
+    """
+    auth = _read(authfile, "the authfile") if authfile else None
+    if host is not None and auth is None and creds is None:
+        auth = _kept_auth(host)
     body: dict[str, Any] = {
         "TlsVerify": tls_verify,
         "Creds": creds,
-        "Auth": _read(authfile, "the authfile") if authfile else None,
+        "Auth": auth,
         "DefaultAuth": default_auth(),
         "Policy": _read(policy, "the policy") if policy else None,
         "Certificates": _certificates(Path(cert_dir)) if cert_dir else None,
@@ -80,6 +87,21 @@ def default_auth() -> str | None:
             if isinstance(entries, dict):
                 found[member] = {**entries, **found.get(member, {})}
     return json.dumps(found) if found else None
+
+
+def _kept_auth(host: str) -> str | None:
+    """Return an authfile with what a program of docker's clients has for *host*, None where none has."""
+    from layerfs.cli import credhelpers
+
+    kept = credhelpers.of_host(host)
+    if kept is None:
+        return None
+    entry = {}
+    if token := kept.get("identitytoken"):
+        entry["identitytoken"] = token
+    name = f"{kept.get('username', '<token>')}:{kept.get('password', '')}"
+    entry["auth"] = base64.b64encode(name.encode()).decode()
+    return json.dumps({"auths": {host: entry}})
 
 
 def _read(path: str, what: str) -> str:

@@ -35,6 +35,7 @@ _EPOCH = "SOURCE_DATE_EPOCH"
 @click.option("--cache-from", multiple=True, metavar="IMAGE", help="Take steps of this image, too.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Add a label (repeatable).")
 @click.option("--network", metavar="NETWORK", default="", help="Of the commands: bridge, host, none, a name.")
+@click.option("--allow", multiple=True, metavar="network.host", help="Let RUN --network=host have that.")
 @click.option("--add-host", "hosts", multiple=True, metavar="NAME:ADDRESS", help="Add to /etc/hosts.")
 @click.option("--secret", "secrets", multiple=True, metavar="id=ID[,src=FILE]", help="For RUN --mount.")
 @click.option("--ssh", "agents", multiple=True, metavar="default|ID[=SOCKET]", help="For RUN --mount.")
@@ -68,7 +69,7 @@ def build_command(root: Path, /, context: str, **given: Any) -> int:
     with ExitStack() as ends:
         fields = _context(context, given["file"], ends)
         fields |= {"secrets": _secrets(given["secrets"]), "ssh": _agents(given["agents"])}
-        fields["debug"] = given["debug"]
+        fields |= {"debug": given["debug"], "allow": list(given["allow"])}
         client = _client(root, ends)
         ends.enter_context(interrupted_by((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), once=True))
         answer = client.stream(
@@ -218,19 +219,21 @@ def _agents(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _credentials() -> dict[str, str]:
-    """Return the header with what `docker login` has written."""
+    """Return the header with what `docker login` has written, or given to a program to keep."""
     import base64
 
-    place = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    try:
-        auths = json.loads(Path(place, "config.json").read_bytes()).get("auths")
-    except (OSError, ValueError, AttributeError):
-        return {}
+    from layerfs.cli import credhelpers
+
+    auths = credhelpers.configuration()[1].get("auths")
     given = {
         host: {"auth": auth["auth"], "serveraddress": host}
-        for host, auth in (auths or {}).items()
+        for host, auth in (auths if isinstance(auths, dict) else {}).items()
         if isinstance(auth, dict) and auth.get("auth")
     }
+    try:
+        given |= credhelpers.of_all()
+    except LayerfsError as error:  # as with docker: a build may well need none
+        click.echo(f"layerfs: warning: {error}", err=True)
     if not given:
         return {}
     return {"x-registry-config": base64.urlsafe_b64encode(json.dumps(given).encode()).decode()}

@@ -69,7 +69,8 @@ def pull_command(
     limits = {"MaxSize": max_size, "MaxFiles": max_files}
     with Progress(f"pulling {source}", wanted=not quiet) as progress:
         if remote.transport == "docker":
-            body = {"Name": name, "Platform": platform, **limits, **access_body(**access)}
+            host = remote.registry() or "docker.io"
+            body = {"Name": name, "Platform": platform, **limits, **access_body(host=host, **access)}
             made = pull_named(client, remote.details.removeprefix("//"), body, progress)
         else:
             names = [name] if name is not None else [found] if (found := remote.image_name()) else []
@@ -157,7 +158,8 @@ def push_command(root: Path, /, image: str, target: str | None, quiet: bool, **a
         if remote.transport != "docker":
             digest = _push_elsewhere(client, reference, remote, _options(**access), progress)
         else:
-            body = {"Image": reference, "Target": remote.details.removeprefix("//"), **access_body(**access)}
+            more = access_body(host=remote.registry() or "docker.io", **access)
+            body = {"Image": reference, "Target": remote.details.removeprefix("//"), **more}
             answer = client.stream("POST", "/layerfs/push", body=json.dumps(body).encode())
             digest = _last(progress, lines(answer))["Digest"]
     click.echo(digest)

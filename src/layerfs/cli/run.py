@@ -198,6 +198,7 @@ def _pull(client: Client, reference: str, given: dict[str, Any]) -> None:
     from layerfs.distribution.named import Named
 
     # As for docker, a registry on the loopback need not have TLS: there is no option to say so.
-    access = access_body(tls_verify=False if Named.parse(reference).is_local else None)
+    named = Named.parse(reference)
+    access = access_body(host=named.host, tls_verify=False if named.is_local else None)
     with Progress(f"pulling {reference}", wanted=not given["quiet"]) as progress:
         pull_named(client, reference, {"Platform": given["platform"], **access}, progress)
