@@ -73,6 +73,18 @@ def test_what_cannot_be_built_is_said_in_one_line(served: Builds, dockerfile: st
     assert line in served.fails(dockerfile)
 
 
+def test_the_network_of_the_host_is_for_a_dockerfile_that_may_have_it(served: Builds) -> None:
+    mine = os.readlink("/proc/self/ns/net")
+    dockerfile = (
+        HEAD + "RUN --network=host readlink /proc/self/ns/net\nRUN echo not $(readlink /proc/self/ns/net)\n"
+    )
+    log = served.ok(dockerfile, "--allow", "network.host").log
+    assert f" {mine}\n" in log
+    assert f"not {mine}" not in log
+    line = served.fails(HEAD + "RUN true\n", "--allow", "security.insecure")
+    assert line == "--allow security.insecure: only network.host can be allowed"
+
+
 def test_a_target_that_there_is_not(served: Builds) -> None:
     assert "target stage 'x' could not be found" in served.fails(HEAD, "--target", "x")
 
@@ -160,6 +172,16 @@ class _running:
 def _sleepers(seconds: str) -> list[str]:
     found = subprocess.run(["pgrep", "-f", f"^sleep {seconds}$"], capture_output=True, text=True, check=False)
     return found.stdout.split()
+
+
+def test_a_killed_build_is_cleared_away_by_prune(own: Builds) -> None:
+    with _running(own, HEAD + "RUN touch /x\nRUN echo started; sleep 983\nRUN true\n") as process:
+        process.kill()
+        process.wait(20)
+    assert own.left() != []
+    assert "cleared away after the build" in own.layerfs.ok("prune", "-f")
+    assert own.left() == []
+    assert _sleepers("983") == []
 
 
 def test_a_killed_build_is_cleared_away_by_the_next(own: Builds) -> None:

@@ -50,6 +50,7 @@ def options(query: Query, ours: Mapping[str, Any] | None) -> Options:
         secrets={name: _decoded(value) for name, value in (more.get("secrets") or {}).items()},
         ssh=dict(more.get("ssh") or {}),
         epoch=_epoch(args.get(EPOCH)),
+        host_network=_allowed(more.get("allow") or ()),
         keep_failed=bool(more.get("debug")),
     )
 
@@ -66,6 +67,14 @@ def credentials(header: str) -> Callable[[str], Credentials]:
         for address, config in fields.items():
             found[server(str(address))] = Credentials.of(config, "X-Registry-Config header")
     return lambda host: found.get(server(host), Credentials())
+
+
+def _allowed(names: Any) -> bool:
+    """Return whether *names*, what BuildKit calls entitlements, have the network of the host among them."""
+    for name in names:
+        if name != "network.host":
+            raise BadRequest(f"--allow {str(name)[:80]}: only network.host can be allowed")
+    return bool(names)
 
 
 def _refuse(query: Query) -> None:

@@ -53,8 +53,10 @@ def _clear_away(call: Call) -> None:
 
 
 def recover(call: Call) -> Response:
-    """Remove what killed processes left behind; return a line for each thing."""
-    return json_response(call.store.recover())
+    """Remove what killed processes left behind, builds among them; return a line for each thing."""
+    from layerfs.build import workplace
+
+    return json_response([*workplace.recover(), *call.store.recover()])
 
 
 def _until(filters: Filters) -> datetime | None:

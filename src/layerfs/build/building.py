@@ -52,6 +52,8 @@ class Options:
     """Sockets of agents, by their ids."""
     epoch: int | None = None
     """SOURCE_DATE_EPOCH: what the image says when it was made, in seconds."""
+    host_network: bool = False
+    """Whether a RUN may have the host's network, where the build has another one."""
     keep_failed: bool = False
     """Whether an image is made of the tree of a RUN that fails."""
 

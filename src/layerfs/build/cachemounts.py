@@ -56,7 +56,7 @@ class CacheMount:
     def in_use(self) -> bool:
         """Whether a command has it."""
         try:
-            lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            lock = _opened(self.path)
         except FileNotFoundError:
             return False
         try:
@@ -70,6 +70,11 @@ class CacheMount:
     def size(self) -> int:
         """Return the bytes of its files. Raises `OSError`."""
         return measure(self.path / _DATA) if (self.path / _DATA).is_dir() else 0
+
+
+def _opened(path: Path, flags: int = 0) -> int:
+    """Return a descriptor of the lock of the directory *path*. Raises `OSError`."""
+    return os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
 
 
 def directory(root: Path) -> Path:
@@ -135,7 +140,7 @@ def _take(root: Path, identifier: str, sharing: str, check: Callable[[], None]) 
             part = path / f"{_ABOUT}.{os.urandom(4).hex()}"  # half of it would be a cache that nobody finds
             part.write_text(json.dumps({"id": identifier}))
             part.rename(path / _ABOUT)
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = _opened(path, os.O_CREAT)
         new = not (path / _DATA).exists()
         kind = fcntl.LOCK_SH if sharing == "shared" and not new else fcntl.LOCK_EX
         while True:
@@ -197,7 +202,7 @@ def remove(mount: CacheMount) -> bool:
     """
     root = mount.path.parents[2]
     try:
-        lock = os.open(mount.path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = _opened(mount.path)
     except FileNotFoundError:
         return True
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -82,14 +82,8 @@ class StageBuild:
     def _do(self, instruction: Instruction, step: Step, rest: Sequence[Instruction]) -> None:
         if isinstance(instruction, Run):
             self._run(instruction, step, rest)
-        elif isinstance(instruction, Copy):
-            from layerfs.build.copystep import copy_step
-
-            copy_step(self, instruction, step)
-        elif isinstance(instruction, Single) and instruction.word == "WORKDIR":
-            from layerfs.build.copystep import workdir_step
-
-            workdir_step(self, instruction, step)
+        elif (do := _at_rest(instruction)) is not None:
+            do(self, step)
         else:
             text = self.configuration.apply(instruction)
             if text is not None:
@@ -206,11 +200,11 @@ class StageBuild:
         from layerfs.build.run import Order
 
         host: Mapping[str, Any] = self.building.options.host
-        if run.network == "host" != host["NetworkMode"]:
+        if run.network == "host" != host["NetworkMode"] and not self.building.options.host_network:
             # A Dockerfile from elsewhere must not reach what listens on the loopback. BuildKit asks, too.
             raise run.error(
                 "RUN --network=host: this build may not use the network of the host: "
-                "allow it with --network host"
+                "allow it with --allow network.host"
             )
         if run.network != "default":
             host = {**host, "NetworkMode": run.network}
@@ -313,9 +307,7 @@ class StageBuild:
                     assert self._live is not None
                     self._ahead = Container(self.building.work(), self._live.tree, order, ahead=True)
                 return
-            if isinstance(instruction, Copy) or (
-                isinstance(instruction, Single) and instruction.word == "WORKDIR"
-            ):
+            if _at_rest(instruction) is not None:
                 return
             try:
                 configuration.apply(instruction)
@@ -362,3 +354,14 @@ class StageBuild:
         self._endings.clear()
         if self._wrong:
             raise self._wrong[0]
+
+
+def _at_rest(instruction: Instruction) -> Callable[[StageBuild, Step], None] | None:
+    """Return what does an instruction that changes files without a command, None for another one."""
+    from layerfs.build.copystep import copy_step, workdir_step
+
+    if isinstance(instruction, Copy):
+        return lambda stage, step: copy_step(stage, instruction, step)
+    if isinstance(instruction, Single) and instruction.word == "WORKDIR":
+        return lambda stage, step: workdir_step(stage, instruction, step)
+    return None
