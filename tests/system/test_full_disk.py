@@ -86,3 +86,43 @@ def test_a_mount_and_an_unmount(layerfs: Layerfs, mnt: Path, small: Path) -> Non
     ballast.unlink()
     layerfs.ok("mount", "--name", NAME, mnt)
     assert (mnt / "new").read_bytes() == b"new" * 1000
+
+
+def test_a_restore(layerfs: Layerfs, mnt: Path, small: Path) -> None:
+    (mnt / "file").write_bytes(b"new")
+    layerfs.ok("checkpoint", NAME)
+    ballast = fill(small, leave=400_000)
+    line = layerfs.refused("restore", NAME, "base", "/file")
+    assert "No space left" in line
+    assert "undoes what was done" in line
+    assert (mnt / "file").read_bytes() == b"new"
+    assert os.listdir(mnt) == ["file"]
+    ballast.unlink()
+    layerfs("checkpoint", NAME)  # which says once that something written was lost: the half of a file
+    layerfs.ok("restore", NAME, "base", "/file")
+    assert (mnt / "file").read_bytes() == b"content" * 100_000
+
+
+def test_thinning_out(layerfs: Layerfs, mnt: Path, small: Path) -> None:
+    for number in range(4):
+        (mnt / "file").write_bytes(os.urandom(100_000))
+        (mnt / f"d{number}").mkdir()
+        for other in range(100):
+            (mnt / f"d{number}/{other}").touch()
+        layerfs.ok("checkpoint", NAME)
+    expected = (mnt / "file").read_bytes()
+    layerfs.ok("umount", NAME)
+    before = layerfs.ok("log", "--format", "{{.ID}}", NAME)
+    for leave in (0, 70_000, 150_000):
+        ballast = fill(small, leave=leave)
+        done = layerfs("keep", NAME, "--keep-last", "1")
+        ballast.unlink()
+        if done.returncode:  # the usual case
+            assert "space left" in done.stderr.lower()
+            assert done.stderr.count("\n") == 1
+            assert layerfs.ok("log", "--format", "{{.ID}}", NAME) == before
+            assert layerfs.ok("fsck", "--repair") == layerfs.ok("fsck")
+    layerfs.ok("keep", NAME, "--keep-last", "1")
+    layerfs.ok("mount", "--name", NAME, mnt)
+    assert (mnt / "file").read_bytes() == expected
+    assert sorted(os.listdir(mnt)) == ["d0", "d1", "d2", "d3", "file"]

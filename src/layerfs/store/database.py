@@ -230,10 +230,12 @@ class Database:
             time.sleep(0.01)
 
     def _explained(self, error: sqlite3.Error) -> LayerfsError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest is detail
+        detail = getattr(error, "sqlite_errorcode", 0)
+        code = detail & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return StoreBusy(f"store {self.root} is busy: another process is writing to it, try again")
-        if code == sqlite3.SQLITE_FULL:
+        # The index of the log is made when the first one opens the store, and on a full disk it cannot grow.
+        if code == sqlite3.SQLITE_FULL or detail == sqlite3.SQLITE_IOERR_SHMSIZE:
             return NoSpace(f"cannot write to store {self.root}: no space left on its filesystem")
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
             return Forbidden(f"cannot open {self.root}/layerfs.db for writing: {error}")
