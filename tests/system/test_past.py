@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Layerfs
+from tests.system.apirequests import engine
 
 pytestmark = pytest.mark.root
 NAME = "agent"
@@ -202,3 +203,23 @@ def test_what_is_in_the_upper_of_a_mount_at_rest_is_read_too(layerfs: Layerfs, t
     layerfs.ok("umount", NAME)
     assert layerfs.ok("cat", f"{NAME}:/big") == "0123456789abcdef" * 100_000
     assert layerfs.ok("ls", f"{NAME}~0") == ""
+
+
+@pytest.mark.parametrize("with_engine", [False, True])
+def test_names_that_are_not_utf_8(layerfs: Layerfs, tmp_path: Path, with_engine: bool) -> None:
+    name = os.fsdecode(b"odd \xff\n=&?: name")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / name).write_text("odd")
+    mnt = tmp_path / "mnt"
+    mnt.mkdir()
+    layerfs.ok("import", tmp_path / "tree", "base")
+    layerfs.ok("mount", "--image", "base", "--name", NAME, mnt)
+    if with_engine:
+        engine(layerfs)
+    assert layerfs.ok("cat", f"base:/{name}") == "odd"
+    assert layerfs.ok("log", "--format", "{{.Kind}}", NAME, f"/{name}") == "A"
+    (mnt / name).write_text("even")
+    layerfs.ok("restore", NAME, "base", f"/{name}")
+    assert (mnt / name).read_text() == "odd"
+    assert layerfs.ok("diff", NAME, "base") == ""
+    assert "not UTF-8" in layerfs.refused("ls", name)

@@ -131,6 +131,10 @@ def failure(error: Exception) -> Answer:
     """Return the answer that tells of *error*; one that is nobody's fault but ours goes to the log."""
     if isinstance(error, OSError):
         error = from_os_error(error, "answer the request")
+    if isinstance(error, UnicodeEncodeError):  # of a query, for what is no name of a file
+        error = BadRequest(
+            "the request has a name that is not UTF-8, and names nothing that can be called so"
+        )
     if isinstance(error, LayerfsError):
         return error_response(error.http_status, str(error))
     import logging

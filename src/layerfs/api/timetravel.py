@@ -129,7 +129,7 @@ def restore(call: Call) -> Answer:
     revision = call.store.revision(reference)
     if revision.mount is not None:
         revision = Revision(revision.step)  # its last checkpoint: what it is now is there already
-    shown = ", ".join(paths)
+    shown = ", ".join(paths).encode("utf-8", "replace").decode()
     with snapshot(call, revision) as then:
         entries = [find(then, os.fsencode(path), reference, follow=False) for path in paths]
         made = Checkpoint(

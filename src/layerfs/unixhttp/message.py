@@ -187,12 +187,17 @@ def error_response(status: int, message: str) -> Response:
 
 
 def parse_target(target: bytes) -> tuple[str, Query]:
-    """Split a request target into its decoded path and its query; raise `BadRequest` if it is malformed."""
+    """Split a request target into its decoded path and its query; raise `BadRequest` if it is malformed.
+
+    Names of files need not be UTF-8: the queries of our own routes may have other bytes, decoded as by
+    `os.fsdecode`.
+    """
     raw_path, _, raw_query = target.partition(b"?")
+    errors = "surrogateescape" if raw_path.startswith(b"/layerfs/") else "strict"
     try:
         path = unquote_to_bytes(raw_path).decode()
         pairs = parse_qsl(
-            raw_query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=1000
+            raw_query.decode("ascii"), keep_blank_values=True, errors=errors, max_num_fields=1000
         )
     except ValueError:
         raise BadRequest("malformed request target") from None
@@ -202,9 +207,9 @@ def parse_target(target: bytes) -> tuple[str, Query]:
 
 
 def build_target(path: str, pairs: Pairs) -> str:
-    """Return the request target of *path* with the parameters *pairs*."""
+    """Return the request target of *path* with the parameters *pairs*, names of files in any encoding."""
     target = quote(path, safe="/:@")
-    return f"{target}?{urlencode(pairs)}" if pairs else target
+    return f"{target}?{urlencode(pairs, errors='surrogateescape')}" if pairs else target
 
 
 def quoted_root(root: Path) -> str:
