@@ -49,13 +49,13 @@ PARTS = (
     "wire",
     "loop",
     "direct",
+    "data",
     "answer",
     "known",
     "entry",
     "blocking",
     "ahead",
     "times",
-    "unchanging",
     "lost",
 )
 

@@ -212,6 +212,26 @@ def test_allocating_more_than_there_is_room_for(stack: Stack, small: Path) -> No
         fallocate(file.fileno(), 0, 0, 1 << 20)
 
 
+class Job(ctypes.Structure):
+    """What a thread of the extension is to do: struct job of `_wire.h`."""
+
+    _fields_ = (
+        ("next", ctypes.c_void_p),
+        ("opcode", ctypes.c_uint32),
+        ("device", ctypes.c_int),
+        ("file", ctypes.c_int),
+        ("unique", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("serial", ctypes.c_uint64),
+        ("length", ctypes.c_uint64),
+        ("ahead", ctypes.c_uint32),
+        ("flags", ctypes.c_int),
+        ("request", ctypes.c_void_p),
+        ("data", ctypes.c_void_p),
+        ("time", ctypes.c_void_p),
+    )
+
+
 def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
     """`wait_for_writes` is what it waits with: it returns once the disk has let the thread go on."""
     extension = pytest.importorskip("layerfs.fuse._wire")
@@ -227,10 +247,8 @@ def test_a_commit_waits_for_what_a_thread_allocates(disk: Frozen) -> None:
     with ours, theirs, (disk.path / "file").open("wb", buffering=0) as file:
         disk.freeze()
         try:
-            start, length, no_time = ctypes.c_uint64(0), ctypes.c_uint64(8192), ctypes.c_void_p()
-            assert library.answer_fallocate_later(
-                ours.fileno(), ctypes.c_uint64(1), file.fileno(), 0, start, length, no_time
-            )
+            job = Job(opcode=43, device=ours.fileno(), file=file.fileno(), unique=1, length=8192)
+            assert library.hand_over(job)
             assert extension.pending_writes() == 1
             waiter.start()
             assert not done.wait(0.1)

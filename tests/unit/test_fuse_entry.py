@@ -25,7 +25,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 def plain_entry(
     directory: int, name: str, *, taken: dict[int, object] | None = None, prefix: bytes = b"user.overlay."
-) -> tuple[int, int, int, bytes] | None:
+) -> tuple[int, int, bytes] | None:
     """Ask the extension, which the tests need, about a name on a device whose numbers begin at `BASE`."""
     assert wire.extension is not None, wire.status()
     bases = {os.fstat(directory).st_dev: BASE}
@@ -46,8 +46,8 @@ def test_a_name_with_no_more_to_it_than_its_stat(tmp_path: Path, directory: int,
     st = path.lstat()
     found = plain_entry(directory, "name")
     assert found is not None
-    ino, kind_of, backing, entry = found
-    assert (ino, kind_of, backing) == (BASE | st.st_ino, st.st_mode & 0o170000, st.st_ino)
+    ino, kind_of, entry = found
+    assert (ino, kind_of) == (BASE | st.st_ino, st.st_mode & 0o170000)
     assert len(entry) == 128
     assert struct.unpack_from("=Q", entry)[0] == ino
     assert struct.unpack_from("=QQQ", entry, 40) == (ino, st.st_size, st.st_blocks)
@@ -91,22 +91,23 @@ def test_a_time_may_have_more_bits_than_64_of_nanoseconds(tmp_path: Path, time: 
     assert wire.extension is not None
     more = {"st_blksize": 4096, "st_rdev": 0, "st_atime_ns": time, "st_mtime_ns": time, "st_ctime_ns": time}
     st = os.stat_result(list(tmp_path.stat()), more)
-    for answer, attributes in (
-        (wire.extension.entry_out(7, st, 1, 0), 40),
-        (wire.extension.attr_out(7, st, 1, 0), 16),
-    ):
-        seconds, nanoseconds = divmod(time, 10**9)
-        assert struct.unpack_from("=qqq", answer, attributes + 24) == (seconds,) * 3
-        assert struct.unpack_from("=III", answer, attributes + 48) == (nanoseconds,) * 3
+    answer = wire.extension.direntplus((7, st, 1, 0), 7, 3, 0, b"name")
+    seconds, nanoseconds = divmod(time, 10**9)
+    assert struct.unpack_from("=qqq", answer, 40 + 24) == (seconds,) * 3
+    assert struct.unpack_from("=III", answer, 40 + 48) == (nanoseconds,) * 3
 
 
 @pytest.mark.parametrize("length", [1, 8, 9, 255])
-def test_dirent(length: int) -> None:
+def test_direntplus(length: int) -> None:
     assert wire.extension is not None
     name = b"n" * length
-    record = wire.extension.dirent(7, 1 << 62, 0o100644, name)
+    entry = b"entry".ljust(128, b"-")
+    record = wire.extension.direntplus(entry, 7, 1 << 62, 0o100644, name)
     assert len(record) % 8 == 0
+    assert record[:128] == entry
+    assert wire.extension.direntplus(None, 7, 1 << 62, 0o100644, name) == bytes(128) + record[128:]
+    record = record[128:]
     assert record == (struct.pack("=QQII", 7, 1 << 62, length, 8) + name).ljust(len(record), b"\0")
     assert len(record) - 24 - length < 8
     with pytest.raises(ValueError, match="256 bytes"):
-        wire.extension.dirent(7, 3, 0, b"n" * 256)
+        wire.extension.direntplus(None, 7, 3, 0, b"n" * 256)

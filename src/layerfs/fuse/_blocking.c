@@ -9,36 +9,16 @@
 #define _GNU_SOURCE
 #include "_wire.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <linux/fuse.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-#define LARGE_READ (1 << 17)
 #define MOST_WRITES 4 /* under way; more are done by who brings them, and so hold up those that follow */
 #define MOST_SYNCS 4  /* likewise; more go to Python's threads */
 #define MOST_READS 8  /* at once; more wait until one of them is done */
 #define STACK (128 << 10)
-#define MOST_TRIES 3
-
-struct job {
-	struct job *next;
-	struct pool *pool;
-	void (*run)(const struct job *, char **);
-	int device, file;
-	uint64_t unique, offset;
-	uint64_t serial; /* of what writes: they are counted */
-	uint64_t length; /* to read, write or allocate */
-	uint32_t ahead;	 /* of a read: as much after it will be wanted, too */
-	char *request;	 /* of a write: the buffer, which is ours now, and where in it the data is */
-	const char *data;
-	struct write_time *time; /* of what writes */
-	int mode;	    /* of fallocate(2) */
-	int data_only; /* of a sync */
-};
 
 struct pool {
 	const int most; /* threads */
@@ -57,41 +37,11 @@ static struct pool syncs = {.most = MOST_SYNCS, .most_jobs = MOST_SYNCS, .more =
 static uint64_t last_serial;
 static uint64_t serials[MOST_WRITES]; /* of the writes under way; 0: none */
 
-/* Reads up to *size* bytes, fewer only at the end of the file; returns 0 or an errno.
- *
- * The kernel fills a short answer with zeros. So one is given only where the file ends, and what was read before
- * an error is not. That the file is longer by now than what was read is no error if it has just grown. */
-static int read_all(const struct job *job, char *buffer, size_t size, size_t *done)
-{
-	int tries = 0;
-
-	*done = 0;
-	while (*done < size) {
-		ssize_t got = pread(job->file, buffer + *done, size - *done, job->offset + *done);
-		struct stat st;
-
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return errno;
-		*done += got;
-		if (got)
-			continue;
-		if (fstat(job->file, &st))
-			return errno;
-		if (st.st_size <= (off_t)(job->offset + *done))
-			return 0;
-		if (++tries == MOST_TRIES)
-			return EIO;
-	}
-	return 0;
-}
-
 /* Notes that a job is done, before the kernel hears of it: what the kernel does next may rely on that. */
-static void count_off(const struct job *job)
+static void count_off(struct pool *pool, const struct job *job)
 {
 	pthread_mutex_lock(&lock);
-	job->pool->jobs--;
+	pool->jobs--;
 	if (job->serial) {
 		for (size_t i = 0; i < MOST_WRITES; i++)
 			if (serials[i] == job->serial)
@@ -101,77 +51,11 @@ static void count_off(const struct job *job)
 	pthread_mutex_unlock(&lock);
 }
 
-static void do_read(const struct job *job, char **buffer)
-{
-	size_t done = 0;
-	int error = ENOMEM;
-
-	if (!*buffer)
-		*buffer = malloc(LARGEST_READ);
-	if (job->length >= LARGE_READ)
-		readahead(job->file, job->offset, job->length + job->ahead);
-	if (*buffer)
-		error = read_all(job, *buffer, job->length, &done);
-	count_off(job);
-	answer(job->device, job->unique, error, *buffer, error ? 0 : done);
-}
-
-int write_all(int file, const char *data, uint32_t size, uint64_t offset)
-{
-	uint32_t done = 0;
-
-	while (done < size) { /* after a short write the next one says why */
-		ssize_t wrote = pwrite(file, data + done, size - done, offset + done);
-
-		if (wrote < 0 && errno == EINTR)
-			continue;
-		if (wrote <= 0)
-			return wrote < 0 ? errno : EIO;
-		done += wrote;
-	}
-	return 0;
-}
-
-int allocate(int file, int mode, uint64_t offset, uint64_t length)
-{
-	while (fallocate(file, mode, offset, length))
-		if (errno != EINTR)
-			return errno;
-	return 0;
-}
-
-static void do_write(const struct job *job, char **buffer)
-{
-	struct fuse_write_out out = {.size = job->length};
-	int error = write_all(job->file, job->data, job->length, job->offset);
-
-	end_write(job->time, job->file);
-	release_buffer(job->request);
-	count_off(job);
-	answer(job->device, job->unique, error, &out, error ? 0 : sizeof(out));
-}
-
-static void do_allocate(const struct job *job, char **buffer)
-{
-	int error = allocate(job->file, job->mode, job->offset, job->length);
-
-	end_write(job->time, job->file);
-	count_off(job);
-	answer(job->device, job->unique, error, NULL, 0);
-}
-
-static void do_sync(const struct job *job, char **buffer)
-{
-	int error = sync_file(job->file, job->data_only);
-
-	count_off(job);
-	answer(job->device, job->unique, error, NULL, 0);
-}
-
 static void *work(void *argument)
 {
 	struct pool *pool = argument;
 	char *buffer = NULL; /* for what is read */
+	struct outcome outcome;
 
 	pthread_mutex_lock(&lock);
 	for (;;) {
@@ -186,7 +70,11 @@ static void *work(void *argument)
 		pool->first = job->next;
 		pool->waiting--;
 		pthread_mutex_unlock(&lock);
-		job->run(job, &buffer);
+		do_job(job, &buffer, &outcome);
+		if (job->request)
+			release_buffer(job->request);
+		count_off(pool, job);
+		answer_job(job, &outcome);
 		close(job->file);
 		free(job);
 		pthread_mutex_lock(&lock);
@@ -241,9 +129,9 @@ static int enqueue(struct pool *pool, struct job *job)
 	return 1;
 }
 
-/* Hands *what* to a thread; 0 where that cannot be. */
-static int hand_over(struct job what)
+int hand_over(struct job what)
 {
+	struct pool *pool = what.opcode == FUSE_READ ? &reads : changes_data(&what) ? &writes : &syncs;
 	struct job *job = malloc(sizeof(*job));
 	int taken;
 
@@ -254,74 +142,13 @@ static int hand_over(struct job what)
 	}
 	*job = what;
 	pthread_mutex_lock(&lock);
-	taken = enqueue(job->pool, job);
+	taken = enqueue(pool, job);
 	pthread_mutex_unlock(&lock);
 	if (!taken) {
 		close(what.file);
 		free(job);
 	}
 	return taken;
-}
-
-int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, uint32_t ahead)
-{
-	return hand_over((struct job){.pool = &reads,
-				      .run = do_read,
-				      .device = device,
-				      .file = file,
-				      .unique = unique,
-				      .offset = offset,
-				      .length = size,
-				      .ahead = ahead});
-}
-
-int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
-		       const char *data, struct write_time *time)
-{
-	return hand_over((struct job){.pool = &writes,
-				      .run = do_write,
-				      .device = device,
-				      .file = file,
-				      .unique = unique,
-				      .offset = offset,
-				      .length = size,
-				      .request = request,
-				      .data = data,
-				      .time = time});
-}
-
-int answer_fallocate_later(int device, uint64_t unique, int file, int mode, uint64_t offset, uint64_t length,
-			   struct write_time *time)
-{
-	return hand_over((struct job){.pool = &writes,
-				      .run = do_allocate,
-				      .device = device,
-				      .file = file,
-				      .unique = unique,
-				      .offset = offset,
-				      .length = length,
-				      .mode = mode,
-				      .time = time});
-}
-
-int answer_sync_later(int device, uint64_t unique, int file, int data_only)
-{
-	return hand_over((struct job){.pool = &syncs,
-				      .run = do_sync,
-				      .device = device,
-				      .file = file,
-				      .unique = unique,
-				      .data_only = data_only});
-}
-
-int writes_under_way(void)
-{
-	int count;
-
-	pthread_mutex_lock(&lock);
-	count = writes.jobs;
-	pthread_mutex_unlock(&lock);
-	return count;
 }
 
 /* Whether a write that was begun by the time of *serial* is not done yet. */
@@ -337,7 +164,12 @@ static int is_writing_since(uint64_t serial)
 
 static PyObject *pending_writes(PyObject *self, PyObject *nothing)
 {
-	return PyLong_FromLong(writes_under_way());
+	int count;
+
+	pthread_mutex_lock(&lock);
+	count = writes.jobs;
+	pthread_mutex_unlock(&lock);
+	return PyLong_FromLong(count);
 }
 
 static PyObject *wait_for_writes(PyObject *self, PyObject *nothing)

@@ -1,355 +1,318 @@
-/* Answering requests straight from /dev/fuse.
+/* The table of requests, as layerfs/fuse/handlers.py has it: what is asked of Python, and how its answer is written.
  *
- * Python decides, in one call of a handler (layerfs/fuse/direct.py), and the answer is written here: no
- * turn of the event loop, no task, no object of pyfuse3's. A handler that returns None leaves the request to
- * pyfuse3. Those of READ, WRITE, FALLOCATE and FSYNC return a descriptor, and the data moves without Python.
+ * A handler is called with the inode and what its row says of the body. It returns the answer, an errno, or a
+ * coroutine where the answer has to wait for something: that runs in a task of its own, and answers later. So most
+ * requests take no turn of the event loop, no task, no object of pyfuse3's. What is not in the table goes to pyfuse3.
  */
 
 #define _GNU_SOURCE
 #include "_wire.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/fuse.h>
-#include <linux/magic.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/statfs.h>
-#include <sys/uio.h>
+#include <sys/sysmacros.h>
 
 #define OPCODES 64
-#define SMALL_ALLOCATION (1 << 20)
+#define MOST_ARGUMENTS 12
+#define LONGEST_FORM 15
 
-static PyObject *handlers[OPCODES];
-static unsigned long long counts[OPCODES];
-static char *read_buffer; /* of the thread that reads requests: an answer is written before the next read */
+static struct row {
+	PyObject *handler;             /* NULL: pyfuse3 is to answer */
+	PyObject *descriptor;          /* returns that by which it can be done without the handler; NULL: none does */
+	char form[LONGEST_FORM + 1];   /* of what follows the header */
+	int error;                     /* the answer, whatever is asked; 0: the handler knows */
+	unsigned long long count;      /* of those answered here */
+} rows[OPCODES];
+static PyObject *make_caller; /* called with (uid, gid, pid) */
+static PyObject *begin_later; /* called with (request, coroutine): see answer_later() */
+static int session_device = -1;
 
-/* Answers with the errno of the Python exception that is set. */
-static int reply_exception(int device, uint64_t unique)
+void answer_by_pyfuse3(uint32_t opcode)
+{
+	rows[opcode].error = 0;
+}
+
+/* The errno of the Python exception that is set, which is cleared. */
+static int error_of_exception(void)
 {
 	PyObject *type, *value, *trace, *code;
 	int error = EIO;
 
 	PyErr_Fetch(&type, &value, &trace);
 	PyErr_NormalizeException(&type, &value, &trace);
-	if (PyErr_GivenExceptionMatches(value, PyExc_OSError)) {
-		code = PyObject_GetAttrString(value, "errno");
-		if (code && PyLong_Check(code))
-			error = (int)PyLong_AsLong(code);
-		Py_XDECREF(code);
-		PyErr_Clear();
-		Py_XDECREF(type);
-		Py_XDECREF(value);
-		Py_XDECREF(trace);
-	} else { /* nobody foresaw it: it goes to the log, and must not take the mount down */
-		PyErr_Restore(type, value, trace);
+	if (!PyErr_GivenExceptionMatches(value, PyExc_OSError)) {
+		PyErr_Restore(type, value, trace); /* nobody foresaw it: it must not take the mount down */
 		PyErr_WriteUnraisable(NULL);
+		return EIO;
 	}
-	return answer(device, unique, error ? error : EIO, NULL, 0);
+	code = PyObject_GetAttrString(value, "errno");
+	if (code && PyLong_Check(code))
+		error = (int)PyLong_AsLong(code);
+	Py_XDECREF(code);
+	PyErr_Clear();
+	Py_XDECREF(type);
+	Py_XDECREF(value);
+	Py_XDECREF(trace);
+	return error ? error : EIO;
 }
 
-/* Calls the handler for an opcode; with a reference, None for "not now", or NULL with an exception. */
-static PyObject *call(uint32_t opcode, PyObject **arguments, size_t count)
+/* The next argument for a handler, as *form* says (see layerfs.fuse.handlers.Row); NULL with an exception. */
+static PyObject *take(char form, const struct fuse_in_header *in, const char **body, size_t *size)
 {
-	PyObject *result = NULL;
-	size_t i, made = 0;
+	const char *here = *body;
+	size_t length = form == 'Q' ? 8 : form == 's' ? strnlen(here, *size) : form == 'b' ? *size : form == 'c' ? 0 : 4;
+	size_t taken = length + (form == 's');
+	uint32_t number;
+	uint64_t large;
 
-	while (made < count && arguments[made])
-		made++;
-	if (made == count)
-		result = PyObject_Vectorcall(handlers[opcode], arguments, count, NULL);
-	for (i = 0; i < count; i++)
-		Py_XDECREF(arguments[i]);
+	if (taken > *size)
+		return PyErr_Format(PyExc_ValueError, "a request %u that is cut short", in->opcode);
+	*body += taken;
+	*size -= taken;
+	switch (form) {
+	case 'I':
+		memcpy(&number, here, sizeof(number));
+		return PyLong_FromUnsignedLong(number);
+	case 'd': /* new_encode_dev() in the kernel's linux/kdev_t.h */
+		memcpy(&number, here, sizeof(number));
+		return PyLong_FromUnsignedLongLong(
+			makedev(number >> 8 & 0xfff, (number & 0xff) | (number >> 12 & 0xfff00)));
+	case 'Q':
+		memcpy(&large, here, sizeof(large));
+		return PyLong_FromUnsignedLongLong(large);
+	case 'c':
+		return PyObject_CallFunction(make_caller, "III", in->uid, in->gid, in->pid);
+	default:
+		return PyBytes_FromStringAndSize(here, length);
+	}
+}
+
+static PyObject *call(const struct row *row, const struct fuse_in_header *in, const char *body, size_t size)
+{
+	PyObject *arguments[MOST_ARGUMENTS] = {PyLong_FromUnsignedLongLong(in->nodeid)}, *result = NULL;
+	const char *form = row->form;
+	size_t count = 0;
+
+	while (arguments[count]) {
+		count++;
+		for (; *form == '.' && size >= 4; form++, size -= 4)
+			body += 4;
+		if (!*form) {
+			result = PyObject_Vectorcall(row->handler, arguments, count, NULL);
+			break;
+		}
+		arguments[count] = take(*form++, in, &body, &size);
+	}
+	while (count)
+		Py_DECREF(arguments[--count]);
 	return result;
 }
 
-static int answer_any(int device, const struct fuse_in_header *in, const char *body, size_t size)
+int ask(const struct fuse_in_header *in, int flag, int *error)
 {
-	PyObject *arguments[] = {
-		PyLong_FromUnsignedLongLong(in->nodeid), PyBytes_FromStringAndSize(body, size),
-		PyLong_FromUnsignedLong(in->uid),        PyLong_FromUnsignedLong(in->gid),
-		PyLong_FromUnsignedLong(in->pid),
-	};
-	PyObject *result = call(in->opcode, arguments, 5);
-	int answered = 0;
+	PyObject *inode = PyLong_FromUnsignedLongLong(in->nodeid), *result = NULL;
+	PyObject *arguments[] = {inode, flag ? Py_True : Py_False};
+	int fd = -1;
 
-	if (!result)
-		return reply_exception(device, in->unique);
-	if (PyBytes_Check(result))
-		answered = answer(device, in->unique, 0, PyBytes_AS_STRING(result), PyBytes_GET_SIZE(result));
-	else if (PyLong_Check(result))
-		answered = answer(device, in->unique, (int)PyLong_AsLong(result), NULL, 0);
-	Py_DECREF(result);
-	return answered;
-}
-
-static void take_back(uint64_t inode, uint64_t count)
-{
-	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(inode), PyLong_FromUnsignedLongLong(count)};
-	PyObject *result;
-
-	drop_known(inode);
-	drop_unchanging(inode);
-	result = call(FUSE_FORGET, arguments, 2);
-
-	if (!result)
-		PyErr_WriteUnraisable(handlers[FUSE_FORGET]);
-	Py_XDECREF(result);
-}
-
-static int answer_forget(const struct fuse_in_header *in, const char *body, size_t size)
-{
-	if (in->opcode == FUSE_FORGET) {
-		take_back(in->nodeid, ((const struct fuse_forget_in *)body)->nlookup);
-	} else {
-		const struct fuse_batch_forget_in *batch = (const void *)body;
-		const struct fuse_forget_one *one = (const void *)(batch + 1);
-		size_t fits = (size - sizeof(*batch)) / sizeof(*one);
-
-		for (uint32_t i = 0; i < batch->count && i < fits; i++)
-			take_back(one[i].nodeid, one[i].nlookup);
-	}
-	return 1;
-}
-
-/* The descriptor that a READ or WRITE handler returned; -1 for "not now", -2 with an exception. */
-static int descriptor(PyObject *result)
-{
-	int fd = -2;
-
-	if (result == Py_None)
-		fd = -1;
-	else if (result)
+	*error = 0;
+	if (inode)
+		result = PyObject_Vectorcall(rows[in->opcode].descriptor, arguments, 2, NULL);
+	if (result && result != Py_None)
 		fd = (int)PyLong_AsLong(result);
+	if (PyErr_Occurred())
+		*error = error_of_exception();
+	Py_XDECREF(inode);
 	Py_XDECREF(result);
 	return fd;
 }
 
-/* tmpfs does not know RWF_NOWAIT, nor does it need it. */
-static int lies_in_memory(int file)
+/* Answers with the value of an attribute, or its length where the caller gave no room and asks for that. */
+static void write_value(int device, uint64_t unique, const Py_buffer *value, size_t room)
 {
-	struct statfs st;
+	const struct fuse_getxattr_out out = {.size = value->len};
 
-	return fstatfs(file, &st) == 0 && st.f_type == TMPFS_MAGIC;
-}
-
-static int answer_read(int device, const struct fuse_in_header *in, const struct fuse_read_in *body)
-{
-	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid)};
-	int file = descriptor(call(FUSE_READ, arguments, 1));
-	struct stat st;
-	ssize_t got;
-	struct iovec to;
-	uint32_t ahead;
-
-	if (file == -2)
-		return reply_exception(device, in->unique);
-	if (file < 0 || body->size > LARGEST_READ)
-		return 0;
-	if (!read_buffer && posix_memalign((void **)&read_buffer, 4096, LARGEST_READ))
-		return 0;
-	to = (struct iovec){read_buffer, body->size};
-	ahead = bytes_ahead(in->nodeid, body->offset, body->size);
-	Py_BEGIN_ALLOW_THREADS
-	got = preadv2(file, &to, 1, body->offset, RWF_NOWAIT);
-	if (got < 0 && errno == EOPNOTSUPP && lies_in_memory(file))
-		got = preadv(file, &to, 1, body->offset);
-	if (got == (ssize_t)body->size ||
-	    (got >= 0 && fstat(file, &st) == 0 && (off_t)body->offset + got >= st.st_size))
-		answer(device, in->unique, 0, read_buffer, got);
-	else if (!answer_read_later(device, in->unique, file, body->offset, body->size, ahead))
-		got = -2;
+	if (!room)
+		answer(device, unique, 0, &out, sizeof(out));
+	else if ((size_t)value->len > room)
+		answer(device, unique, ERANGE, NULL, 0);
 	else
-		got = 0;
-	Py_END_ALLOW_THREADS
-	return got != -2;
+		answer(device, unique, 0, value->buf, value->len);
 }
 
-static int answer_sync(int device, const struct fuse_in_header *in, const struct fuse_fsync_in *body)
+/* Answers with (inode, stat, links, blocks). */
+static void write_node(int device, const struct fuse_in_header *in, PyObject *told)
 {
-	int data_only = !!(body->fsync_flags & FUSE_FSYNC_FDATASYNC);
-	PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid)};
-	int file;
+	const int is_entry = in->opcode != FUSE_GETATTR && in->opcode != FUSE_SETATTR;
+	struct fuse_entry_out entry = {.entry_valid = FOREVER, .attr_valid = FOREVER};
+	struct fuse_attr_out out = {.attr_valid = FOREVER};
 
-	if (in->opcode == FUSE_FSYNC && !data_only)
-		drop_known(in->nodeid); /* its time goes to Python, which sets it: the kernel has none to tell */
-	file = descriptor(call(in->opcode, arguments, 1));
-	if (file == -2)
-		return reply_exception(device, in->unique);
-	return file >= 0 &&
-	       answer_sync_later(device, in->unique, file, data_only);
+	if (fill_from_told(is_entry ? &entry.attr : &out.attr, &entry.nodeid, told))
+		answer(device, in->unique, error_of_exception(), NULL, 0);
+	else if (is_entry)
+		answer(device, in->unique, 0, &entry, sizeof(entry));
+	else
+		answer(device, in->unique, 0, &out, sizeof(out));
 }
 
-/* The descriptor of the file that *in* is to change, which counts as written to from now on; as descriptor().
- *
- * Sets *shown*, where that is known, to the modification time that the kernel shows. */
-static int file_to_change(const struct fuse_in_header *in, int takes_set_id, struct timespec *shown)
+/* Answers with what a handler has returned, an exception where that is NULL; what follows the header is needed
+ * for attributes only. */
+static void write_result(int device, const struct fuse_in_header *in, const void *body, size_t size, PyObject *result)
 {
-	int file = takes_set_id ? -1 : known_file_to_write(in->nodeid, shown);
+	const int is_value = in->opcode == FUSE_GETXATTR || in->opcode == FUSE_LISTXATTR;
+	Py_buffer buffer;
+	int error;
 
-	if (file < 0) {
-		PyObject *arguments[] = {PyLong_FromUnsignedLongLong(in->nodeid), PyBool_FromLong(takes_set_id)};
-
-		drop_known(in->nodeid);
-		file = descriptor(call(in->opcode, arguments, 2));
-		if (file >= 0)
-			known_file_to_write(in->nodeid, shown); /* if it has been vouched for now */
+	if (result && PyTuple_Check(result)) {
+		write_node(device, in, result);
+		return;
 	}
-	return file;
+	if (result && !PyLong_Check(result) && result != Py_None && !PyObject_GetBuffer(result, &buffer, PyBUF_SIMPLE)) {
+		if (is_value && size >= sizeof(struct fuse_getxattr_in))
+			write_value(device, in->unique, &buffer, ((const struct fuse_getxattr_in *)body)->size);
+		else
+			answer(device, in->unique, 0, buffer.buf, buffer.len);
+		PyBuffer_Release(&buffer);
+		return;
+	}
+	error = result && PyLong_Check(result) ? (int)PyLong_AsLong(result) : 0;
+	if (PyErr_Occurred())
+		error = error_of_exception();
+	if (error == ENODATA && asks_for_capability(in, body, size))
+		note_no_capability(in->nodeid);
+	answer(device, in->unique, error, NULL, 0);
 }
 
-/* Large writes are handed over, with the buffer that they came in: then *request is set to NULL. */
-static int answer_write(int device, char **request, size_t size)
+/* Has the event loop answer, by answer_later(). */
+static void begin(int device, const struct fuse_in_header *in, PyObject *coroutine)
 {
-	const struct fuse_in_header *in = (void *)*request;
-	const struct fuse_write_in *body = (void *)(in + 1);
-	char *data = (char *)(body + 1);
-	int takes_set_id = !!(body->write_flags & FUSE_WRITE_KILL_SUIDGID);
-	struct fuse_write_out out = {.size = body->size};
-	struct timespec shown = {.tv_nsec = UTIME_OMIT};
-	struct write_time *time;
-	int error, file, is_set;
+	PyObject *begun = PyObject_CallFunction(begin_later, "y#O", (const char *)in, (Py_ssize_t)sizeof(*in), coroutine);
 
-	if (size < sizeof(*body) || size - sizeof(*body) < body->size)
-		return 0;
-	file = file_to_change(in, takes_set_id, &shown);
-	if (file == -2)
-		return reply_exception(device, in->unique);
-	if (file < 0)
-		return 0;
-	if (!(body->write_flags & FUSE_WRITE_CACHE))
-		shown.tv_nsec = UTIME_OMIT; /* O_DIRECT: the time of this one comes later */
-	time = begin_write(in->nodeid, shown);
-	if (body->size >= LARGE &&
-	    answer_write_later(device, in->unique, file, body->offset, body->size, *request, data, time)) {
-		*request = NULL;
-		return 1;
-	}
-	Py_BEGIN_ALLOW_THREADS
-	error = write_all(file, data, body->size, body->offset);
-	is_set = end_write(time, file);
-	answer(device, in->unique, error, &out, error ? 0 : sizeof(out));
-	Py_END_ALLOW_THREADS
-	if (is_set)
-		known_time_is_set(in->nodeid);
-	return 1;
+	if (!begun)
+		answer(device, in->unique, error_of_exception(), NULL, 0);
+	Py_XDECREF(begun);
+	give_turn();
 }
 
-/* A small allocation takes microseconds. Anything else may write out pages or free many blocks first. */
-static int answer_fallocate(int device, const struct fuse_in_header *in, const struct fuse_fallocate_in *body)
+static void take_back(uint64_t inode, uint64_t count)
 {
-	const struct timespec later = {.tv_nsec = UTIME_OMIT}; /* the kernel tells the time of this after it */
-	struct timespec shown;
-	struct write_time *time;
-	int error, file = file_to_change(in, 0, &shown);
+	PyObject *result;
 
-	if (file == -2)
-		return reply_exception(device, in->unique);
-	if (file < 0)
-		return 0;
-	time = begin_write(in->nodeid, later);
-	if (body->mode & ~FALLOC_FL_KEEP_SIZE || body->length > SMALL_ALLOCATION) {
-		if (answer_fallocate_later(device, in->unique, file, body->mode, body->offset, body->length, time))
-			return 1;
-		end_write(time, file);
-		drop_known(in->nodeid); /* Python minds the file's time now */
-		return 0;
+	drop_known(inode);
+	result = PyObject_CallFunction(rows[FUSE_FORGET].handler, "KK", (unsigned long long)inode,
+				       (unsigned long long)count);
+	if (!result)
+		PyErr_WriteUnraisable(rows[FUSE_FORGET].handler);
+	Py_XDECREF(result);
+}
+
+static void forget(const struct fuse_in_header *in, const void *body, size_t size)
+{
+	const struct fuse_batch_forget_in *batch = body;
+	const struct fuse_forget_one *one = (const void *)(batch + 1);
+
+	if (in->opcode == FUSE_FORGET) {
+		take_back(in->nodeid, ((const struct fuse_forget_in *)body)->nlookup);
+		return;
 	}
-	Py_BEGIN_ALLOW_THREADS
-	error = allocate(file, body->mode, body->offset, body->length);
-	end_write(time, file);
-	Py_END_ALLOW_THREADS
-	return answer(device, in->unique, error, NULL, 0);
+	for (size_t i = 0; i < batch->count && i < (size - sizeof(*batch)) / sizeof(*one); i++)
+		take_back(one[i].nodeid, one[i].nlookup);
 }
 
 int answer_directly(int device, char **buffer, size_t size)
 {
 	const struct fuse_in_header *in = (void *)*buffer;
-	const void *body = in + 1;
+	const char *body = (const char *)(in + 1);
 	size_t rest = size - sizeof(*in);
-	uint32_t handler = in->opcode == FUSE_BATCH_FORGET ? FUSE_FORGET : in->opcode;
-	int answered;
+	struct row *row = &rows[in->opcode < OPCODES ? in->opcode : 0];
+	PyObject *result;
 
-	if (answer_known(device, in, body, rest) || answer_unchanging(device, in)) {
-		counts[in->opcode]++;
+	if (!row->handler && !row->error)
+		return 0;
+	session_device = device;
+	row->count++;
+	if (row->error)
+		return answer(device, in->unique, row->error, NULL, 0);
+	if (in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET) {
+		forget(in, body, rest);
 		return 1;
 	}
-	if (handler >= OPCODES || !handlers[handler])
-		return 0;
-	switch (in->opcode) {
-	case FUSE_FORGET:
-	case FUSE_BATCH_FORGET:
-		answered = answer_forget(in, body, rest);
-		break;
-	case FUSE_READ:
-		answered = answer_read(device, in, body);
-		break;
-	case FUSE_WRITE:
-		answered = answer_write(device, buffer, rest);
-		break;
-	case FUSE_FALLOCATE:
-		answered = answer_fallocate(device, in, body);
-		break;
-	case FUSE_FSYNC:
-	case FUSE_FSYNCDIR:
-		answered = answer_sync(device, in, body);
-		break;
-	default:
-		answered = answer_any(device, in, body, rest);
-	}
-	counts[handler] += answered;
-	return answered;
+	if (answer_known(device, in, body, rest) || (row->descriptor && move_data(device, buffer, size)))
+		return 1;
+	result = call(row, in, body, rest);
+	if (result && PyCoro_CheckExact(result))
+		begin(device, in, result);
+	else
+		write_result(device, in, body, rest, result);
+	Py_XDECREF(result);
+	return 1;
 }
 
 /* -- for Python --------------------------------------------------------------------------------------- */
 
-static PyObject *set_handlers(PyObject *self, PyObject *table)
+static PyObject *set_row(PyObject *self, PyObject *args)
 {
-	PyObject *opcode, *handler;
-	Py_ssize_t position = 0;
+	PyObject *handler, *descriptor;
+	unsigned int opcode;
+	const char *form;
 
-	if (!PyDict_Check(table)) {
-		PyErr_SetString(PyExc_TypeError, "a dict of handlers by opcode is needed");
+	if (!PyArg_ParseTuple(args, "IsOO", &opcode, &form, &handler, &descriptor))
 		return NULL;
-	}
-	while (PyDict_Next(table, &position, &opcode, &handler)) {
-		unsigned long number = PyLong_AsUnsignedLong(opcode);
+	if (opcode >= OPCODES || strlen(form) > LONGEST_FORM)
+		return PyErr_Format(PyExc_ValueError, "no such request: %u, %s", opcode, form);
+	strcpy(rows[opcode].form, form);
+	rows[opcode].error = PyLong_Check(handler) ? (int)PyLong_AsLong(handler) : 0;
+	Py_XSETREF(rows[opcode].handler, PyLong_Check(handler) ? NULL : Py_NewRef(handler));
+	Py_XSETREF(rows[opcode].descriptor, descriptor == Py_None ? NULL : Py_NewRef(descriptor));
+	Py_RETURN_NONE;
+}
 
-		if (PyErr_Occurred())
-			return NULL;
-		if (number >= OPCODES) {
-			PyErr_Format(PyExc_ValueError, "no such opcode: %lu", number);
-			return NULL;
-		}
-		Py_INCREF(handler);
-		Py_XSETREF(handlers[number], handler);
+static PyObject *set_ways(PyObject *self, PyObject *args)
+{
+	PyObject *caller, *later;
+
+	if (!PyArg_ParseTuple(args, "OO", &caller, &later))
+		return NULL;
+	Py_XSETREF(make_caller, Py_NewRef(caller));
+	Py_XSETREF(begin_later, Py_NewRef(later));
+	Py_RETURN_NONE;
+}
+
+static PyObject *answer_later(PyObject *self, PyObject *args)
+{
+	struct fuse_in_header in;
+	Py_buffer request;
+	PyObject *result;
+
+	if (!PyArg_ParseTuple(args, "y*O", &request, &result))
+		return NULL;
+	if (request.len == sizeof(in)) {
+		memcpy(&in, request.buf, sizeof(in));
+		write_result(session_device, &in, NULL, 0, result);
 	}
+	PyBuffer_Release(&request);
 	Py_RETURN_NONE;
 }
 
 static PyObject *get_counts(PyObject *self, PyObject *nothing)
 {
-	PyObject *table = PyDict_New();
+	PyObject *counts = PyList_New(OPCODES);
 
-	for (unsigned long i = 0; table && i < OPCODES; i++) {
-		PyObject *number, *count;
+	for (Py_ssize_t i = 0; counts && i < OPCODES; i++) {
+		PyObject *count = PyLong_FromUnsignedLongLong(rows[i].count);
 
-		if (!counts[i])
-			continue;
-		number = PyLong_FromUnsignedLong(i);
-		count = PyLong_FromUnsignedLongLong(counts[i]);
-		if (!number || !count || PyDict_SetItem(table, number, count))
-			Py_CLEAR(table);
-		Py_XDECREF(number);
-		Py_XDECREF(count);
+		if (count)
+			PyList_SET_ITEM(counts, i, count);
+		else
+			Py_CLEAR(counts);
 	}
-	return table;
+	return counts;
 }
 
 PyMethodDef direct_methods[] = {
-	{"set_handlers", set_handlers, METH_O,
-	 "Set what answers requests directly: a dict of handlers by opcode, see layerfs.fuse.direct."},
-	{"counts", get_counts, METH_NOARGS, "Return how many requests were answered directly, by opcode."},
+	{"set_row", set_row, METH_VARARGS, "Set what answers a request: (opcode, form, handler or errno, descriptor or None)."},
+	{"set_ways", set_ways, METH_VARARGS,
+	 "Set what makes a caller of (uid, gid, pid), and what is called with (request, coroutine) to answer later."},
+	{"answer", answer_later, METH_VARARGS, "Answer a request (as given to begin it) with what a handler may return."},
+	{"counts", get_counts, METH_NOARGS, "Return how many requests were answered through the table, by opcode."},
 	{NULL, NULL, 0, NULL},
 };

@@ -49,23 +49,22 @@ static int set_time(PyObject *time, uint64_t *seconds, uint32_t *nanoseconds)
 	return PyErr_Occurred() ? -1 : 0;
 }
 
-/* Fills *attr* from (inode, stat, links, blocks); -1 with an exception. */
-static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t count)
+int fill_from_told(struct fuse_attr *attr, uint64_t *node, PyObject *told)
 {
 	int64_t value[FIELDS];
+	PyObject *inode, *st;
+	unsigned long long blocks;
 
-	if (count != 4) {
-		PyErr_SetString(PyExc_TypeError, "inode, stat, links and blocks are needed");
-		return -1;
-	}
 	memset(attr, 0, sizeof(*attr));
+	if (!PyArg_ParseTuple(told, "OOIK", &inode, &st, &attr->nlink, &blocks))
+		return -1;
 	for (int i = 0; i < FIELDS; i++) {
 		PyObject *number;
 		int error = 0;
 
 		if (!interned[i] && !(interned[i] = PyUnicode_InternFromString(names[i])))
 			return -1;
-		number = PyObject_GetAttr(arguments[1], interned[i]);
+		number = PyObject_GetAttr(st, interned[i]);
 		if (!number)
 			return -1;
 		if (i == ATIME)
@@ -80,9 +79,9 @@ static int fill(struct fuse_attr *attr, PyObject *const *arguments, Py_ssize_t c
 		if (error)
 			return -1;
 	}
-	attr->ino = shown(PyLong_AsUnsignedLongLong(arguments[0]));
-	attr->nlink = PyLong_AsLong(arguments[2]);
-	attr->blocks = PyLong_AsLongLong(arguments[3]);
+	*node = PyLong_AsUnsignedLongLong(inode);
+	attr->ino = shown(*node);
+	attr->blocks = blocks;
 	attr->size = value[SIZE];
 	attr->mode = value[MODE];
 	attr->uid = value[UID];
@@ -112,25 +111,6 @@ void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *s
 		.rdev = st->st_rdev,
 		.blksize = st->st_blksize,
 	};
-}
-
-static PyObject *entry_out(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
-{
-	struct fuse_entry_out out = {.entry_valid = FOREVER, .attr_valid = FOREVER};
-
-	if (fill(&out.attr, arguments, count))
-		return NULL;
-	out.nodeid = PyLong_AsUnsignedLongLong(arguments[0]);
-	return PyBytes_FromStringAndSize((const char *)&out, sizeof(out));
-}
-
-static PyObject *attr_out(PyObject *self, PyObject *const *arguments, Py_ssize_t count)
-{
-	struct fuse_attr_out out = {.attr_valid = FOREVER};
-
-	if (fill(&out.attr, arguments, count))
-		return NULL;
-	return PyBytes_FromStringAndSize((const char *)&out, sizeof(out));
 }
 
 /* Whether the name has attributes that say more of it than its stat: listxattrat(2), since Linux 6.13. */
@@ -175,8 +155,7 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 		inode = PyLong_FromUnsignedLongLong(out.nodeid);
 		found = inode ? PyDict_Contains(taken, inode) : -1;
 		if (found == 0)
-			entry = Py_BuildValue("OIKy#", inode, (unsigned int)(st.st_mode & S_IFMT),
-					      (unsigned long long)st.st_ino, (const char *)&out,
+			entry = Py_BuildValue("OIy#", inode, (unsigned int)(st.st_mode & S_IFMT), (const char *)&out,
 					      (Py_ssize_t)sizeof(out));
 	}
 	Py_XDECREF(device);
@@ -186,32 +165,38 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 	return entry;
 }
 
-static PyObject *dirent(PyObject *self, PyObject *args)
+/* An entry of a listing, with what is told of it: a tuple, struct fuse_entry_out as plain_entry() has it, or None. */
+static PyObject *direntplus(PyObject *self, PyObject *args)
 {
-	char record[FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET + 255)] = {0};
-	struct fuse_dirent *entry = (void *)record;
+	char record[FUSE_DIRENT_ALIGN(FUSE_NAME_OFFSET_DIRENTPLUS + 255)] = {0};
+	struct fuse_direntplus *plus = (void *)record;
 	unsigned long long inode, cookie;
 	unsigned int mode;
 	const char *name;
 	Py_ssize_t length;
+	PyObject *told;
 
-	if (!PyArg_ParseTuple(args, "KKIy#", &inode, &cookie, &mode, &name, &length))
+	if (!PyArg_ParseTuple(args, "OKKIy#", &told, &inode, &cookie, &mode, &name, &length))
 		return NULL;
 	if (length > 255)
 		return PyErr_Format(PyExc_ValueError, "a name of %zd bytes", length);
-	*entry = (struct fuse_dirent){
+	if (PyBytes_Check(told) && PyBytes_GET_SIZE(told) == sizeof(plus->entry_out)) {
+		memcpy(&plus->entry_out, PyBytes_AS_STRING(told), sizeof(plus->entry_out));
+	} else if (told != Py_None) {
+		plus->entry_out.entry_valid = plus->entry_out.attr_valid = FOREVER;
+		if (fill_from_told(&plus->entry_out.attr, &plus->entry_out.nodeid, told))
+			return NULL;
+	}
+	plus->dirent = (struct fuse_dirent){
 		.ino = shown(inode), .off = cookie, .namelen = length, .type = mode >> 12 & 15};
-	memcpy(entry->name, name, length);
-	return PyBytes_FromStringAndSize(record, FUSE_DIRENT_SIZE(entry));
+	memcpy(plus->dirent.name, name, length);
+	return PyBytes_FromStringAndSize(record, FUSE_DIRENTPLUS_SIZE(plus));
 }
 
 PyMethodDef entry_methods[] = {
 	{"plain_entry", plain_entry, METH_VARARGS,
-	 "Return (inode, kind, own inode, struct fuse_entry_out) of a name, or None where more must be looked at."},
-	{"dirent", dirent, METH_VARARGS, "Return struct fuse_dirent for (inode, cookie, mode, name)."},
-	{"entry_out", (PyCFunction)(void (*)(void))entry_out, METH_FASTCALL,
-	 "Return struct fuse_entry_out for (inode, stat, links, blocks)."},
-	{"attr_out", (PyCFunction)(void (*)(void))attr_out, METH_FASTCALL,
-	 "Return struct fuse_attr_out for (inode, stat, links, blocks)."},
+	 "Return (inode, kind, struct fuse_entry_out) of a name, or None where more must be looked at."},
+	{"direntplus", direntplus, METH_VARARGS,
+	 "Return struct fuse_direntplus for (told or None, inode, cookie, mode, name)."},
 	{NULL, NULL, 0, NULL},
 };

@@ -1,8 +1,12 @@
-/* Inodes that Python has vouched for: what is asked of them most is answered here, without it.
+/* What is known of inodes: what is asked of them most is answered here, without Python.
  *
- * An inode is vouched for with a descriptor, of which a copy is kept: a file that is whole in the upper, open
- * to write, or a directory in the upper. That holds until the kernel forgets the inode, something is asked
- * that changes more than times, owner, mode or contents, or a commit seals the upper: then it is revoked.
+ * - A file that is whole in the upper, open to write, or a directory in the upper, is vouched for by Python, with a
+ *   descriptor of which a copy is kept. That holds until the kernel forgets the inode, something is asked that changes
+ *   more than times, owner, mode or contents, or a commit seals the upper: then it is revoked.
+ * - The attributes of a file in a lower layer do not change, until Python says so. The kernel knows them, too, but under
+ *   the writeback cache it takes the number of blocks for uncertain after every close(2), of files that were only read
+ *   as well: the next fstat(2), as each start of a program makes some, asks for all attributes again.
+ * - That there is no attribute `security.capability`, until some attribute is set.
  *
  * Writes move a file's modification time on disk, while the kernel keeps the time that counts and tells it
  * later, or has told it already (see layerfs/fuse/times.py): such files are "late". Who is not vouched for any more
@@ -21,40 +25,56 @@
 #include <unistd.h>
 
 #define CAPABILITY "security.capability"
+#define PLACES 4 /* for one inode, the last used of them it gets: */
+#define SETS 2048
 
 struct known {
 	uint64_t inode; /* 0: the place is free */
-	int fd;
-	int links; /* what to say; 0: what the object has */
-	int is_file, no_capability, late;
-	unsigned epoch;
-	unsigned round;        /* of a late one: when it was last written to, as settle_times() counts */
-	struct timespec shown; /* of a late one: the modification time that the kernel has told last */
+	unsigned epoch, used;
+	int fd; /* -1: it is not vouched for */
+	char is_file, no_capability, has_attributes, late;
+	union {
+		struct { /* with a descriptor */
+			int links; /* what to say; 0: what the object has */
+			unsigned round;        /* of a late one: when it was last written to, as settle_times() counts */
+			struct timespec shown; /* of a late one: the modification time that the kernel has told last */
+		};
+		struct fuse_attr attributes; /* without */
+	};
 };
 
 static struct known *table;
-static size_t room;
+static size_t room; /* in it */
+static size_t most_open, open_ones; /* descriptors */
 static unsigned epoch; /* of what holds; older entries wait to be forgotten or replaced */
+static unsigned latest_use;
 static unsigned this_round;
 static PyObject *take_late; /* called with (inode, seconds, nanoseconds) */
 
-static struct known *place_of(uint64_t inode)
+/* The first of the places for an inode. */
+static struct known *places_of(uint64_t inode)
 {
-	return room ? &table[(inode * 0x9e3779b97f4a7c15u >> 20) % room] : NULL;
+	return &table[(inode * 0x9e3779b97f4a7c15u >> 40) % SETS * PLACES];
 }
 
+/* The entry of an inode, NULL where there is none that holds. */
 static struct known *find(uint64_t inode)
 {
-	struct known *known = place_of(inode);
+	struct known *place = room ? places_of(inode) : NULL;
 
-	return known && known->inode == inode && known->epoch == epoch ? known : NULL;
+	for (int i = 0; place && i < PLACES; i++, place++)
+		if (place->inode == inode && place->epoch == epoch) {
+			place->used = ++latest_use;
+			return place;
+		}
+	return NULL;
 }
 
 static void hand_over_time(struct known *known)
 {
 	PyObject *result;
 
-	if (!known->late)
+	if (known->fd < 0 || !known->late)
 		return;
 	known->late = 0;
 	if (!take_late)
@@ -66,19 +86,94 @@ static void hand_over_time(struct known *known)
 	Py_XDECREF(result);
 }
 
-static void drop(struct known *known)
+/* Vouches for it no more. */
+static void let_go(struct known *known)
 {
+	if (known->fd < 0)
+		return;
 	hand_over_time(known);
 	close(known->fd);
+	known->fd = -1;
+	open_ones--;
+}
+
+static void drop(struct known *known)
+{
+	let_go(known);
 	known->inode = 0;
+}
+
+/* The entry of an inode, a new one if need be; NULL where nothing is kept. */
+static struct known *enter(uint64_t inode)
+{
+	struct known *known = find(inode), *place = room ? places_of(inode) : NULL;
+
+	if (known || !place)
+		return known;
+	known = place;
+	for (int i = 0; i < PLACES; i++, place++) {
+		if (!place->inode || place->epoch != epoch) {
+			known = place;
+			break;
+		}
+		if ((int)(place->used - known->used) < 0)
+			known = place;
+	}
+	if (known->inode)
+		drop(known);
+	*known = (struct known){.inode = inode, .epoch = epoch, .used = ++latest_use, .fd = -1};
+	return known;
+}
+
+/* Makes room for one more descriptor. */
+static void limit_open(void)
+{
+	static size_t hand;
+
+	for (size_t i = 0; open_ones >= most_open && i < room; i++, hand = (hand + 1) % room)
+		if (table[hand].inode)
+			let_go(&table[hand]);
 }
 
 void drop_known(uint64_t inode)
 {
-	struct known *known = place_of(inode);
+	struct known *place = room ? places_of(inode) : NULL;
 
-	if (known && known->inode == inode)
-		drop(known);
+	for (int i = 0; place && i < PLACES; i++, place++)
+		if (place->inode == inode)
+			drop(place);
+}
+
+void revoke_known(uint64_t inode)
+{
+	struct known *known = find(inode);
+
+	if (known)
+		let_go(known);
+}
+
+int asks_for_capability(const struct fuse_in_header *in, const void *body, size_t size)
+{
+	return in->opcode == FUSE_GETXATTR && size == sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) &&
+	       !memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY));
+}
+
+void note_no_capability(uint64_t inode)
+{
+	struct known *known = enter(inode);
+
+	if (known)
+		known->no_capability = 1;
+}
+
+void keep_attributes(uint64_t inode, const struct fuse_attr *attributes)
+{
+	struct known *known = enter(inode);
+
+	if (known && known->fd < 0) {
+		known->attributes = *attributes;
+		known->has_attributes = 1;
+	}
 }
 
 static int answer_attributes(int device, uint64_t unique, const struct known *known, const struct stat *st)
@@ -159,17 +254,23 @@ int answer_known(int device, const struct fuse_in_header *in, const void *body, 
 		return 0;
 	switch (in->opcode) {
 	case FUSE_GETATTR:
-		return !fstat(known->fd, &st) && answer_attributes(device, in->unique, known, &st);
+		if (known->fd >= 0)
+			return !fstat(known->fd, &st) && answer_attributes(device, in->unique, known, &st);
+		if (known->has_attributes) {
+			const struct fuse_attr_out out = {.attr_valid = FOREVER, .attr = known->attributes};
+
+			return answer(device, in->unique, 0, &out, sizeof(out));
+		}
+		return 0;
 	case FUSE_SETATTR:
-		if (size >= sizeof(struct fuse_setattr_in) && answer_setattr(device, in->unique, known, body))
+		if (known->fd >= 0 && size >= sizeof(struct fuse_setattr_in) &&
+		    answer_setattr(device, in->unique, known, body))
 			return 1;
-		drop(known);
+		let_go(known);
 		return 0;
 	case FUSE_GETXATTR:
-		if (known->no_capability && size == sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) &&
-		    !memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY)))
-			return answer(device, in->unique, ENODATA, NULL, 0);
-		return 0;
+		return known->no_capability && asks_for_capability(in, body, size) &&
+		       answer(device, in->unique, ENODATA, NULL, 0);
 	case FUSE_SETXATTR:
 	case FUSE_REMOVEXATTR:
 		drop(known);
@@ -182,7 +283,7 @@ int known_file_to_write(uint64_t inode, struct timespec *shown)
 	struct known *known = find(inode);
 	struct stat st;
 
-	if (!known || !known->is_file)
+	if (!known || known->fd < 0 || !known->is_file)
 		return -1;
 	if (!known->late) {
 		if (fstat(known->fd, &st))
@@ -199,28 +300,22 @@ void known_time_is_set(uint64_t inode)
 {
 	struct known *known = find(inode);
 
-	if (known)
+	if (known && known->fd >= 0)
 		known->late = 0;
 }
 
 /* -- for Python --------------------------------------------------------------------------------------- */
 
-static PyObject *set_known_room(PyObject *self, PyObject *count)
+static PyObject *know(PyObject *self, PyObject *descriptors)
 {
-	size_t wanted = PyLong_AsSize_t(count);
-	struct known *fresh;
+	size_t count = PyLong_AsSize_t(descriptors);
 
 	if (PyErr_Occurred())
 		return NULL;
-	fresh = calloc(wanted ? wanted : 1, sizeof(*fresh));
-	if (!fresh)
+	if (!table && !(table = calloc(SETS * PLACES, sizeof(*table))))
 		return PyErr_NoMemory();
-	for (size_t i = 0; i < room; i++)
-		if (table[i].inode)
-			drop(&table[i]);
-	free(table);
-	table = fresh;
-	room = wanted;
+	room = SETS * PLACES;
+	most_open = count;
 	Py_RETURN_NONE;
 }
 
@@ -232,23 +327,44 @@ static PyObject *vouch(PyObject *self, PyObject *args)
 
 	if (!PyArg_ParseTuple(args, "Kiipp", &inode, &fd, &links, &is_file, &no_capability))
 		return NULL;
-	known = place_of(inode);
-	if (!known || find(inode))
+	known = most_open ? enter(inode) : NULL;
+	if (!known || known->fd >= 0)
 		return PyBool_FromLong(known != NULL);
 	fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0)
 		Py_RETURN_FALSE;
-	if (known->inode)
-		drop(known);
-	*known = (struct known){
-		.inode = inode,
-		.fd = fd,
-		.links = links,
-		.is_file = is_file,
-		.no_capability = no_capability,
-		.epoch = epoch,
-	};
+	limit_open();
+	open_ones++;
+	known->fd = fd;
+	known->links = links;
+	known->is_file = is_file;
+	known->no_capability |= no_capability;
+	known->has_attributes = known->late = 0;
 	Py_RETURN_TRUE;
+}
+
+static PyObject *keep(PyObject *self, PyObject *told)
+{
+	struct fuse_attr attributes;
+	uint64_t inode;
+
+	if (fill_from_told(&attributes, &inode, told))
+		return NULL;
+	keep_attributes(inode, &attributes);
+	Py_RETURN_NONE;
+}
+
+static PyObject *drop_attributes(PyObject *self, PyObject *inode)
+{
+	unsigned long long number = PyLong_AsUnsignedLongLong(inode);
+	struct known *known;
+
+	if (PyErr_Occurred())
+		return NULL;
+	known = find(number);
+	if (known)
+		known->has_attributes = 0;
+	Py_RETURN_NONE;
 }
 
 static PyObject *revoke_all(PyObject *self, PyObject *nothing)
@@ -268,8 +384,8 @@ static PyObject *drop_lapsed(PyObject *self, PyObject *nothing)
 
 	for (size_t i = 0; i < room && dropped < most; i++)
 		if (table[i].inode && table[i].epoch != epoch) {
+			dropped += table[i].fd >= 0;
 			drop(&table[i]);
-			dropped++;
 		}
 	return PyBool_FromLong(dropped < most);
 }
@@ -285,6 +401,8 @@ static PyObject *set_late(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "KILl", &inode, &round, &seconds, &nanoseconds))
 		return NULL;
 	known = find(inode);
+	if (known && known->fd < 0)
+		known = NULL;
 	if (known && !known->late) {
 		known->late = 1;
 		known->round = round;
@@ -313,7 +431,8 @@ static PyObject *settle_times(PyObject *self, PyObject *round)
 		struct known *known = &table[i];
 		const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, known->shown};
 
-		if (known->inode && known->late && known->round < last && !is_being_written(known->inode)) {
+		if (known->inode && known->fd >= 0 && known->late && known->round < last &&
+		    !is_being_written(known->inode)) {
 			futimens(known->fd, times);
 			known->late = 0;
 		}
@@ -329,10 +448,13 @@ static PyObject *set_take_late(PyObject *self, PyObject *handler)
 }
 
 PyMethodDef known_methods[] = {
-	{"set_known_room", set_known_room, METH_O, "Set how many inodes may be vouched for at a time."},
+	{"know", know, METH_O, "Keep what is known of inodes, with at most so many descriptors."},
 	{"vouch", vouch, METH_VARARGS,
 	 "Vouch for an inode: (inode, descriptor, links or 0, is a file, has no capability); tell if it is known now."},
-	{"revoke_all", revoke_all, METH_NOARGS, "Vouch for nothing any more: the upper is about to be sealed."},
+	{"keep_attributes", keep, METH_O,
+	 "Answer GETATTR for an inode with (inode, stat, links, blocks) until it is dropped or forgotten."},
+	{"drop_attributes", drop_attributes, METH_O, "Do so no more for an inode."},
+	{"revoke_all", revoke_all, METH_NOARGS, "Take nothing for known any more: the upper is about to be sealed."},
 	{"drop_lapsed", drop_lapsed, METH_NOARGS,
 	 "Close some descriptors of what was vouched for before; tell whether those were the last."},
 	{"set_take_late", set_take_late, METH_O,

@@ -35,6 +35,7 @@ static int loop = -1;          /* readable when the event loop has something to 
 static int is_asked;           /* we are given it each time, unless it has tasks to run */
 static uint64_t loop_deadline; /* when it has something to do anyway */
 static int idle;               /* no request has come for a while */
+static int wants_turn;         /* a task has been started */
 
 /* What a request is read into. A write is done from it, by whoever takes it over (_blocking.c). */
 struct buffer {
@@ -53,6 +54,11 @@ static uint64_t now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return (uint64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+void give_turn(void)
+{
+	wants_turn = 1;
 }
 
 static struct buffer *buffer_of(char *bytes)
@@ -182,11 +188,10 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 	static char *request; /* libfuse's own cannot be given away */
 	uint64_t start = now(), turn = tasks_wait() ? SOON : loop >= 0 ? LOOK : TURN;
 
-	idle = 0;
+	idle = wants_turn = 0;
 	for (;;) {
 		const struct fuse_in_header *header;
 		ssize_t got;
-		int refused;
 
 		request = request_buffer(request, size);
 		if (!request) {
@@ -203,16 +208,13 @@ static ssize_t next_request(int fd, void *buffer, size_t size)
 		if (got < (ssize_t)sizeof(*header))
 			return got;
 		header = (void *)request;
-		refused = refusal(header);
-		if (refused) {
-			answer(fd, header->unique, refused, NULL, 0);
-		} else if (!answer_directly(fd, &request, got)) {
-			look_at_request(header, request + sizeof(*header), got - sizeof(*header));
+		if (!answer_directly(fd, &request, got)) {
+			look_at_request(header, header + 1);
 			memcpy(buffer, request, got);
 			return got;
 		}
-		if (now() - start > turn) {
-			if (loop_wants_turn()) {
+		if (wants_turn || now() - start > turn) {
+			if (wants_turn || loop_wants_turn()) {
 				errno = EINTR;
 				return -1;
 			}

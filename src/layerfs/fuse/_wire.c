@@ -14,8 +14,7 @@
  * - no ASYNC_DIO: the kernel drops cached pages when an O_DIRECT write begins, and once more when it ends, but the
  *   latter only if it waits for it itself (generic_file_direct_write). What was read into the cache in between
  *   would stay there, old;
- * - FALLOCATE, for which pyfuse3 has no handler;
- * - most requests are answered here, see _direct.c, and the rest goes on to libfuse.
+ * - requests are answered through a table of our own, see _direct.c; INIT and its like go on to libfuse.
  *
  * Everything works without this module, with more requests.
  */
@@ -32,18 +31,15 @@
 #include <stddef.h>
 #include <string.h>
 
-#define REQUEST_CAPSULE "layerfs.fuse._wire.request"
 #define MAX_READAHEAD (1 << 20)
 #define MAX_BACKGROUND 64 /* requests that the kernel sends at once for reading ahead and writing back */
 
 static struct fuse_lowlevel_ops original; /* pyfuse3's */
 static struct fuse_lowlevel_ops changed;
-static PyObject *fallocate_handler; /* called with (request, inode, mode, offset, length) */
 static uint64_t init_unique;        /* the INIT request under way, 0 for none */
 static uint32_t kernel_flags;       /* what the kernel offered */
 static int killpriv_v2;             /* agreed on with the kernel */
 static int hooked;                  /* pyfuse3's session went through here */
-static int kills_set_id;            /* the request being handled is a write that takes set-id bits */
 
 static void *libfuse(const char *symbol)
 {
@@ -75,32 +71,12 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
 		conn->max_readahead = MAX_READAHEAD;
 }
 
-static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
-			 struct fuse_file_info *fi)
-{
-	PyObject *request, *result = NULL;
-
-	(void)fi;
-	request = fallocate_handler ? PyCapsule_New(req, REQUEST_CAPSULE, NULL) : NULL;
-	if (request)
-		result = PyObject_CallFunction(fallocate_handler, "OKiLL", request, (unsigned long long)ino, mode,
-					       (long long)offset, (long long)length);
-	if (!result) {
-		if (PyErr_Occurred())
-			PyErr_WriteUnraisable(fallocate_handler);
-		fuse_reply_err(req, fallocate_handler ? EIO : EOPNOTSUPP);
-	}
-	Py_XDECREF(result);
-	Py_XDECREF(request);
-}
-
 static const struct fuse_lowlevel_ops *change_operations(const struct fuse_lowlevel_ops *op, size_t size)
 {
 	memset(&original, 0, sizeof(original));
 	memcpy(&original, op, size < sizeof(original) ? size : sizeof(original));
 	changed = original;
 	changed.init = on_init;
-	changed.fallocate = on_fallocate;
 	hooked = 1;
 	return &changed;
 }
@@ -130,99 +106,20 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 }
 #endif
 
-/* -- requests and answers, as they go over /dev/fuse (linux/fuse.h) ------------------------------------ */
+/* -- INIT, and how requests are read ------------------------------------------------------------------ */
 
-/* Without OPEN and OPENDIR there are no handles; ours would be the inode number, so it is put there. */
-static void set_handle(const struct fuse_in_header *header, void *body)
+void look_at_request(const struct fuse_in_header *header, const void *body)
 {
-	switch (header->opcode) {
-	case FUSE_READ:
-	case FUSE_READDIR:
-	case FUSE_READDIRPLUS:
-	case FUSE_WRITE:
-	case FUSE_FSYNC:
-	case FUSE_FSYNCDIR:
-		*(uint64_t *)body = header->nodeid; /* the first member of all of them */
-	}
-}
-
-/* The errno to answer at once, 0 for a request that has to be looked at.
- *
- * With ENOSYS the kernel stops asking. Handles have no state, so nothing is to be opened or released; what CREATE does,
- * MKNOD does without making a handle; a FLUSH has nothing to do, and nothing here can be interrupted. No file
- * here has an ioctl(2), but many are asked, whether they are a terminal (by each open() in Python, for one). */
-int refusal(const struct fuse_in_header *header)
-{
-	switch (header->opcode) {
-	case FUSE_OPEN:
-	case FUSE_CREATE:
-		return kernel_flags & FUSE_NO_OPEN_SUPPORT ? ENOSYS : 0;
-	case FUSE_OPENDIR:
-		return kernel_flags & FUSE_NO_OPENDIR_SUPPORT ? ENOSYS : 0;
-	case FUSE_FLUSH:
-	case FUSE_INTERRUPT:
-		return ENOSYS;
-	case FUSE_IOCTL:
-		return ENOTTY;
-	}
-	return 0;
-}
-
-/* pyfuse3 gives a node's own number as the one that people see: see shown(). Requests about nodes where the two
- * differ are noted here until they are answered; where they do not fit, people see the other number. */
-#define AT_A_TIME 256
-static struct {
-	uint64_t unique; /* 0: free */
-	uint32_t opcode;
-} renumbered[AT_A_TIME];
-static unsigned noted;
-
-static void note_number(const struct fuse_in_header *header, const void *body, size_t size)
-{
-	uint64_t node = header->nodeid;
-
-	if (header->opcode == FUSE_LINK && size >= sizeof(struct fuse_link_in))
-		node = ((const struct fuse_link_in *)body)->oldnodeid;
-	else if (header->opcode != FUSE_SETATTR && header->opcode != FUSE_GETATTR)
+	if (header->opcode != FUSE_INIT)
 		return;
-	if (shown(node) == node)
-		return;
-	for (size_t i = 0; i < AT_A_TIME; i++)
-		if (!renumbered[i].unique) {
-			renumbered[i].unique = header->unique;
-			renumbered[i].opcode = header->opcode;
-			noted++;
-			return;
-		}
-}
-
-static void show_number(const struct fuse_out_header *header, struct iovec *payload)
-{
-	for (size_t i = 0; i < AT_A_TIME; i++)
-		if (renumbered[i].unique == header->unique) {
-			const int is_entry = renumbered[i].opcode == FUSE_LINK;
-			struct fuse_attr *attr = is_entry ? &((struct fuse_entry_out *)payload->iov_base)->attr
-							  : &((struct fuse_attr_out *)payload->iov_base)->attr;
-
-			renumbered[i].unique = 0;
-			noted--;
-			if (!header->error && (char *)(attr + 1) <= (char *)payload->iov_base + payload->iov_len)
-				attr->ino = shown(attr->ino);
-			return;
-		}
-}
-
-void look_at_request(const struct fuse_in_header *header, void *body, size_t size)
-{
-	kills_set_id = 0;
-	note_number(header, body, size);
-	if (header->opcode == FUSE_WRITE && size >= sizeof(struct fuse_write_in)) {
-		kills_set_id = !!(((const struct fuse_write_in *)body)->write_flags & FUSE_WRITE_KILL_SUIDGID);
-	} else if (header->opcode == FUSE_INIT) {
-		init_unique = header->unique;
-		kernel_flags = ((const struct fuse_init_in *)body)->flags;
+	init_unique = header->unique;
+	kernel_flags = ((const struct fuse_init_in *)body)->flags;
+	if (!(kernel_flags & FUSE_NO_OPEN_SUPPORT)) {
+		answer_by_pyfuse3(FUSE_OPEN);
+		answer_by_pyfuse3(FUSE_CREATE);
 	}
-	set_handle(header, body);
+	if (!(kernel_flags & FUSE_NO_OPENDIR_SUPPORT))
+		answer_by_pyfuse3(FUSE_OPENDIR);
 }
 
 static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata)
@@ -237,11 +134,6 @@ static ssize_t write_answer(int fd, struct iovec *iov, int count, void *userdata
 			((struct fuse_init_out *)iov[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV_V2;
 			killpriv_v2 = 1;
 		}
-	}
-	if (noted && header->unique) {
-		struct iovec none = {NULL, 0};
-
-		show_number(header, count > 1 ? &iov[1] : &none);
 	}
 	return send_answer(fd, iov, count);
 }
@@ -273,44 +165,10 @@ static PyObject *has_killpriv(PyObject *self, PyObject *nothing)
 	return PyBool_FromLong(killpriv_v2);
 }
 
-static PyObject *takes_set_id(PyObject *self, PyObject *nothing)
-{
-	return PyBool_FromLong(kills_set_id);
-}
-
-static PyObject *set_fallocate(PyObject *self, PyObject *handler)
-{
-	Py_INCREF(handler);
-	Py_XSETREF(fallocate_handler, handler);
-	Py_RETURN_NONE;
-}
-
-static PyObject *reply_error(PyObject *self, PyObject *args)
-{
-	PyObject *request;
-	int error;
-	fuse_req_t req;
-
-	if (!PyArg_ParseTuple(args, "Oi", &request, &error))
-		return NULL;
-	req = PyCapsule_GetPointer(request, REQUEST_CAPSULE);
-	if (!req)
-		return NULL;
-	if (PyCapsule_SetName(request, "answered")) /* libfuse frees the request: once is enough */
-		return NULL;
-	fuse_reply_err(req, error);
-	Py_RETURN_NONE;
-}
-
 static PyMethodDef methods[] = {
 	{"is_active", is_active, METH_NOARGS, "Tell whether pyfuse3's session is served through this module."},
 	{"has_killpriv", has_killpriv, METH_NOARGS,
 	 "Tell whether HANDLE_KILLPRIV_V2 was agreed on with the kernel."},
-	{"takes_set_id", takes_set_id, METH_NOARGS,
-	 "Tell whether the request being handled is a write that clears set-id bits."},
-	{"set_fallocate", set_fallocate, METH_O,
-	 "Set what is called with (request, inode, mode, offset, length) for fallocate(2)."},
-	{"reply_error", reply_error, METH_VARARGS, "Answer a request with an errno, 0 for success; once."},
 	{NULL, NULL, 0, NULL},
 };
 
@@ -332,8 +190,7 @@ PyMODINIT_FUNC PyInit__wire(void)
 		       PyModule_AddFunctions(module, known_methods) ||
 		       PyModule_AddFunctions(module, loop_methods) ||
 		       PyModule_AddFunctions(module, lost_methods) ||
-		       PyModule_AddFunctions(module, times_methods) ||
-		       PyModule_AddFunctions(module, unchanging_methods)))
+		       PyModule_AddFunctions(module, times_methods)))
 		Py_CLEAR(module);
 	return module;
 }

@@ -10,17 +10,12 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 
-#define LARGE (1 << 16) /* bytes to read or write at once */
-#define LARGEST_READ (1 << 20)
 #define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
 
 /* _wire.c: the agreement with the kernel. */
 
-/* The errno to answer at once, 0 for a request that has to be looked at. */
-int refusal(const struct fuse_in_header *header);
-
-/* Notes what pyfuse3 would lose of a request that goes to it, and gives it the handle that it needs. */
-void look_at_request(const struct fuse_in_header *header, void *body, size_t size);
+/* Notes what is to be known of a request that goes to libfuse. */
+void look_at_request(const struct fuse_in_header *header, const void *body);
 
 /* _answer.c: writing answers. Any thread may. */
 
@@ -37,17 +32,27 @@ extern PyMethodDef answer_methods[];
 /* Reads requests until one comes that pyfuse3 is to answer, which it returns as read(2) does. */
 ssize_t read_request(int fd, void *buffer, size_t size, void *userdata);
 
+/* Lets the event loop have its turn before the next request is read: tasks wait for that. */
+void give_turn(void);
+
 /* Gives back a buffer that a request was read into. Any thread may. */
 void release_buffer(char *bytes);
 
 extern PyMethodDef loop_methods[];
 
-/* _direct.c: answers requests without libfuse and pyfuse3. */
+/* _direct.c: the table of requests, and those that are answered without libfuse and pyfuse3. */
 
 /* Tries to answer the request of *size* bytes in **buffer*; 0 means that pyfuse3 is to do it.
  *
  * Where the answer takes longer the buffer is kept, and *buffer set to NULL. */
 int answer_directly(int device, char **buffer, size_t size);
+
+/* Leaves requests, which would be refused, to pyfuse3. */
+void answer_by_pyfuse3(uint32_t opcode);
+
+/* The descriptor by which a request can be done, from Python, which is told *flag*: -1 where there is none, with an
+ * *error or 0 for "not now". */
+int ask(const struct fuse_in_header *in, int flag, int *error);
 
 extern PyMethodDef direct_methods[];
 
@@ -61,6 +66,9 @@ static inline uint64_t shown(uint64_t node)
 
 /* Fills *attr* from *st*, with links and blocks as the object has them. */
 void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *st);
+
+/* Fills *attr*, and *node* with its number, from a tuple (inode, stat, links, blocks); -1 with an exception. */
+int fill_from_told(struct fuse_attr *attr, uint64_t *node, PyObject *told);
 
 extern PyMethodDef entry_methods[];
 
@@ -82,32 +90,47 @@ int is_being_written(uint64_t inode);
 
 extern PyMethodDef times_methods[];
 
-/* _blocking.c: reads that have to wait for a disk, and writes that may, in threads. */
+/* _data.c: moving data by descriptors. */
 
-/* Reads *size* bytes at *offset* of *file* and answers request *unique* with them; 0 where it cannot.
- *
- * The disk is asked for *ahead* bytes more. */
-int answer_read_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, uint32_t ahead);
+/* A read, write, allocation or sync that is to be done. */
+struct job {
+	struct job *next;
+	uint32_t opcode;
+	int device, file;
+	uint64_t unique, offset;
+	uint64_t serial; /* of what writes: they are counted */
+	uint64_t length; /* to read, write or allocate */
+	uint32_t ahead;	 /* of a read: as much after it will be wanted, too */
+	int flags;	 /* the mode of fallocate(2); of a sync: data only */
+	char *request;	 /* of a write: the buffer, and where in it the data is */
+	const char *data;
+	struct write_time *time; /* of what changes data */
+};
 
-/* The same for a write of *data* in the buffer *request*, which it keeps; it ends the write *time*. */
-int answer_write_later(int device, uint64_t unique, int file, uint64_t offset, uint32_t size, char *request,
-		       const char *data, struct write_time *time);
+struct outcome {
+	int error, time_is_set;
+	const void *payload;
+	size_t size;
+	struct fuse_write_out written;
+};
 
-/* The same for fallocate(2), which counts as a write. */
-int answer_fallocate_later(int device, uint64_t unique, int file, int mode, uint64_t offset, uint64_t length,
-			   struct write_time *time);
+static inline int changes_data(const struct job *job)
+{
+	return job->opcode == FUSE_WRITE || job->opcode == FUSE_FALLOCATE;
+}
 
-/* The same for fsync(2) of *file*, or fdatasync(2), as sync_file() does it. */
-int answer_sync_later(int device, uint64_t unique, int file, int data_only);
+/* Does the job, which may take long; what is read goes to **buffer*, which is made if need be. Any thread may. */
+void do_job(const struct job *job, char **buffer, struct outcome *outcome);
 
-/* Writes all of *data*; returns 0 or an errno. */
-int write_all(int file, const char *data, uint32_t size, uint64_t offset);
+void answer_job(const struct job *job, const struct outcome *outcome);
 
-/* fallocate(2); returns 0 or an errno. */
-int allocate(int file, int mode, uint64_t offset, uint64_t length);
+/* Tries to answer a request by a descriptor, as answer_directly(). */
+int move_data(int device, char **request, size_t size);
 
-/* How many of those writes are not done yet. */
-int writes_under_way(void);
+/* _blocking.c: threads for what has to wait for a disk, or may. */
+
+/* Has a thread do a job and answer, whose buffer *request* is its own from then on; 0 where that cannot be. */
+int hand_over(struct job what);
 
 extern PyMethodDef blocking_methods[];
 
@@ -123,7 +146,7 @@ extern PyMethodDef lost_methods[];
 /* How much after this read is likely to be wanted next. To be told of every read, in their order. */
 uint32_t bytes_ahead(uint64_t inode, uint64_t offset, uint32_t size);
 
-/* _known.c: what Python has vouched for. */
+/* _known.c: what is known of inodes. */
 
 /* Answers a request if the inode is known and the request one of the usual; else 0. */
 int answer_known(int device, const struct fuse_in_header *in, const void *body, size_t size);
@@ -134,17 +157,18 @@ int known_file_to_write(uint64_t inode, struct timespec *shown);
 /* Notes that a known file has that time again. */
 void known_time_is_set(uint64_t inode);
 
+/* Vouches for it no more. */
+void revoke_known(uint64_t inode);
+
 void drop_known(uint64_t inode);
 
+/* Whether a request is for the attribute `security.capability`; notes that an inode has none. */
+int asks_for_capability(const struct fuse_in_header *in, const void *body, size_t size);
+void note_no_capability(uint64_t inode);
+
+/* Keeps what to say of an inode that does not change. */
+void keep_attributes(uint64_t inode, const struct fuse_attr *attributes);
+
 extern PyMethodDef known_methods[];
-
-/* _unchanging.c: attributes that stay as they are. */
-
-/* Answers a request for attributes if they are kept here; else 0. */
-int answer_unchanging(int device, const struct fuse_in_header *in);
-
-void drop_unchanging(uint64_t inode);
-
-extern PyMethodDef unchanging_methods[];
 
 #endif

@@ -10,25 +10,22 @@ import os
 
 import pyfuse3
 
-from layerfs.union.node import Node
-from layerfs.union.view import Union
-
 FOREVER = 10.0 * 365 * 86400
 """Seconds for which names and attributes hold."""
 
 
-def entry(union: Union, node: Node, st: os.stat_result) -> pyfuse3.EntryAttributes:
-    """Return the attributes of *node*, whose object in the layers has the stat *st*."""
+def entry(inode: int, st: os.stat_result, links: int, blocks: int) -> pyfuse3.EntryAttributes:
+    """Return the attributes of a node, whose object in the layers has the stat *st*."""
     attributes = pyfuse3.EntryAttributes()
-    attributes.st_ino = pyfuse3.InodeT(node.ino)
+    attributes.st_ino = pyfuse3.InodeT(inode)
     attributes.st_mode = pyfuse3.ModeT(st.st_mode)
-    attributes.st_nlink = union.links(node, st)
+    attributes.st_nlink = links
     attributes.st_uid = st.st_uid
     attributes.st_gid = st.st_gid
     attributes.st_rdev = st.st_rdev
     attributes.st_size = st.st_size
     attributes.st_blksize = st.st_blksize
-    attributes.st_blocks = union.blocks(node, st)
+    attributes.st_blocks = blocks
     attributes.st_atime_ns = st.st_atime_ns
     attributes.st_mtime_ns = st.st_mtime_ns
     attributes.st_ctime_ns = st.st_ctime_ns

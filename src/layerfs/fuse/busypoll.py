@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from layerfs.fuse import wire
+from layerfs.fuse.reply import later
 
 SPIN = 200e-6
 """Seconds to poll for the next request in the extension: about twice what waking up costs."""
@@ -82,6 +83,8 @@ class Beside:
         if self._extension.is_idle():
             await trio.lowlevel.wait_readable(fd)
         else:
+            await trio.lowlevel.checkpoint()
+        while later.beginning:
             await trio.lowlevel.checkpoint()
         if self._loop < 0:
             self._loop = _loop_descriptor()

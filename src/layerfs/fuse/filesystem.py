@@ -1,4 +1,4 @@
-"""What each request does to the union, whoever brings it: pyfuse3 (`operations`) or the extension (`direct`).
+"""What each request does to the union, once it has its handler (`handlers`) and whatever waits is done.
 
 Nothing here awaits: an operation runs to its end, and no other sees half of it. What may take long, the
 copy-up before the first change of a lower file, is up to the caller, who has `Contents` for it. Failures
@@ -94,13 +94,6 @@ class Filesystem:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return node
 
-    def lookup(self, parent: int, name: bytes) -> Found | None:
-        """Find *name* in a directory; the kernel knows the node once more."""
-        found = self.union.find(self.directory(parent), name)
-        if found is not None:
-            found[0].references += 1
-        return found
-
     def forget(self, inode: int, count: int) -> None:
         """Take back *count* references that the kernel has dropped."""
         node = self.union.table.nodes.get(inode)
@@ -187,28 +180,28 @@ class Filesystem:
             mode &= ~umask
         return mode
 
-    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[File, os.stat_result]:
+    def create(self, parent: int, name: bytes, mode: int, caller: Caller, umask: int) -> Found:
         """Make an empty regular file."""
         directory = self.directory(parent)
-        mode = self.masked(directory, mode, caller.umask)
+        mode = self.masked(directory, mode, umask)
         node, st = mutate.create(self.union, directory, name, mode, Owner(caller.uid, caller.gid))
         node.references += 1
         return node, st
 
-    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Found:
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller, umask: int) -> Found:
         """Make a fifo, socket, device or regular file."""
         if stat.S_ISREG(mode):
-            return self.create(parent, name, mode, caller)
+            return self.create(parent, name, mode, caller, umask)
         directory = self.directory(parent)
-        mode = self.masked(directory, mode, caller.umask)
+        mode = self.masked(directory, mode, umask)
         node, st = mutate.mknod(self.union, directory, name, mode, rdev, Owner(caller.uid, caller.gid))
         node.references += 1
         return node, st
 
-    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Found:
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller, umask: int) -> Found:
         """Make a directory."""
         directory = self.directory(parent)
-        mode = self.masked(directory, mode, caller.umask)
+        mode = self.masked(directory, mode, umask)
         node, st = mutate.mkdir(self.union, directory, name, mode, Owner(caller.uid, caller.gid))
         node.references += 1
         return node, st
@@ -228,14 +221,15 @@ class Filesystem:
 
     # -- contents ---------------------------------------------------------------------------------
 
-    def file_to_sync(self, inode: int) -> File:
+    def node_to_sync(self, inode: int) -> Node:
         """Return the node of an FSYNC, with the modification time on it that is to be on disk as well.
 
         The kernel sends the data and tells the time before it asks for an FSYNC; a write that the daemon did
         after it was told has moved the time on disk.
         """
-        node = self.file(inode)
-        self.late_times.settle(node)
+        node = self.node(inode)
+        if isinstance(node, File):
+            self.late_times.settle(node)
         return node
 
     def drop_set_id(self, node: File, caller: Caller | None = None) -> None:

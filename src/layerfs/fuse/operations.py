@@ -1,37 +1,47 @@
-"""pyfuse3's operations: requests that wait for something, and all of them without the extension.
-
-The rule that keeps this correct: an operation runs to its end without an `await`, so no other sees
-half of it. The awaits there are come first (`copy_up`, which waits for nobody else's file) or are the
-whole of the operation (`read`, `fsync`); the state they leave holds until the next one.
-"""
+"""pyfuse3's operations: they bring requests to their handlers where the extension does not."""
 
 from __future__ import annotations
 
-import bisect
 import errno
+import inspect
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable
+from typing import Any
 
 import pyfuse3
-import trio
-from pyfuse3 import FileHandleT, FlagT, InodeT, ModeT
+from pyfuse3 import FileHandleT, InodeT
 
-from layerfs.fuse import wire
+from layerfs.fuse import handlers
 from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
-from layerfs.fuse.direct import direct_counts
-from layerfs.fuse.filesystem import Change, Filesystem, Found
-from layerfs.fuse.reply import operation
+from layerfs.fuse.filesystem import Change
+from layerfs.fuse.handlers import Handlers
+from layerfs.fuse.reply import errno_of
 from layerfs.fuse.setid import Caller
-from layerfs.union import attributes, mutate, syscalls
+from layerfs.union import attributes
 from layerfs.union.copyup import writable_upper
-from layerfs.union.rename import rename
+
+
+class Operations(pyfuse3.Operations):
+    """Has *answers* answer the kernel's requests. `requests` counts them by name."""
+
+    supports_dot_lookup = False
+    enable_acl = True
+
+    def __init__(self, answers: Handlers) -> None:
+        super().__init__()
+        self.handlers = answers
+        self.enable_writeback_cache = answers.union.upper is not None  # it costs a GETATTR after each close
+        self.requests: dict[str, int] = Counter()
+
+    def counts(self) -> dict[str, int]:
+        """Return how many requests there were, by name, those that the extension has brought included."""
+        return Counter(self.requests) + Counter(handlers.counts())
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask)
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def _change(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> Change:
@@ -46,301 +56,141 @@ def _change(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> Cha
     )
 
 
-class Operations(pyfuse3.Operations):
-    """Answers the kernel's requests from *filesystem*. `requests` counts them by name."""
+def _as_is(answer: Any) -> Any:
+    return answer
 
-    supports_dot_lookup = False
-    enable_acl = True
 
-    def __init__(self, filesystem: Filesystem) -> None:
-        super().__init__()
-        self.filesystem = filesystem
-        self.union = filesystem.union
-        self.contents = filesystem.contents
-        self.enable_writeback_cache = (
-            filesystem.union.upper is not None
-        )  # it costs a GETATTR after each close
-        self.requests: dict[str, int] = Counter()
-        if wire.extension is not None:
-            wire.extension.set_fallocate(self._on_fallocate)
-
-    def counts(self) -> dict[str, int]:
-        """Return how many requests there were, by name, those answered directly included."""
-        return Counter(self.requests) + Counter(direct_counts())
-
-    def _entry(self, found: Found) -> pyfuse3.EntryAttributes:
-        return entry(self.union, *found)
-
-    # -- lookup and attributes --------------------------------------------------------------------
-
-    @operation
-    async def lookup(
-        self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Find *name* in a directory."""
-        found = self.filesystem.lookup(parent_inode, name)
-        return self._entry(found) if found else NO_ENTRY
-
-    @operation
-    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Take back references that the kernel has dropped."""
-        for inode, count in inode_list:
-            self.filesystem.forget(inode, count)
-
-    @operation
-    async def getattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Return an inode's attributes."""
-        node = self.filesystem.node(inode)
-        return entry(self.union, node, self.union.stat(node))
-
-    @operation
-    async def setattr(
-        self,
-        inode: InodeT,
-        attr: pyfuse3.EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        fh: FileHandleT | None,
-        ctx: pyfuse3.RequestContext,
-    ) -> pyfuse3.EntryAttributes:
-        """Change owner, mode, length and times, as far as *fields* says."""
-        node = self.filesystem.node(inode)
-        change = self.filesystem.effective(node, _change(attr, fields), _caller(ctx))
-        if change is not None:
-            await self.contents.copy_up(node, change.size, metadata_only=change.size is None)
-            self.filesystem.apply(node, change)
-        return entry(self.union, node, self.union.stat(node))
-
-    @operation
-    async def readlink(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> bytes:
-        """Return the target of a symbolic link."""
-        return self.union.readlink(self.filesystem.file(inode))
-
-    @operation
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Return the figures of the filesystem that takes the writes."""
-        answer = pyfuse3.StatvfsData()
-        figures = self.union.statvfs()
-        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
-            setattr(answer, "f_" + name, getattr(figures, "f_" + name))
-        return answer
-
-    # -- names ----------------------------------------------------------------------------------
-
-    @operation
-    async def mknod(
-        self, parent_inode: InodeT, name: bytes, mode: ModeT, rdev: int, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Make a fifo, socket, device or regular file."""
-        return self._entry(self.filesystem.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
-
-    @operation
-    async def mkdir(
-        self, parent_inode: InodeT, name: bytes, mode: ModeT, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Make a directory."""
-        return self._entry(self.filesystem.mkdir(parent_inode, name, mode, _caller(ctx)))
-
-    @operation
-    async def symlink(
-        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Make a symbolic link."""
-        return self._entry(self.filesystem.symlink(parent_inode, name, target, _caller(ctx)))
-
-    @operation
-    async def link(
-        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Make another name for a file."""
-        node = self.filesystem.file(inode)
-        await self.contents.copy_up(node, metadata_only=True)
-        return self._entry(self.filesystem.link(node, new_parent_inode, new_name))
-
-    @operation
-    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Remove a name of a file."""
-        mutate.unlink(self.union, self.filesystem.directory(parent_inode), name)
-
-    @operation
-    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Remove an empty directory."""
-        mutate.rmdir(self.union, self.filesystem.directory(parent_inode), name)
-
-    @operation
-    async def rename(
-        self,
-        parent_inode_old: InodeT,
-        name_old: bytes,
-        parent_inode_new: InodeT,
-        name_new: bytes,
-        flags: FlagT,
-        ctx: pyfuse3.RequestContext,
-    ) -> None:
-        """Rename; with RENAME_EXCHANGE both files are copied up first."""
-        directory = self.filesystem.directory
-        moving = [(directory(parent_inode_old), name_old)]
-        if flags & syscalls.RENAME_EXCHANGE:
-            moving.append((directory(parent_inode_new), name_new))
-        for parent, name in moving:
-            node = mutate.existing(self.union, parent, name)
-            await self.contents.copy_up(node, metadata_only=True)
-        old, new = directory(parent_inode_old), directory(parent_inode_new)
-        rename(self.union, old, name_old, new, name_new, flags)
-
-    # -- files ----------------------------------------------------------------------------------
-
-    @operation
-    async def create(
-        self, parent_inode: InodeT, name: bytes, mode: ModeT, flags: FlagT, ctx: pyfuse3.RequestContext
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """Make a file and open it."""
-        found = self.filesystem.create(parent_inode, name, mode, _caller(ctx))
-        return _opened(found[0].ino), self._entry(found)
-
-    @operation
-    async def open(self, inode: InodeT, flags: FlagT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open a file. To write it copies nothing yet, unless it is to be cut to nothing."""
-        node = self.filesystem.file(inode)
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            writable_upper(self.union)
-        if flags & os.O_TRUNC:
-            await self.contents.copy_up(node, 0)
-            attributes.truncate(self.union, node, 0)
-            self.filesystem.syncing.cut_to_nothing(node)
-            self.filesystem.drop_set_id(node, _caller(ctx))
-        else:
-            self.union.data(node)  # what cannot be read should fail here, not later
-        return _opened(node.ino)
-
-    @operation
-    async def release(self, fh: FileHandleT) -> None:
-        """Close a handle: nothing is kept for an open one."""
-
-    @operation
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Read from a file."""
-        found = await self.contents.read(self.filesystem.file(fh), off, size)
-        return cast(bytes, found)  # any buffer will do
-
-    @operation
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Write to a file: all or, with the errno, as much as fitted."""
-        node = self.filesystem.file(fh)
-        takes_set_id = wire.extension is not None and wire.extension.takes_set_id()
-        with self.filesystem.late_times.writing(node):
-            await self.contents.write(node, off, buf)
-        if takes_set_id:
-            self.filesystem.drop_set_id(node)
-        return len(buf)
-
-    @operation
-    async def flush(self, fh: FileHandleT) -> None:
-        """Answer that there is nothing to do, so that the kernel does not ask at every close again."""
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    @operation
-    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        """Write a file to disk."""
-        await self.filesystem.syncing.sync(self.filesystem.file_to_sync(fh), data_only=datasync)
-
-    def _on_fallocate(self, request: wire.Request, inode: int, mode: int, offset: int, length: int) -> None:
-        trio.lowlevel.spawn_system_task(self._fallocate, request, inode, mode, offset, length)
-
-    async def _fallocate(
-        self, request: wire.Request, inode: int, mode: int, offset: int, length: int
-    ) -> None:
-        """Answer fallocate(2), which comes by way of the extension."""
-        assert wire.extension is not None
-        try:
-            await self.fallocate(inode, mode, offset, length)
-        except pyfuse3.FUSEError as error:
-            wire.extension.reply_error(request, error.errno)
-        else:
-            wire.extension.reply_error(request, 0)
-
-    @operation
-    async def fallocate(self, inode: int, mode: int, offset: int, length: int) -> None:
-        """Allocate, punch or zero a part of a file."""
-        node = self.filesystem.file(inode)
-        with self.filesystem.late_times.writing(node):
-            await self.contents.fallocate(node, mode, offset, length)
-
-    # -- directories ----------------------------------------------------------------------------
-
-    @operation
-    async def opendir(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> FileHandleT:
-        """Open a directory; listings have no state."""
-        return FileHandleT(self.filesystem.directory(inode).ino)
-
-    @operation
-    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List a directory from the name after cookie *start_id*, with attributes."""
-        union, directory = self.union, self.filesystem.directory(fh)
-        st = union.stat(directory)
-        parent = directory.parent or directory
-        for cookie, name, inode in ((1, b".", directory.ino), (2, b"..", parent.ino)):
-            if start_id < cookie and not pyfuse3.readdir_reply(
-                token, name, dot_entry(inode, st.st_mode), cookie
-            ):
-                return
-        listing = union.listing(directory)
-        for position in range(bisect.bisect_left(listing, (start_id + 1, b"")), len(listing)):
-            cookie, name = listing[position]
-            union.trim()
-            try:
-                found = union.find(directory, name)
-                if found is None:
-                    continue
-                attributes = entry(union, *found)
-            except OSError:  # listed all the same: whoever looks it up hears what is wrong with it
-                found = None
-                attributes = dot_entry(union.table.fresh(), 0)  # no type: of such the kernel keeps nothing
-            there_was_room = pyfuse3.readdir_reply(token, name, attributes, cookie)
-            if found is not None and there_was_room:
-                found[0].references += 1
-            elif found is not None:
-                union.release(found[0])
-            if not there_was_room:
-                return
-
-    @operation
-    async def releasedir(self, fh: FileHandleT) -> None:
-        """Close a directory: nothing is kept for an open one."""
-
-    @operation
-    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        """Write a directory to disk."""
-        await self.filesystem.syncing.sync(self.filesystem.directory(fh), data_only=datasync)
-
-    # -- extended attributes --------------------------------------------------------------------
-
-    @operation
-    async def getxattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        """Return an extended attribute."""
-        return self.union.getxattr(self.filesystem.node(inode), name)
-
-    @operation
-    async def listxattr(self, inode: InodeT, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        """Return the names of the extended attributes."""
-        return self.union.listxattr(self.filesystem.node(inode))
-
-    @operation
-    async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Set an extended attribute."""
-        node = self.filesystem.node(inode)
-        await self.contents.copy_up(node, metadata_only=True)
-        self.filesystem.setxattr(node, name, value, _caller(ctx))
-
-    @operation
-    async def removexattr(self, inode: InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        """Remove an extended attribute; one that is not there costs no copy-up."""
-        node = self.filesystem.node(inode)
-        self.union.getxattr(node, name)
-        await self.contents.copy_up(node, metadata_only=True)
-        attributes.ensure_upper(self.union, node)
-        attributes.removexattr(self.union, node, name)
+def _entry(told: handlers.Entry) -> pyfuse3.EntryAttributes:
+    return NO_ENTRY if isinstance(told, bytes) else entry(*told)
 
 
 def _opened(inode: int) -> pyfuse3.FileInfo:
     """Return what the kernel is told of an open file: its handle is the inode number, which has no state."""
     return pyfuse3.FileInfo(fh=FileHandleT(inode), keep_cache=True)
+
+
+def _statvfs(figures: os.statvfs_result) -> pyfuse3.StatvfsData:
+    answer = pyfuse3.StatvfsData()
+    for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+        setattr(answer, "f_" + name, getattr(figures, "f_" + name))
+    return answer
+
+
+def _forget(answers: Handlers, inodes: list[tuple[InodeT, int]]) -> None:
+    for inode, count in inodes:
+        answers.forget(inode, count)
+
+
+async def _open(answers: Handlers, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> int:
+    """Open a file. To write it copies nothing yet, unless it is to be cut to nothing."""
+    filesystem = answers.filesystem
+    node = filesystem.file(inode)
+    if flags & os.O_ACCMODE != os.O_RDONLY:
+        writable_upper(answers.union)
+    if flags & os.O_TRUNC:
+        await filesystem.contents.copy_up(node, 0)
+        attributes.truncate(answers.union, node, 0)
+        filesystem.syncing.cut_to_nothing(node)
+        filesystem.drop_set_id(node, _caller(ctx))
+    else:
+        answers.union.data(node)  # what cannot be read should fail here, not later
+    return inode
+
+
+def _refuse(answers: Handlers, handle: int) -> None:
+    """Answer that there is nothing to do, so that the kernel does not ask at every close again."""
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+async def _write(answers: Handlers, inode: int, offset: int, data: bytes) -> int:
+    await answers.write(inode, offset, 0, data)
+    return len(data)
+
+
+def _readdir(answers: Handlers, inode: int, start: int, token: pyfuse3.ReaddirToken) -> None:
+    """List a directory from the name after cookie *start*, with attributes."""
+    directory = answers.filesystem.directory(inode)
+    for cookie, name in answers.names(directory, start):
+        listed = answers.listed(directory, name)
+        if listed is None:
+            continue
+        node, told, number, kind = listed
+        # The kernel keeps nothing of what has no type.
+        found = _entry(told) if told else dot_entry(number or answers.union.table.fresh(), kind)
+        if not pyfuse3.readdir_reply(token, name, found, cookie):
+            if node is not None:
+                answers.union.release(node)
+            return
+        if node is not None:
+            node.references += 1
+
+
+_WAYS: dict[str, tuple[Callable[..., Any], Callable[[Any], Any]]] = {
+    "lookup": (lambda to, parent, name, ctx: to.lookup(parent, name), _entry),
+    "forget": (_forget, _as_is),
+    "getattr": (lambda to, inode, ctx: to.getattr(inode), _entry),
+    "setattr": (
+        lambda to, inode, attr, fields, fh, ctx: to.change(inode, _change(attr, fields), _caller(ctx)),
+        _entry,
+    ),
+    "readlink": (lambda to, inode, ctx: to.readlink(inode), _as_is),
+    "statfs": (lambda to, ctx: to.union.statvfs(), _statvfs),
+    "mknod": (
+        lambda to, parent, name, mode, rdev, ctx: to.mknod(parent, mode, rdev, ctx.umask, name, _caller(ctx)),
+        _entry,
+    ),
+    "mkdir": (
+        lambda to, parent, name, mode, ctx: to.mkdir(parent, mode, ctx.umask, name, _caller(ctx)),
+        _entry,
+    ),
+    "symlink": (lambda to, parent, name, target, ctx: to.symlink(parent, name, target, _caller(ctx)), _entry),
+    "link": (lambda to, inode, parent, name, ctx: to.link(parent, inode, name), _entry),
+    "unlink": (lambda to, parent, name, ctx: to.unlink(parent, name), _as_is),
+    "rmdir": (lambda to, parent, name, ctx: to.rmdir(parent, name), _as_is),
+    "rename": (
+        lambda to, old, name, new, new_name, flags, ctx: to.rename2(old, new, flags, name, new_name),
+        _as_is,
+    ),
+    "create": (
+        lambda to, parent, name, mode, flags, ctx: to.mknod(
+            parent, stat.S_IFREG | mode, 0, ctx.umask, name, _caller(ctx)
+        ),
+        lambda told: (_opened(told[0]), _entry(told)),
+    ),
+    "open": (_open, _opened),
+    "release": (lambda to, handle: None, _as_is),
+    "read": (lambda to, handle, offset, size: to.read(handle, offset, size), _as_is),
+    "write": (_write, _as_is),
+    "flush": (_refuse, _as_is),
+    "fsync": (lambda to, handle, data_only: to.fsync(handle, int(data_only)), _as_is),
+    "opendir": (lambda to, inode, ctx: to.filesystem.directory(inode).ino, _as_is),
+    "readdir": (_readdir, _as_is),
+    "releasedir": (lambda to, handle: None, _as_is),
+    "fsyncdir": (lambda to, handle, data_only: to.fsyncdir(handle, int(data_only)), _as_is),
+    "getxattr": (lambda to, inode, name, ctx: to.getxattr(inode, name), _as_is),
+    "listxattr": (lambda to, inode, ctx: to.listxattr(inode), lambda names: names.split(b"\0")[:-1]),
+    "setxattr": (
+        lambda to, inode, name, value, ctx: to.setxattr(inode, 0, name, value, _caller(ctx)),
+        _as_is,
+    ),
+    "removexattr": (lambda to, inode, name, ctx: to.removexattr(inode, name), _as_is),
+}
+"""By the name of the operation: how its arguments go to a handler, and what pyfuse3 makes of the answer."""
+
+
+def _operation(name: str, ask: Callable[..., Any], convert: Callable[[Any], Any]) -> Callable[..., Any]:
+    async def operation(self: Operations, *arguments: Any) -> Any:
+        self.requests[name] += 1
+        try:
+            answer = ask(self.handlers, *arguments)
+            return convert(await answer if inspect.iscoroutine(answer) else answer)
+        except (pyfuse3.FUSEError, MemoryError):
+            raise
+        except Exception as error:
+            raise pyfuse3.FUSEError(errno_of(error, name)) from None
+
+    return operation
+
+
+for _name, _way in _WAYS.items():
+    setattr(Operations, _name, _operation(_name, *_way))

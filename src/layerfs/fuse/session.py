@@ -18,6 +18,7 @@ from layerfs.errors import Conflict, Forbidden, LayerfsError, NotFound, from_os_
 from layerfs.fuse import busypoll, wire
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.operations import Operations
+from layerfs.fuse.reply import later
 from layerfs.host import mountcalls, mounttable, rundir
 from layerfs.host.mounttable import Place
 from layerfs.union.node import File
@@ -146,7 +147,10 @@ async def serve(filesystem: Filesystem, is_mounted: Callable[[], bool]) -> None:
     _is_stopped = False
     busypoll.install()
     try:
-        await pyfuse3.main(min_tasks=4)
+        async with trio.open_nursery() as nursery:
+            later.serve_in(nursery)
+            await pyfuse3.main(min_tasks=4)
+            nursery.cancel_scope.cancel()
     except* OSError as errors:
         if any(error.errno not in _ENDED for error in _leaves(errors)):
             raise

@@ -16,12 +16,11 @@ import pyfuse3
 
 
 class Caller(NamedTuple):
-    """Who asks: effective ids, process, and the umask where the request has one."""
+    """Who asks: effective ids, and process."""
 
     uid: int
     gid: int
     pid: int
-    umask: int = 0
 
 
 def after_change(st: os.stat_result, caller: Caller | None, *, needs_owner: bool = False) -> int | None:

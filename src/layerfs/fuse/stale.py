@@ -19,8 +19,6 @@ from contextlib import suppress
 import pyfuse3
 from pyfuse3 import FileNameT, InodeT
 
-from layerfs.fuse import wire
-
 _DEVICE = os.makedev(10, 229)
 _HEADER = struct.Struct("=IiQ")
 _PRUNE = struct.Struct("=IIQ")
@@ -46,13 +44,6 @@ def can_make_names_stale() -> bool:
     if _can_make_stale is None:
         _can_make_stale = os.environ.get("LAYERFS_EPOCH") != "0" and make_names_stale()
     return _can_make_stale
-
-
-def forget_answers() -> None:
-    """Have the extension answer by itself nothing any more that it has been told so far."""
-    if wire.extension is not None:
-        wire.extension.revoke_all()
-        wire.extension.drop_all_attributes()
 
 
 def drop(names: Iterable[Name], directories: Iterable[int], files: Iterable[int]) -> None:

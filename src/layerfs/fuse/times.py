@@ -149,13 +149,16 @@ class LateTimes:
 
     # -- the extension's files --------------------------------------------------------------------
 
-    def vouch(self, node: File) -> bool:
-        """Let the extension answer for *node*, and mind its time; tell whether it does."""
+    def vouch(self, node: File, *, is_new: bool = False) -> bool:
+        """Let the extension answer for *node*, and mind its time; tell whether it does.
+
+        One that *is_new* has no capabilities, for which the kernel asks before a write.
+        """
         extension, late = wire.extension, self._files.get(node)
         assert extension is not None
         if late is not None and late.under_way:
             return False
-        if not extension.vouch(node.ino, node.fd, 0, True, node.no_capability):
+        if not extension.vouch(node.ino, node.fd, 0, True, is_new):
             return False
         if late is not None and extension.set_late(node.ino, late.round, *divmod(late.shown, _NS)):
             del self._files[node]

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, cast
 
 import trio
-
-Request = object
-"""A request that has not been answered yet."""
 
 
 class Wire(Protocol):
@@ -26,9 +23,6 @@ class Wire(Protocol):
     def has_killpriv(self) -> bool:
         """Tell whether the kernel leaves clearing set-id bits to the daemon, and says when."""
 
-    def takes_set_id(self) -> bool:
-        """Tell whether the request being handled is a write that clears set-id bits."""
-
     def wait_beside(self, loop: int, seconds: float) -> None:
         """Let the next wait for requests go on while *loop* is not readable, for at most *seconds*."""
 
@@ -38,11 +32,22 @@ class Wire(Protocol):
     def set_spin(self, nanoseconds: int) -> None:
         """Set for how many nanoseconds to poll for the next request; 0 for never."""
 
-    def set_handlers(self, handlers: Mapping[int, Callable[..., Any]]) -> None:
-        """Set what answers requests directly, by opcode: see `layerfs.fuse.direct`."""
+    def set_row(self, opcode: int, form: str, handler: Callable[..., Any] | int, descriptor: Any, /) -> None:
+        """Set what answers a request, or the errno to answer: see `layerfs.fuse.handlers.Row`."""
 
-    def set_known_room(self, count: int) -> None:
-        """Set how many inodes may be vouched for at a time: each takes a descriptor."""
+    def set_ways(
+        self, caller: type[Any], later: Callable[[bytes, Coroutine[Any, Any, Any]], None], /
+    ) -> None:
+        """Set what makes a caller of uid, gid and pid, and what answers later: with (request, coroutine)."""
+
+    def answer(self, request: bytes, answer: Any, /) -> None:
+        """Answer a request as one that is brought to a handler: with what that may return."""
+
+    def counts(self) -> list[int]:
+        """Return how many requests were answered through the table, by opcode."""
+
+    def know(self, descriptors: int, /) -> None:
+        """Keep what is known of inodes: what is vouched for with at most so many descriptors."""
 
     def vouch(self, inode: int, fd: int, links: int, is_file: bool, no_capability: bool) -> bool:
         """Let the extension answer for an inode in the upper, by its descriptor, until that is revoked.
@@ -52,19 +57,19 @@ class Wire(Protocol):
         """
 
     def revoke_all(self) -> None:
-        """Vouch for nothing any more."""
+        """Take nothing for known any more."""
 
     def drop_lapsed(self) -> bool:
         """Close some of the descriptors of what is vouched for no more; tell whether none is left."""
 
-    def keep_attributes(self, inode: int, answer: bytes) -> None:
-        """Have the extension answer GETATTR for an inode with this until it is dropped or forgotten."""
+    def keep_attributes(self, told: tuple[int, os.stat_result, int, int], /) -> None:
+        """Have the extension answer GETATTR with this until it is dropped, or the inode forgotten.
+
+        *told* is inode number, stat, link count and blocks.
+        """
 
     def drop_attributes(self, inode: int) -> None:
         """Have it do so no more."""
-
-    def drop_all_attributes(self) -> None:
-        """Have it do so no more for any inode."""
 
     def set_take_late(self, handler: Callable[[int, int, int], None]) -> None:
         """Have *handler* called for late files not vouched for any more: inode, seconds, nanoseconds.
@@ -84,24 +89,29 @@ class Wire(Protocol):
     def tell_writes(self, inode: int, seconds: int, nanoseconds: int) -> bool:
         """Have writes to an inode that are under way set this time when they end; tell if there are any."""
 
-    def entry_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
-        """Return what the kernel is told of a name: struct fuse_entry_out."""
-
     def plain_entry(
         self, dir_fd: int, name: bytes, bases: Mapping[int, int], taken: Mapping[int, Any], prefix: bytes
-    ) -> tuple[int, int, int, bytes] | None:
+    ) -> tuple[int, int, bytes] | None:
         """Return what the kernel is told of a name that no node is known for, None where that takes more.
 
         That is where it is a directory, on a device that is not in *bases*, its number is *taken*, or where
         it has private attributes, whose names begin with *prefix*; b"" if they do not matter. The result:
-        inode number, type and `st_ino` of the file, struct fuse_entry_out. Raises `OSError`.
+        inode number and type of the file, struct fuse_entry_out. Raises `OSError`.
         """
 
-    def dirent(self, inode: int, cookie: int, mode: int, name: bytes) -> bytes:
-        """Return an entry of a listing: struct fuse_dirent, with padding."""
+    def direntplus(
+        self,
+        told: tuple[int, os.stat_result, int, int] | bytes | None,
+        inode: int,
+        cookie: int,
+        mode: int,
+        name: bytes,
+        /,
+    ) -> bytes:
+        """Return an entry of a listing: struct fuse_direntplus, with padding.
 
-    def attr_out(self, inode: int, st: os.stat_result, links: int, blocks: int) -> bytes:
-        """Return what the kernel is told of an inode: struct fuse_attr_out."""
+        *told* is what `keep_attributes` takes, struct fuse_entry_out, or None for an entry without a node.
+        """
 
     def pending_writes(self) -> int:
         """Return how many writes threads are doing now."""
@@ -120,15 +130,6 @@ class Wire(Protocol):
 
     def stop_answering(self) -> None:
         """Write nothing to the device from now on: it is about to be closed, and threads may be at work."""
-
-    def counts(self) -> dict[int, int]:
-        """Return how many requests were answered directly, by opcode."""
-
-    def set_fallocate(self, handler: Callable[[Request, int, int, int, int], None]) -> None:
-        """Have *handler* called with (request, inode, mode, offset, length) for each fallocate(2)."""
-
-    def reply_error(self, request: Request, error: int) -> None:
-        """Answer *request* with an errno, 0 for success."""
 
 
 def _load() -> tuple[Wire | None, str]:

@@ -23,9 +23,9 @@ import trio
 from layerfs.errors import Conflict, LayerfsError, NotFound
 from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
-from layerfs.fuse.direct import Direct
 from layerfs.fuse.filesystem import Filesystem
 from layerfs.fuse.flush import flush, get_ready
+from layerfs.fuse.handlers import Handlers
 from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.host import mounttable, rundir
@@ -113,9 +113,10 @@ class Daemon:
                     store=self._background.store_sync,
                     syncs=lasting,
                 )
-                self._operations = Operations(self._filesystem)
+                handlers = Handlers(self._filesystem)
+                self._operations = Operations(handlers)
                 if wire.extension is not None:
-                    Direct(wire.extension, self._filesystem).install()
+                    handlers.install(wire.extension)
                 device = session.mount(self._operations, place, self._source, self._fuse_options())
                 self._inside = Inside(self._collector, place, device)
                 try:

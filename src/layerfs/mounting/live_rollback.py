@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from layerfs.errors import LayerfsError, from_os_error
-from layerfs.fuse import stale
+from layerfs.fuse import stale, wire
 from layerfs.host import submounts
 from layerfs.mounting import places
 from layerfs.mounting.live_commit import Held, in_one_moment, sync_root
@@ -127,7 +127,7 @@ async def rollback(
                 # Nothing below may fail: the store has another tree, and here it has to be that one too.
                 if not one_by_one:
                     stale.make_names_stale()
-                stale.forget_answers()
+                wire.revoke_all()
                 kept_places = places.of(union) if mount.container else []
                 old = union.upper
                 gone = go_back(union, lowers, upper)

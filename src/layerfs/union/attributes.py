@@ -88,9 +88,7 @@ def removexattr(union: Union, node: Node, name: bytes) -> None:
 
 def _forget_attributes(node: Node) -> None:
     """Drop what is remembered of *node*'s extended attributes: they change."""
-    if isinstance(node, File):
-        node.no_capability = False
-    else:
+    if isinstance(node, Directory):
         node.default_acl = None
 
 

@@ -48,7 +48,6 @@ def create(
     st = os.fstat(fd)
     node = _enter(union, parent, name, home, st)
     union.adopt_data(node, fd, writable=True)
-    node.no_capability = True
     return node, st
 
 

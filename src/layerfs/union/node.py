@@ -103,8 +103,6 @@ class File:
     knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. A lower file
     is `removed` once its only name has been taken away (`Union.hidden` counts for those with several).
     `contents` says where the contents are of a file whose metadata alone has been copied up.
-    `no_capability` is set once it is known that there is no attribute `security.capability`, for which the
-    kernel asks before a write.
     `synced` says whether the object and the names that lead to it have been synced to the disk: None for one
     that is as people made it, False for a copy, whose names are ours. `generation` is as in `Directory`.
     """
@@ -120,7 +118,6 @@ class File:
         "home",
         "ino",
         "kind",
-        "no_capability",
         "orphan",
         "pin",
         "references",
@@ -143,7 +140,6 @@ class File:
         self.fd = -1
         self.writable = False
         self.removed = False
-        self.no_capability = False
         self.synced: bool | None = None
         self.generation = 0
         self.references = 0

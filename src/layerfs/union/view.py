@@ -12,11 +12,12 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import overload
 from weakref import WeakSet
 
 from layerfs.union import merge, xattr
 from layerfs.union.descriptors import DirectoryCache
-from layerfs.union.entering import enter
+from layerfs.union.entering import enter, enter_new
 from layerfs.union.generation import refresh
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.listings import Listings
@@ -25,6 +26,9 @@ from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, 
 from layerfs.union.upper import Upper
 
 _NAME_MAX = 255
+Plain = Callable[[LayerDir, bytes], tuple[int, int, bytes] | None]
+"""Returns, for a name of a layer's directory, lasting number and type of a file whose stat says everything,
+and what is to be told of it; None where there is more to it. Raises `OSError`."""
 
 
 class Union:
@@ -166,13 +170,32 @@ class Union:
             node = parent.children.get(name)
         return node
 
-    def find(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result] | None:
-        """Return what `lookup` does, with the node's `stat`, which a first lookup needs anyway."""
+    @overload
+    def find(self, parent: Directory, name: bytes) -> tuple[Node, os.stat_result] | None: ...
+
+    @overload
+    def find(
+        self, parent: Directory, name: bytes, plain: Plain
+    ) -> tuple[Node, os.stat_result | bytes] | None: ...
+
+    def find(
+        self, parent: Directory, name: bytes, plain: Plain | None = None
+    ) -> tuple[Node, os.stat_result | bytes] | None:
+        """Return what `lookup` does, with the node's `stat`, which a first lookup needs anyway.
+
+        *plain* may look first at a file that no node is known for, and say something else than its stat.
+        """
         node = self.known(parent, name)
         if node is not None:
             return node, self.stat(node)
         target = self.resolve(parent, name)
-        return None if target is None else enter(self, parent, name, target)
+        if target is None:
+            return None
+        if plain is not None and isinstance(target, LayerDir):
+            new = plain(target, name)
+            if new is not None and not self.is_known_object(target.layer, new[0]):
+                return enter_new(self, parent, name, target, new[0], new[1]), new[2]
+        return enter(self, parent, name, target)
 
     def resolve(self, parent: Directory, name: bytes) -> list[LayerDir] | LayerDir | None:
         """Return what `merge.resolve` does of a name in *parent* that no node is known for."""
@@ -313,12 +336,7 @@ class Union:
     def getxattr(self, node: Node, name: bytes) -> bytes:
         """Return the value of the attribute that people call *name*. Raises `OSError` (ENODATA, ...)."""
         path, follow = self.path_for_xattr(node)
-        try:
-            return os.getxattr(path, self.marking.stored_name(name), follow_symlinks=follow)
-        except OSError as error:
-            if error.errno == errno.ENODATA and name == xattr.CAPABILITY and isinstance(node, File):
-                node.no_capability = True
-            raise
+        return os.getxattr(path, self.marking.stored_name(name), follow_symlinks=follow)
 
     def listxattr(self, node: Node) -> list[bytes]:
         """Return the names of the attributes that people may see."""
