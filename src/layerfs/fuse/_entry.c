@@ -113,19 +113,22 @@ void fill_from_stat(struct fuse_attr *attr, uint64_t inode, const struct stat *s
 	};
 }
 
-/* Whether the name has attributes that say more of it than its stat: listxattrat(2), since Linux 6.13. */
-static int may_be_marked(int directory, const char *name, const char *prefix, size_t length)
+/* Whether the name has attributes that say more of it than its stat: listxattrat(2), since Linux 6.13.
+ *
+ * Sets *no_capability where it is seen that there is no such attribute. */
+static int may_be_marked(int directory, const char *name, const char *prefix, size_t length, int *no_capability)
 {
 	static const long listxattrat = 465; /* on every architecture */
 	char names[512];
 	long size = syscall(listxattrat, directory, name, AT_SYMLINK_NOFOLLOW, names, sizeof(names));
+	int marked = size < 0 && errno != EOPNOTSUPP;
 
-	if (size < 0)
-		return errno != EOPNOTSUPP;
-	for (long at = 0; at < size; at += strlen(names + at) + 1) /* each ends with a zero byte */
-		if (!strncmp(names + at, prefix, length))
-			return 1;
-	return 0;
+	*no_capability = size >= 0;
+	for (long at = 0; at < size; at += strlen(names + at) + 1) { /* each ends with a zero byte */
+		marked |= !strncmp(names + at, prefix, length);
+		*no_capability &= strcmp(names + at, CAPABILITY) != 0;
+	}
+	return length && marked;
 }
 
 /* All of the lookup of a file that no node stands for yet, where its stat says everything. */
@@ -135,7 +138,7 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 	PyObject *name, *bases, *taken, *device, *base, *inode = NULL, *entry = NULL;
 	const char *prefix;
 	Py_ssize_t length;
-	int directory, found;
+	int directory, found, no_capability;
 	struct stat st;
 
 	if (!PyArg_ParseTuple(args, "iSO!O!y#", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
@@ -145,7 +148,7 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	if (S_ISDIR(st.st_mode) || st.st_ino >> INODE_BITS || st.st_ino <= ROOT)
 		Py_RETURN_NONE;
-	if (length && may_be_marked(directory, PyBytes_AS_STRING(name), prefix, length))
+	if (may_be_marked(directory, PyBytes_AS_STRING(name), prefix, length, &no_capability))
 		Py_RETURN_NONE;
 	device = PyLong_FromUnsignedLongLong(st.st_dev);
 	base = device ? PyDict_GetItemWithError(bases, device) : NULL;
@@ -154,6 +157,8 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 		fill_from_stat(&out.attr, out.nodeid, &st);
 		inode = PyLong_FromUnsignedLongLong(out.nodeid);
 		found = inode ? PyDict_Contains(taken, inode) : -1;
+		if (found == 0 && no_capability)
+			note_no_capability(out.nodeid);
 		if (found == 0)
 			entry = Py_BuildValue("OIy#", inode, (unsigned int)(st.st_mode & S_IFMT), (const char *)&out,
 					      (Py_ssize_t)sizeof(out));

@@ -6,7 +6,8 @@
  * - The attributes of a file in a lower layer do not change, until Python says so. The kernel knows them, too, but under
  *   the writeback cache it takes the number of blocks for uncertain after every close(2), of files that were only read
  *   as well: the next fstat(2), as each start of a program makes some, asks for all attributes again.
- * - That there is no attribute `security.capability`, until some attribute is set.
+ * - That there is no attribute `security.capability`, as its first lookup or Python has found, until some attribute
+ *   is set.
  *
  * Writes move a file's modification time on disk, while the kernel keeps the time that counts and tells it
  * later, or has told it already (see layerfs/fuse/times.py): such files are "late". Who is not vouched for any more
@@ -24,15 +25,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define CAPABILITY "security.capability"
-#define PLACES 4 /* for one inode, the last used of them it gets: */
+#define PLACES 4 /* for one inode */
 #define SETS 2048
 
 struct known {
 	uint64_t inode; /* 0: the place is free */
 	unsigned epoch, used;
 	int fd; /* -1: it is not vouched for */
-	char is_file, no_capability, has_attributes, late;
+	char is_file, no_capability, has_attributes;
+	char late, has_shown; /* with a descriptor: the file has the time `shown` */
 	union {
 		struct { /* with a descriptor */
 			int links; /* what to say; 0: what the object has */
@@ -103,6 +104,12 @@ static void drop(struct known *known)
 	known->inode = 0;
 }
 
+/* What is to be kept longest: what is vouched for, then what was used last. */
+static int64_t weight(const struct known *known)
+{
+	return (int64_t)(known->fd >= 0) << 32 | (known->used - latest_use - 1);
+}
+
 /* The entry of an inode, a new one if need be; NULL where nothing is kept. */
 static struct known *enter(uint64_t inode)
 {
@@ -116,7 +123,7 @@ static struct known *enter(uint64_t inode)
 			known = place;
 			break;
 		}
-		if ((int)(place->used - known->used) < 0)
+		if (weight(place) < weight(known))
 			known = place;
 	}
 	if (known->inode)
@@ -199,13 +206,18 @@ static int is_everywhere(time_t seconds)
 	return seconds >= 315532800 && seconds < 1LL << 31;
 }
 
+static int is_same(struct timespec one, struct timespec other)
+{
+	return one.tv_sec == other.tv_sec && one.tv_nsec == other.tv_nsec;
+}
+
 /* Times, and owner or mode of a file without set-id bits: those have rules, which Python knows. */
 static int answer_setattr(int device, uint64_t unique, struct known *known, const struct fuse_setattr_in *in)
 {
 	const uint32_t times = FATTR_ATIME | FATTR_MTIME, owner = FATTR_UID | FATTR_GID;
 	const uint32_t told = FATTR_FH | FATTR_LOCKOWNER | FATTR_CTIME;
 	struct stat st;
-	int error = 0, comes_later = 0;
+	int error = 0, comes_later = 0, is_there = 0;
 
 	if (in->valid & ~(times | owner | FATTR_MODE | told) || !(in->valid & (times | owner | FATTR_MODE)))
 		return 0;
@@ -226,12 +238,15 @@ static int answer_setattr(int device, uint64_t unique, struct known *known, cons
 		if (in->valid & FATTR_MTIME) {
 			int is_written = tell_writes(known->inode, wanted[1]);
 
+			/* A write sets it when it ends. Until then it may hold the file's lock, and wait for a disk. */
+			comes_later = is_written && !(in->valid & FATTR_ATIME) && is_everywhere(wanted[1].tv_sec);
+			is_there = !is_written && !(in->valid & FATTR_ATIME) && known->is_file && known->has_shown &&
+				   !known->late && is_same(known->shown, wanted[1]);
 			known->late = known->late && is_written;
 			known->shown = wanted[1];
-			/* The write sets it when it ends. Until then it may hold the file's lock, and wait for a disk. */
-			comes_later = is_written && !(in->valid & FATTR_ATIME) && is_everywhere(wanted[1].tv_sec);
+			known->has_shown = !is_written;
 		}
-		if (!comes_later)
+		if (!comes_later && !is_there)
 			error = futimens(known->fd, wanted);
 	}
 	if (error)
@@ -300,8 +315,10 @@ void known_time_is_set(uint64_t inode)
 {
 	struct known *known = find(inode);
 
-	if (known && known->fd >= 0)
+	if (known && known->fd >= 0) {
 		known->late = 0;
+		known->has_shown = 1;
+	}
 }
 
 /* -- for Python --------------------------------------------------------------------------------------- */
@@ -339,7 +356,7 @@ static PyObject *vouch(PyObject *self, PyObject *args)
 	known->links = links;
 	known->is_file = is_file;
 	known->no_capability |= no_capability;
-	known->has_attributes = known->late = 0;
+	known->has_attributes = known->late = known->has_shown = 0;
 	Py_RETURN_TRUE;
 }
 

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 
+#define CAPABILITY "security.capability" /* asked for of each file by what writes or copies it */
 #define FOREVER (10ULL * 365 * 86400) /* seconds for which answers hold: nobody else changes anything */
 
 /* _wire.c: the agreement with the kernel. */
