@@ -23,6 +23,8 @@ class Listings:
 
     def __init__(self) -> None:
         """Nothing is remembered yet."""
+        self.missed: tuple[Directory, bytes] | None = None
+        """The name that was last looked for in vain: who makes or renames something to it looks first."""
         self._remembered: OrderedDict[Directory, None] = OrderedDict()
 
     def of(self, directory: Directory) -> list[tuple[int, bytes]]:
@@ -41,6 +43,7 @@ class Listings:
 
     def drop_all(self) -> None:
         """Forget what is remembered of the names in all directories."""
+        self.missed = None
         for directory in self._remembered:
             directory.listing = None
         self._remembered.clear()
@@ -53,6 +56,7 @@ class Listings:
 
     def added(self, directory: Directory, name: bytes) -> None:
         """Note that *directory* now has *name*; it may have had it before."""
+        self.missed = None
         if directory.listing is not None:
             pair = (_cookie(name), name)
             position = bisect.bisect_left(directory.listing, pair)

@@ -44,8 +44,7 @@ def create(
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return os.open(entry, flags, stat.S_IMODE(mode), dir_fd=directory)
 
-    home, fd = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
-    st = os.fstat(fd)
+    home, fd, st = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
     node = _enter(union, parent, name, home, st)
     union.adopt_data(node, fd, writable=True)
     return node, st
@@ -64,8 +63,7 @@ def mknod(
     def make(directory: int, entry: bytes) -> None:
         os.mknod(entry, mode, rdev, dir_fd=directory)
 
-    home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
-    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    home, _, st = _add(union, parent, name, owner, make, stat.S_IMODE(mode))
     return _enter(union, parent, name, home, st), st
 
 
@@ -77,8 +75,7 @@ def symlink(
     def make(directory: int, entry: bytes) -> None:
         os.symlink(target, entry, dir_fd=directory)
 
-    home, _ = _add(union, parent, name, owner, make, 0)
-    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    home, _, st = _add(union, parent, name, owner, make, 0)
     return _enter(union, parent, name, home, st), st
 
 
@@ -90,8 +87,7 @@ def mkdir(
     def make(directory: int, entry: bytes) -> None:
         os.mkdir(entry, stat.S_IMODE(mode), dir_fd=directory)
 
-    home, _ = _add(union, parent, name, owner, make, stat.S_IMODE(mode), directory=True)
-    st = os.stat(name, dir_fd=home.fd(), follow_symlinks=False)
+    home, _, st = _add(union, parent, name, owner, make, stat.S_IMODE(mode), directory=True)
     number = union.table.number(st.st_dev, st.st_ino)
     return enter_directory(union, parent, name, [home.child(name)], number), st
 
@@ -109,11 +105,11 @@ def _add(
     mode: int,
     *,
     directory: bool = False,
-) -> tuple[LayerDir, _Made]:
+) -> tuple[LayerDir, _Made, os.stat_result]:
     """Make an object at *name* in *parent*: in place, or over a whiteout by way of the work directory.
 
-    Returns the directory of the upper that holds it, and what *make* returned. What is in the way is asked
-    for only when something is.
+    Returns the directory of the upper that holds it, what *make* returned, and its stat. What is in the way
+    is asked for only when something is.
     """
     upper = writable_upper(union)
     home = copy_up_directory(union, parent)
@@ -124,11 +120,11 @@ def _add(
         except FileExistsError:
             over = _over_whiteout(home, name)
         else:
-            _give(home.fd(), name, owner, mode, home, made, directory=directory)
+            st = _give(home.fd(), name, owner, mode, home, made, directory=directory)
     if over:
-        made = _make_over(upper, home, name, owner, make, mode, directory=directory)
+        made, st = _make_over(upper, home, name, owner, make, mode, directory=directory)
     union.listings.added(parent, name)
-    return home, made
+    return home, made, st
 
 
 def _make_over(
@@ -140,12 +136,12 @@ def _make_over(
     mode: int,
     *,
     directory: bool,
-) -> _Made:
+) -> tuple[_Made, os.stat_result]:
     """Make an object beside the upper and have it take the place of the whiteout *name* in *home*."""
     with _workplace(upper, home) as place:
         entry = upper.temporary()
         made = make(place, entry)
-        _give(place, entry, owner, mode, home, made, directory=directory)
+        st = _give(place, entry, owner, mode, home, made, directory=directory)
         try:
             if directory:
                 mark_opaque(upper, place, entry)
@@ -157,7 +153,7 @@ def _make_over(
             raise
         if directory:
             os.unlink(entry, dir_fd=place)  # the whiteout
-    return made
+    return made, st
 
 
 def _unmake(place: int, entry: bytes, made: object, directory: bool) -> None:
@@ -200,22 +196,33 @@ def _over_whiteout(home: LayerDir, name: bytes) -> bool:
 
 def _give(
     place: int, entry: bytes, owner: Owner, mode: int, home: LayerDir, made: object, *, directory: bool
-) -> None:
-    """Give a new object in *place* the owner and mode that it is to have in *home*; remove it on failure."""
+) -> os.stat_result:
+    """Give a new object in *place* the owner and mode that it is to have in *home*; remove it on failure.
+
+    Returns its stat. One that has the right owner already is asked for nothing more, which is most of them.
+    """
     try:
-        parent = os.fstat(home.fd())
-        setgid = parent.st_mode & stat.S_ISGID
-        gid = parent.st_gid if setgid else owner.gid
-        if setgid or owner.uid != os.geteuid() or gid != os.getegid():
-            os.chown(entry, owner.uid, gid, dir_fd=place, follow_symlinks=False)
-        if directory:
-            mode |= setgid
-        if mode & _SPECIAL:
-            now = os.stat(entry, dir_fd=place, follow_symlinks=False)
-            os.chmod(entry, stat.S_IMODE(now.st_mode) | mode & _SPECIAL, dir_fd=place)
+        st = _status(place, entry, made)
+        if (st.st_uid, st.st_gid) != owner or mode & _SPECIAL or place != home.fd():
+            parent = os.fstat(home.fd())
+            setgid = parent.st_mode & stat.S_ISGID
+            gid = parent.st_gid if setgid else owner.gid
+            if (st.st_uid, st.st_gid) != (owner.uid, gid):
+                os.chown(entry, owner.uid, gid, dir_fd=place, follow_symlinks=False)
+            special = (mode | setgid if directory else mode) & _SPECIAL
+            if special:
+                os.chmod(entry, stat.S_IMODE(st.st_mode) | special, dir_fd=place)
+            st = _status(place, entry, made)
     except OSError:
         _unmake(place, entry, made, directory)
         raise
+    return st
+
+
+def _status(place: int, entry: bytes, made: object) -> os.stat_result:
+    if isinstance(made, int):
+        return os.fstat(made)
+    return os.stat(entry, dir_fd=place, follow_symlinks=False)
 
 
 def mark_opaque(upper: Upper, place: int, entry: bytes) -> None:
@@ -318,13 +325,14 @@ def losing_a_name(node: Node) -> Iterator[None]:
             part.pinned = False
             raise
     else:
-        had_pin = node.pin >= 0
+        held = node.pin, node.fd, node.writable
         node.pin_object()
         try:
             yield
         except BaseException:
-            if not had_pin:
+            if node.pin not in held[:2]:
                 node.drop_pin()
+            node.pin, node.fd, node.writable = held
             raise
 
 
@@ -356,9 +364,9 @@ def rmdir(union: Union, parent: Directory, name: bytes) -> None:
     node = existing(union, parent, name)
     if not isinstance(node, Directory):
         raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not union.is_empty(node):
-        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     below = merge.exists(union.lower_parts(parent), name)
+    if below or len(node.dirs) > 1 or not union.in_upper(node):
+        _check_empty(union, node)  # else rmdir(2) says so
     home = copy_up_directory(union, parent)
     with losing_a_name(node):
         if not union.in_upper(node):
@@ -373,19 +381,25 @@ def rmdir(union: Union, parent: Directory, name: bytes) -> None:
                 raise
             upper.discard(entry)
         else:
-            remove_emptied(upper, home, name)
+            _remove(union, upper, home, node)
     directory_gone(union, node)
 
 
-def remove_emptied(upper: Upper, home: LayerDir, name: bytes) -> None:
-    """Remove the directory *name* of the upper, in which there is nothing or only whiteouts."""
+def _check_empty(union: Union, node: Directory) -> None:
+    if not union.is_empty(node):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+
+def _remove(union: Union, upper: Upper, home: LayerDir, node: Directory) -> None:
+    """Remove the directory *node* of the upper, in which there is nothing or only whiteouts."""
     try:
-        os.rmdir(name, dir_fd=home.fd())
+        os.rmdir(node.name, dir_fd=home.fd())
     except OSError as error:
-        if error.errno != errno.ENOTEMPTY:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        _check_empty(union, node)
         entry = upper.temporary()
-        os.rename(name, entry, src_dir_fd=home.fd(), dst_dir_fd=upper.work)
+        os.rename(node.name, entry, src_dir_fd=home.fd(), dst_dir_fd=upper.work)
         upper.discard(entry)
 
 

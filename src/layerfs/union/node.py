@@ -201,7 +201,9 @@ class File:
 
     def pin_object(self) -> None:
         """Keep hold of the object: its name in the layer is about to go."""
-        if self.pin < 0:
+        if self.pin < 0 and self.writable:  # as good as a descriptor for nothing else
+            self.pin, self.fd, self.writable = self.fd, -1, False
+        elif self.pin < 0:
             self.pin = os.open(self.entry, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.home.fd())
 
     def place(self, home: LayerDir, entry: bytes) -> None:

@@ -157,7 +157,7 @@ class Union:
     def lookup(self, parent: Directory, name: bytes) -> Node | None:
         """Return the node called *name* in *parent*, or None where there is no such name."""
         node = self.known(parent, name)
-        if node is None:
+        if node is None and self.listings.missed != (parent, name):
             found = self.find(parent, name)
             node = found[0] if found else None
         return node
@@ -190,6 +190,7 @@ class Union:
             return node, self.stat(node)
         target = self.resolve(parent, name)
         if target is None:
+            self.listings.missed = parent, name
             return None
         if plain is not None and isinstance(target, LayerDir):
             new = plain(target, name)
