@@ -52,6 +52,7 @@ PARTS = (
     "data",
     "answer",
     "known",
+    "vouched",
     "entry",
     "blocking",
     "ahead",
@@ -64,7 +65,7 @@ setup(
         Extension(
             "layerfs.fuse._wire",
             [f"src/layerfs/fuse/_{part}.c" for part in PARTS],
-            depends=["src/layerfs/fuse/_wire.h"],
+            depends=["src/layerfs/fuse/_wire.h", "src/layerfs/fuse/_known.h"],
             include_dirs=pkg_config("--cflags-only-I"),
             library_dirs=pkg_config("--libs-only-L"),
             libraries=["fuse3"],

@@ -1,4 +1,4 @@
-/* The table of requests, as layerfs/fuse/handlers.py has it: what is asked of Python, and how its answer is written.
+/* The table of requests, as layerfs/fuse/requests.py has it: what is asked of Python, and how its answer is written.
  *
  * A handler is called with the inode and what its row says of the body. It returns the answer, an errno, or a
  * coroutine where the answer has to wait for something: that runs in a task of its own, and answers later. So most
@@ -56,7 +56,7 @@ static int error_of_exception(void)
 	return error ? error : EIO;
 }
 
-/* The next argument for a handler, as *form* says (see layerfs.fuse.handlers.Row); NULL with an exception. */
+/* The next argument for a handler, as *form* says (see layerfs.fuse.requests.Row); NULL with an exception. */
 static PyObject *take(char form, const struct fuse_in_header *in, const char **body, size_t *size)
 {
 	const char *here = *body;

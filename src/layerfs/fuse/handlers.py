@@ -1,10 +1,7 @@
-"""The table of requests: what the kernel may ask (linux/fuse.h), and the handler that answers.
+"""Handlers: what answers a request of the kernel, by the table of requests.
 
 A handler returns the answer, raises an `OSError` with the errno to answer, or, before it has done anything,
-returns a coroutine that does one or the other: then the answer has to wait for something. The extension
-reads requests from /dev/fuse, calls handlers as their `Row` says, and writes the answers (`_direct.c`),
-without a turn of the event loop in between. Without it pyfuse3's operations call the same handlers
-(`operations`).
+returns a coroutine that does one or the other: then the answer has to wait for something.
 
 The rule that keeps this correct: a handler runs to its end without an `await`, so no other sees half of it.
 What a coroutine awaits comes first (a copy-up, which waits for nobody else's file), and then the handler is
@@ -21,14 +18,14 @@ import resource
 import stat
 import struct
 import time
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from layerfs.fuse import wire
 from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
 from layerfs.fuse.reply import later
+from layerfs.fuse.requests import REFUSED, TABLE
 from layerfs.fuse.setid import Caller
 from layerfs.union import attributes, mutate, syscalls
 from layerfs.union.layer import LayerDir
@@ -59,59 +56,6 @@ Told = tuple[int, os.stat_result, int, int]
 Entry = Told | bytes
 """The same of a name that it looks up; or the extension's struct fuse_entry_out."""
 Later = Coroutine[Any, Any, _T]
-
-
-class Row(NamedTuple):
-    """How a request comes to the method `name` of `Handlers`: it is given the inode, and what `form` says.
-
-    Of what follows the header `s` is a name, `I` and `Q` are numbers of 4 and 8 bytes, `d` is a device's, `b`
-    is all that is left, and a dot leaves out 4 bytes; `c` is the `Caller`. `descriptor`, called with the
-    inode and a flag, returns the descriptor by which the extension can do it without the handler, or None.
-    """
-
-    name: str
-    form: str = ""
-    descriptor: str | None = None
-
-
-TABLE = {
-    1: Row("lookup", "s"),
-    2: Row("forget"),  # called by the extension with a count
-    3: Row("getattr"),
-    4: Row("setattr", "bc"),
-    5: Row("readlink"),
-    6: Row("symlink", "ssc"),
-    8: Row("mknod", "IdI.sc"),
-    9: Row("mkdir", "IIsc"),
-    10: Row("unlink", "s"),
-    11: Row("rmdir", "s"),
-    12: Row("rename", "Qss"),
-    13: Row("link", "Qs"),
-    15: Row("read", "..QI", "to_read"),
-    16: Row("write", "..Q.I....b", "to_write"),
-    17: Row("statfs"),
-    20: Row("fsync", "..I", "to_sync"),
-    21: Row("setxattr", ".Isbc"),
-    22: Row("getxattr", "..s"),
-    23: Row("listxattr"),
-    24: Row("removexattr", "s"),
-    30: Row("fsyncdir", "..I", "to_sync"),
-    42: Row("forget"),
-    43: Row("fallocate", "..QQI", "to_write"),
-    44: Row("readdirplus", "..QI"),
-    45: Row("rename2", "QI.ss"),
-}
-"""By opcode: enum fuse_opcode."""
-
-REFUSED = {
-    14: errno.ENOSYS,  # OPEN: handles have no state, so nothing is to be opened or released
-    25: errno.ENOSYS,  # FLUSH: has nothing to do
-    27: errno.ENOSYS,  # OPENDIR
-    35: errno.ENOSYS,  # CREATE: MKNOD does it without making a handle
-    36: errno.ENOSYS,  # INTERRUPT: nothing here can be interrupted
-    39: errno.ENOTTY,  # IOCTL: no file here has one, but many are asked whether they are a terminal
-}
-"""The answers of the extension to other requests. With ENOSYS the kernel stops asking."""
 
 
 class Handlers:
@@ -429,13 +373,3 @@ class Handlers:
 
 def _time(seconds: int, nanoseconds: int, *, now: int) -> int:
     return time.time_ns() if now else seconds * _NS + nanoseconds
-
-
-def counts() -> dict[str, int]:
-    """Return how many requests the extension has answered from the table, by name."""
-    found: dict[str, int] = Counter()
-    if wire.extension is not None:
-        for opcode, count in enumerate(wire.extension.counts()):
-            if count and opcode in TABLE:
-                found[TABLE[opcode].name] += count
-    return found

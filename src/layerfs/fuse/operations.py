@@ -13,10 +13,10 @@ from typing import Any
 import pyfuse3
 from pyfuse3 import FileHandleT, InodeT
 
-from layerfs.fuse import handlers
+from layerfs.fuse import requests
 from layerfs.fuse.attributes import NO_ENTRY, dot_entry, entry
 from layerfs.fuse.filesystem import Change
-from layerfs.fuse.handlers import Handlers
+from layerfs.fuse.handlers import Entry, Handlers
 from layerfs.fuse.reply import errno_of
 from layerfs.fuse.setid import Caller
 from layerfs.union import attributes
@@ -37,7 +37,7 @@ class Operations(pyfuse3.Operations):
 
     def counts(self) -> dict[str, int]:
         """Return how many requests there were, by name, those that the extension has brought included."""
-        return Counter(self.requests) + Counter(handlers.counts())
+        return Counter(self.requests) + Counter(requests.counts())
 
 
 def _caller(ctx: pyfuse3.RequestContext) -> Caller:
@@ -60,7 +60,7 @@ def _as_is(answer: Any) -> Any:
     return answer
 
 
-def _entry(told: handlers.Entry) -> pyfuse3.EntryAttributes:
+def _entry(told: Entry) -> pyfuse3.EntryAttributes:
     return NO_ENTRY if isinstance(told, bytes) else entry(*told)
 
 

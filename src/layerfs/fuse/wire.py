@@ -33,7 +33,7 @@ class Wire(Protocol):
         """Set for how many nanoseconds to poll for the next request; 0 for never."""
 
     def set_row(self, opcode: int, form: str, handler: Callable[..., Any] | int, descriptor: Any, /) -> None:
-        """Set what answers a request, or the errno to answer: see `layerfs.fuse.handlers.Row`."""
+        """Set what answers a request, or the errno to answer: see `layerfs.fuse.requests.Row`."""
 
     def set_ways(
         self, caller: type[Any], later: Callable[[bytes, Coroutine[Any, Any, Any]], None], /
