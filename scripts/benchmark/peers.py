@@ -88,9 +88,18 @@ PEERS: dict[str, Callable[[Stack], None]] = {
     "bare": copy_bare,
 }
 FILESYSTEMS = ("layerfs", "overlay", "fuse-overlayfs")
-DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "buildah-fuse", "umoci", "podman")
+SNAPSHOTS = ("copies", "xfs", "btrfs")
+"""Ways to keep a whole tree: cp --reflink=auto, the same on an XFS of its own, and snapshots of btrfs."""
+DEFAULT_PEERS = (*FILESYSTEMS, "buildah", "buildah-fuse", "umoci", "podman", *SNAPSHOTS)
 ALL_PEERS = (*DEFAULT_PEERS, "bare")  # buildah, umoci and podman mount nothing here
-_PROGRAMS = {"overlay": (), "bare": (), "buildah-fuse": ("buildah", "fuse-overlayfs")}
+_PROGRAMS = {
+    "overlay": (),
+    "bare": (),
+    "buildah-fuse": ("buildah", "fuse-overlayfs"),
+    "copies": (),
+    "xfs": ("mkfs.xfs",),
+    "btrfs": ("mkfs.btrfs", "btrfs"),
+}
 """What peers need that are no programs themselves."""
 
 

@@ -22,6 +22,7 @@ GROUPS = {
     "real_work": "Real work in a chroot",
     "life": "The life of a mount",
     "commit": "Commits",
+    "timetravel": "Checkpoints, going back, forks",
     "images": "Images in and out",
     "builds": "Builds",
     "engine": "With an engine",

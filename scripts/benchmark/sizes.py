@@ -33,6 +33,11 @@ class Sizes:
     huge: int = 4096
     image: int = 200
     step: int = 500
+    past_files: int = 50_000
+    past_changed: int = 1_000
+    expansions: int = 100
+    expansion: int = 200
+    rollbacks: int = 49
 
     def scaled(self, factor: float) -> Sizes:
         """Return these sizes times *factor*, none below 1."""

@@ -31,6 +31,9 @@ REAL = Target(
     "package installation in a chroot, and the other real work", {"overlay": 1.25, "fuse-overlayfs": 1 / 1.2}
 )
 REQUEST = Target("commit request, any upper", most=0.010)
+CHECKPOINT = Target("checkpoint request", most=0.005)
+ROLLBACK = Target("rollback request, where 1,000 files changed", most=0.0018)
+FORK = Target("fork of a mount in use until usable, with an engine", most=0.040)
 ENGINE_MOUNT = Target("mount until usable, with an engine", most=0.040)
 RUN = Target("run a container", {"podman": 1}, most=0.350)
 LIST = Target("list what there is, with an engine", most=0.060)

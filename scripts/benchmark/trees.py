@@ -72,6 +72,11 @@ def make_many(top: Path, sizes: Sizes) -> None:
     make_files(top, file_names(10 * sizes.directories, sizes.many), b"")
 
 
+def make_past(top: Path, sizes: Sizes) -> None:
+    """Make 50,000 files of 2 KiB in 500 directories."""
+    make_files(top, file_names(5 * sizes.directories, sizes.past_files), os.urandom(2048))
+
+
 def make_wide(top: Path, sizes: Sizes) -> None:
     """Make a directory of 100,000 empty files."""
     make_files(top, [f"wide/f{number:06}" for number in range(sizes.many)], b"")
@@ -102,6 +107,7 @@ TREES: dict[str, Callable[[Path, Sizes], None]] = {
     "small": make_small,
     "links": make_links,
     "many": make_many,
+    "past": make_past,
     "wide": make_wide,
     "large": make_large,
     "huge": make_huge,

@@ -10,6 +10,7 @@ from . import (  # noqa: I001  (the report's order)
     life,
     commit,
     engine,
+    timetravel,
     images,
     builds,
     fairness,
@@ -28,4 +29,5 @@ __all__ = [
     "parallel",
     "real_work",
     "small",
+    "timetravel",
 ]
