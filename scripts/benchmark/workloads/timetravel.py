@@ -1,4 +1,4 @@
-"""Checkpoints, going back and forks during a search: the shape of DeltaBox's trace, and other ways to do that.
+"""Checkpoints, going back and forks during a search, as in DeltaBox's trace, and other ways to do that.
 
 A tree of 50,000 files; 100 expansions, each 1 to 200 files that a running process writes, some large, some
 deleted, some renamed; a checkpoint after each; 49 times back to an earlier one. What copies all files or all
@@ -331,9 +331,9 @@ def search(stage: Stage) -> tuple[float, ...]:
         def look() -> None:
             name = tree.top / chance.choice(names)
             note(looks["stat"], lambda: os.path.lexists(name))
-            there = next(
-                path for path in iter(lambda: tree.top / chance.choice(names), None) if path.exists()
-            )
+            there = tree.top / chance.choice(names)
+            while not there.exists():
+                there = tree.top / chance.choice(names)
             note(looks["read"], there.read_bytes)
             note(looks["write"], lambda: there.write_bytes(b"first"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 from trio import to_thread
@@ -130,6 +131,11 @@ class _Refused:
 def start_mount(request: MountRequest) -> str:
     """Mount what *request* asks for, by a daemon that serves the API on the socket of the mount."""
     return launch.start(request, serve)
+
+
+def become_mount(request: MountRequest, reply: int) -> NoReturn:
+    """Be the daemon of what *request* asks for: see `launch.become`."""
+    launch.become(request, serve, reply)
 
 
 async def serve(live: LiveMount, root: Path, path: Path, *, task_status: trio.TaskStatus[None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,8 @@ def fork(call: Call) -> Response:
     made: list[str] = []
     directories: list[Path] = []
     try:
-        for each, place in places:
-            check_name(each)
-            _check_free(call, each)
+        _check_free(call, [each for each, _ in places])
+        for _, place in places:
             if count is not None:
                 _make_directory(place, mountpoint, directories)
             _check_mountpoint(place)
@@ -184,11 +183,14 @@ def _is_there(call: Call, image: str) -> bool:
     return True
 
 
-def _check_free(call: Call, name: str) -> None:
-    if any(mount.name == name for mount in call.store.mounts()):
-        raise Conflict(
-            f"the name {name} is taken by another mount: remove it (layerfs rm {name}) or use another"
-        )
+def _check_free(call: Call, names: Sequence[str]) -> None:
+    taken = {mount.name for mount in call.store.mounts()}
+    for name in names:
+        check_name(name)
+        if name in taken:
+            raise Conflict(
+                f"the name {name} is taken by another mount: remove it (layerfs rm {name}) or use another"
+            )
 
 
 def _make_directory(place: str, above: str, made: list[Path]) -> None:

@@ -1,8 +1,8 @@
 """A process that has imported everything and does nothing but fork: mounts begin in milliseconds.
 
 The engine has threads, and a process with threads cannot be forked safely. So it starts this one, once. For
-each mount the zygote forks a child, which does what `layerfs mount` does, and answers over a socket of its
-own.
+each mount the zygote forks a child, which does what `layerfs mount` does, but becomes the daemon itself, and
+answers over a socket of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -136,11 +137,11 @@ def main(number: int, root: Path) -> None:
     """Serve requests on the socket with this *number* until its other end is closed."""
     # What a mount needs is imported here, once, and shared by all daemons.
     import layerfs.mounting.daemon  # noqa: F401
-    from layerfs.api.server import start_mount
+    from layerfs.api.server import become_mount
 
     with suppress(LayerfsError), Store(root):  # opened once, so that everything for it is in memory
         pass
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody has to wait for what is forked
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the engine ends in its own way
     gc.collect()
     gc.freeze()
@@ -150,32 +151,27 @@ def main(number: int, root: Path) -> None:
         if not message:
             return
         if os.fork() == 0:
-            if os.fork() == 0:  # nobody has to wait for this one
-                asked.close()
-                _answer(message, socket.socket(fileno=descriptors[0]), start_mount)
-            os._exit(0)
-        os.wait()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            asked.close()
+            _answer(message, descriptors[0], become_mount)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _answer(message: bytes, reply: socket.socket, start_mount: object) -> None:
-    status = 1
+def _answer(message: bytes, reply: int, become: Callable[[MountRequest, int], NoReturn]) -> NoReturn:
+    """Be the daemon of the mount that *message* asks for, and say on *reply* what becomes of that."""
     try:
         fields = json.loads(message)
         fields["root"] = Path(fields["root"])
         fields["lowers"] = tuple(fields["lowers"])
-        assert callable(start_mount)
-        answer = ["", start_mount(MountRequest(**fields))]
-        status = 0
+        become(MountRequest(**fields), reply)
     except LayerfsError as error:
         answer = [type(error).__name__, str(error)]
     except BaseException as error:
         answer = ["LayerfsError", f"internal error: {type(error).__name__}: {error}"]
-    finally:
-        with suppress(OSError):
-            reply.send(json.dumps(answer).encode())
-        os._exit(status)
+    with suppress(OSError):
+        os.write(reply, json.dumps(answer).encode())
+    os._exit(1)
 
 
 if __name__ == "__main__":

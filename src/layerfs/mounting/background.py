@@ -115,7 +115,8 @@ class Background:
     def bring_store_to_disk(self) -> None:
         """Bring the rows of this mount and of its layers to the disk, in any thread; see `StoreSync`."""
         while self._new_roots:
-            sync_path(self._new_roots[0])
+            with suppress(FileNotFoundError):  # it was discarded meanwhile
+                sync_path(self._new_roots[0])
             del self._new_roots[0]
         if self._exchanged:
             with Store(self._root) as store:

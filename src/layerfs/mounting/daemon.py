@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from layerfs.errors import Conflict, LayerfsError, NotFound
+from layerfs.errors import Conflict, LayerfsError, NotFound, StoreBusy
 from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.filesystem import Filesystem
@@ -168,7 +168,10 @@ class Daemon:
             await nursery.start(serve, self, self.root, socket)
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._background.settle)
-            await trio.to_thread.run_sync(self._set_mounted)
+            try:
+                self._set_mounted(self._store)  # nobody uses the mount yet: this may take a moment
+            except StoreBusy:
+                await trio.to_thread.run_sync(self._set_mounted_patiently)
             self._background.store_sync.changed()  # the mount itself, which may be new
             ready()
             self._background.begin_next_upper()
@@ -202,9 +205,12 @@ class Daemon:
                             await self._inside.unmount(lazy=True)
                         session.stop()
 
-    def _set_mounted(self) -> None:
+    def _set_mounted(self, store: Store) -> None:
+        store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
+
+    def _set_mounted_patiently(self) -> None:
         with Store(self.root) as store:
-            store.set_mounted(self.mount_id, self.mountpoint, datetime.now(UTC))
+            self._set_mounted(store)
 
     def _leave_store(self) -> None:
         self._background.clear_away()

@@ -13,8 +13,10 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -48,6 +50,21 @@ def start(request: MountRequest, serve: Serve) -> str:
     In the foreground this process becomes the daemon, and it returns when the mount has ended.
     Raises `LayerfsError`; then nothing is left behind.
     """
+    return _start(request, serve, -1)
+
+
+def become(request: MountRequest, serve: Serve, reply: int) -> NoReturn:
+    """Be the daemon of what *request* asks for, in this process, which was forked for that: a fork less.
+
+    JSON is written to the descriptor *reply* once the mount answers, or when it never will: of a list of an
+    empty text and the name of the mount, or of the kind of a `LayerfsError` and its text. Raises
+    `LayerfsError` for what is found before; then nothing is left behind. Does not return.
+    """
+    _start(request, serve, reply)
+    os._exit(0)
+
+
+def _start(request: MountRequest, serve: Serve, reply: int) -> str:
     session.check_device()
     mountpoint = mounttable.resolve(request.mountpoint)
     name = _made_up_name() if request.name is None else rundir.check_name(request.name)
@@ -65,15 +82,25 @@ def start(request: MountRequest, serve: Serve) -> str:
         try:
             if request.foreground:
                 _run(wanted, lock, _Report(-1), serve)
+            elif reply >= 0:
+                signal.alarm(int(_PATIENCE))  # nobody else waits for this process
+                report = _Report(reply, json.dumps(["", name]).encode())
+                undo = partial(_remove_new, request.root, mount.id) if new else None
+                _be_daemon(wanted, lock, report, _open_log(lock), serve, undo)
             else:
                 _start_daemon(wanted, lock, serve)
         except LayerfsError:
             if new:
-                # A daemon that ended by itself has removed a mount without a name: what it said counts.
-                with suppress(NotFound), Store(request.root) as store:
-                    store.remove_mount(mount.id)
+                _remove_new(request.root, mount.id)
             raise
     return name
+
+
+def _remove_new(root: Path, mount_id: str) -> None:
+    """Remove a mount that was made for a daemon that has not come up."""
+    # A daemon that ended by itself has removed a mount without a name: what it said counts.
+    with suppress(NotFound), Store(root) as store:
+        store.remove_mount(mount_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +253,7 @@ def _start_daemon(wanted: _Wanted, lock: rundir.RunLock, serve: Serve) -> None:
 
     A fork, not a new interpreter: everything is imported already, which makes mounting quick.
     """
-    output = open_own(rundir.log_path(_name_of(lock)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    output = _open_log(lock)
     answer, report = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -257,6 +284,10 @@ def _start_daemon(wanted: _Wanted, lock: rundir.RunLock, serve: Serve) -> None:
     raise getattr(errors, kind, LayerfsError)(message)
 
 
+def _open_log(lock: rundir.RunLock) -> int:
+    return open_own(rundir.log_path(_name_of(lock)), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+
 def _has_ended(pid: int) -> bool:
     """Wait for the end of a child, for some seconds; return whether it has come."""
     deadline = time.monotonic() + _END_PATIENCE
@@ -271,8 +302,18 @@ def _name_of(lock: rundir.RunLock) -> str:
     return lock.path.stem
 
 
-def _be_daemon(wanted: _Wanted, lock: rundir.RunLock, report: _Report, log: int, serve: Serve) -> NoReturn:
-    """Run as the daemon, in a session of its own with *log* as its output, and end the process."""
+def _be_daemon(
+    wanted: _Wanted,
+    lock: rundir.RunLock,
+    report: _Report,
+    log: int,
+    serve: Serve,
+    undo: Callable[[], None] | None = None,
+) -> NoReturn:
+    """Run as the daemon, in a session of its own with *log* as its output, and end the process.
+
+    *undo* is done where the mount does not come up, before that is said.
+    """
     status = 1
     try:
         os.setsid()
@@ -284,6 +325,9 @@ def _be_daemon(wanted: _Wanted, lock: rundir.RunLock, report: _Report, log: int,
         _run(wanted, lock, report, serve)
         status = 0
     except LayerfsError as error:
+        if undo is not None and report.pipe >= 0:
+            with suppress(LayerfsError):
+                undo()
         report.give(json.dumps([type(error).__name__, str(error)]).encode())
         _log.error("%s", error)
     except BaseException:
@@ -323,7 +367,7 @@ def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report, serve: Serve) -
     lock.set_pid(os.getpid())
     try:
         daemon = Daemon(wanted.root, wanted.mount_id, wanted.mountpoint, wanted.source, wanted.read_only)
-        daemon.run(serve, lock.set_device, lambda: report.give(b"ok"))
+        daemon.run(serve, lock.set_device, lambda: report.give(report.mounted))
     except OSError as error:
         if error.errno is not None and error.strerror and "another mount" in error.strerror:
             raise Conflict(f"{os.fsdecode(error.filename)} is {error.strerror}") from None
@@ -337,13 +381,16 @@ def _run(wanted: _Wanted, lock: rundir.RunLock, report: _Report, serve: Serve) -
 class _Report:
     """The one word of a daemon to the process that waits for its mount, on *pipe*; without one (-1) none."""
 
-    def __init__(self, pipe: int) -> None:
+    def __init__(self, pipe: int, mounted: bytes = b"ok") -> None:
+        """*mounted* is what to say of a mount that answers."""
         self.pipe = pipe
+        self.mounted = mounted
 
     def give(self, text: bytes) -> None:
         """Say *text*, if nothing has been said: after that the descriptor's number is somebody else's."""
         pipe, self.pipe = self.pipe, -1
         if pipe >= 0:
+            signal.alarm(0)
             with suppress(OSError):  # nobody waits any more
                 os.write(pipe, text)
             os.close(pipe)

@@ -140,7 +140,7 @@ async def rollback(
 
             went, gone, names = await in_one_moment(mount, unchanging, switch)
             rest: Stale | None = Stale(
-                [(known[0].ino, known[1]) for known in names if _differs(union, *known)],
+                await _differing(union, names),
                 [directory.ino for directory in gone.directories],
                 [file.ino for file in gone.files],
             )
@@ -187,6 +187,17 @@ class _Look:
 
 
 _Known = tuple[Directory, bytes, Node | None]
+
+
+async def _differing(union: Union, names: Sequence[_Known]) -> list[stale.Name]:
+    """Return those of *names* that mean something else now; others are answered between."""
+    found = []
+    for count, (directory, name, before) in enumerate(names):
+        if count % _AT_A_TIME == 0:
+            await trio.lowlevel.checkpoint()
+        if _differs(union, directory, name, before):
+            found.append((directory.ino, name))
+    return found
 
 
 def _differs(union: Union, directory: Directory, name: bytes, before: Node | None) -> bool:
