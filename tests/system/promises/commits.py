@@ -22,18 +22,30 @@ class Committer(Program):
     control: Path
 
     def commit(self) -> None:
-        """Commit the mount, as `layerfs commit` does."""
+        """Commit the mount, as `layerfs commit` does, or make a checkpoint."""
         tag = f"c{self.name}-{self._serial}"
-        self._call("commit", lambda: commit_mount(self.control, tag), tag=tag)
+        image = self.random.random() < 0.5
+        make = commit_mount if image else checkpoint_mount
+        self._call("commit", lambda: make(self.control, tag), tag=tag, image=image)
 
 
 def commit_mount(control: Path, tag: str) -> str:
     """Commit the mount as `cut:TAG` and return the id of the image; raises `OSError` where there is none."""
+    return _ask(control, f"/commit?container={MOUNT}&repo=cut&tag={tag}", b"", "Id")
+
+
+def checkpoint_mount(control: Path, tag: str) -> str:
+    """Make a checkpoint with the comment *tag* and return its id; raises as `commit_mount`."""
+    body = json.dumps({"Comment": tag}).encode()
+    return _ask(control, f"/layerfs/checkpoint?name={MOUNT}", body, "Step")
+
+
+def _ask(control: Path, target: str, body: bytes, member: str) -> str:
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(_PATIENCE)
         peer.connect(str(control))
-        target = f"/commit?container={MOUNT}&repo=cut&tag={tag}"
-        peer.sendall(f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+        head = f"POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        peer.sendall(head.encode() + body)
         answer = HTTPResponse(peer, method="POST")
         try:
             answer.begin()
@@ -42,7 +54,7 @@ def commit_mount(control: Path, tag: str) -> str:
             raise OSError(5, str(error)) from None
         if answer.status != 201:
             raise OSError(5, text.decode())
-        return str(json.loads(text)["Id"])
+        return str(json.loads(text)[member])
 
 
 def commit(program: Program) -> None:

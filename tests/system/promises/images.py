@@ -1,4 +1,4 @@
-"""What was promised of the images that were committed, and whether they are that after a power cut."""
+"""What was promised of images and checkpoints, and whether they are that after a power cut."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from layerfs.errors import LayerfsError
-from layerfs.store import Store
+from layerfs.errors import LayerfsError, NotFound
+from layerfs.store import Store, layers, stacks
+from layerfs.store.model import Layer
 from tests.system.promises.checker import Check, Unmounted
 from tests.system.promises.imports import Imports
 from tests.system.promises.notes import Call, Note
@@ -21,17 +22,22 @@ from tests.system.promises.world import World, touched
 _SYNCS = ("fsync", "fdatasync", "fsyncdir", "write_synced")
 _MOST = 2
 """Differences that are shown of one image."""
-_MAY_SAY = re.compile(
+MAY_SAY = re.compile(
     r"set aside after a crash|not known to be on disk when the machine stopped|: clean$|: \d+ problems? left$"
 )
 """What `layerfs fsck` may say: what it sets aside, or cannot vouch for, was never promised."""
 
 
 class Commit:
-    """One commit: `whole` is what its image has once all is on disk, `sure` what must be of that at least."""
+    """One commit: `whole` is what its image has once all is on disk, `sure` what must be of that at least.
+
+    One that `is_image` has a reference; a checkpoint is told by its comment.
+    """
 
     def __init__(self, call: Call, world: World, under_way: set[str]) -> None:
-        self.reference = f"cut:{call.arguments['tag']}"
+        self.is_image = bool(call.arguments["image"])
+        self._tag = call.arguments["tag"]
+        self.reference = f"cut:{self._tag}" if self.is_image else f"checkpoint {self._tag}"
         self.returned = False
         self.known = False
         """Whether the store must know it: it had returned, and a sync that began after it has returned."""
@@ -41,6 +47,16 @@ class Commit:
         self._then = {
             node.id: (node.version, node.moves) for node in world.nodes.values() if node.id not in under_way
         }
+
+    def layers(self, store: Store) -> list[Layer]:
+        """Return the layers that it has in *store*, bottom first. Raises `NotFound`."""
+        if self.is_image:
+            return store.layers_of(store.resolve(self.reference))
+        db = store.database
+        step = db.scalar("SELECT id FROM steps WHERE comment = ?", (self._tag,))
+        if step is None:
+            raise NotFound(f"no step has the comment {self._tag}")
+        return layers.get_all(db, stacks.layer_ids(db, str(step))[::-1])
 
     def follow(self, note: Note, world: World) -> None:
         """Take in a note that came after the beginning of the commit."""
@@ -102,7 +118,7 @@ class Story:
             present = []
             for commit in self._commits:
                 try:
-                    store.resolve(commit.reference)
+                    commit.layers(store)
                 except LayerfsError:
                     if commit.known:
                         failures.append(f"commit {commit.reference} is forgotten, though a sync followed it")
@@ -115,13 +131,13 @@ class Story:
             if present:
                 failures += _verified(rig, store, present, settled)
         _, text = rig.layerfs("fsck")
-        failures += [f"fsck: {line}" for line in text.splitlines() if not _MAY_SAY.search(line)]
+        failures += [f"fsck: {line}" for line in text.splitlines() if not MAY_SAY.search(line)]
         return failures
 
 
 def _differences(store: Store, commit: Commit, world: World) -> Iterator[str]:
     try:
-        tree = Unmounted.of(store.layers_of(store.resolve(commit.reference)))
+        tree = Unmounted.of(commit.layers(store))
     except OSError as error:
         yield f"cannot be opened: {error}"
         return
@@ -143,7 +159,11 @@ def settled(rig: Rig, room: Path) -> set[str]:
 
 def _verified(rig: Rig, store: Store, present: list[Commit], settled: set[str]) -> Iterator[str]:
     """Verify the last image, and with it the layers of all; what it certifies must be whole."""
-    last = present[-1]
+    images = [commit for commit in present if commit.is_image]
+    if not images:
+        return
+    last = images[-1]
+    present = present[: present.index(last) + 1]  # verified with it: those have its layers or fewer
     status, text = rig.layerfs("verify", last.reference)
     if status == 0:
         for commit in present:
