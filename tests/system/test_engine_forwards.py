@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -43,6 +44,15 @@ class Place:
         with Store(self.layerfs.root) as store:
             layers = store.layers_of(store.resolve(reference))
         return {name for layer in layers for name in os.listdir(layer.path)}
+
+    def no_engine_runs(self) -> bool:
+        """Return whether nobody holds the engine's lock: a killed process may take a moment to end."""
+        with (self.layerfs.run / "engine.lock").open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     @property
     def engine_pid(self) -> int:
@@ -123,6 +133,7 @@ def test_an_engine_killed_during_a_commit_leaves_the_old_state_or_the_new(place:
             os.kill(place.engine_pid, signal.SIGKILL)
             if answer.exception() is None:
                 assert answer.result().status == 201
+        wait_until(place.no_engine_runs)
         place.api = engine(place.layerfs)
         made = place.commit("m", f"after{number}")
         assert made.status == 201

@@ -35,16 +35,19 @@ class Relay:
         if len(given) != 1:
             return None
         try:
-            row = self._opened().mount(given[0])
+            found = self._opened().identify(given[0].removeprefix("/"))
         except (LayerfsError, OSError):
             self.close()
             return None
-        return Relayed(self._root, row.name, row.id)
+        if found is None:
+            return None
+        mount_id, name = found
+        return Relayed(self._root, name, mount_id)
 
     def get_ready(self) -> None:
         """Open the store and look for a mount, so that the first request finds all of that in memory."""
         with suppress(LayerfsError, OSError):
-            self._opened().mount("none")
+            self._opened().identify("none")
 
     def close(self) -> None:
         """Close the store; the next `find` opens it again."""

@@ -26,6 +26,7 @@ from layerfs.errors import BadRequest, Conflict, LayerfsError, from_os_error
 from layerfs.host import rundir
 from layerfs.host.notify import Notifier
 from layerfs.host.ownership import open_own
+from layerfs.mounting.warmup import warm_up
 from layerfs.store import Store
 from layerfs.store.reserve import keep, with_reserve
 from layerfs.unixhttp import server
@@ -129,7 +130,7 @@ async def _serve(
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             await nursery.start(_serve_clients, listener, app, shared)
             nursery.start_soon(trio.to_thread.run_sync, take_up, app.place)
-            relay.get_ready()
+            nursery.start_soon(warm_up, Path(listener.socket.getsockname()), relay.get_ready)
             threading.Thread(target=Checks(root).run, name="health checks", daemon=True).start()
             notifier.ready(f"serves {root}")
             _log.info("the engine serves the store at %s", root)

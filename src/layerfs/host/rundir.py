@@ -245,10 +245,14 @@ def _holder(fd: int) -> tuple[int | None, int | None]:
 def is_stopped(pid: int) -> bool:
     """Tell whether a process is stopped (SIGSTOP): nothing is to be had from it until it is let go on."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            state = os.read(fd, 4096).rpartition(b")")[2].split()[0]
+        finally:
+            os.close(fd)
     except OSError:
         return False
-    return state in ("T", "t")
+    return state in (b"T", b"t")
 
 
 def owner(device: int) -> tuple[str, int | None] | None:

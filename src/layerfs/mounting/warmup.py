@@ -1,4 +1,4 @@
-"""A first request to a new daemon, by itself, so that the first of a client finds everything in memory.
+"""A first request to a new server, by itself, so that the first of a client finds everything in memory.
 
 A forked process gets a copy of each page of memory when it first writes to it, and Python writes to all that
 it looks at. For the first request that takes 3 ms, as long as a commit. SQLite, too, takes twice as long for

@@ -29,6 +29,10 @@ class MountsOfStore:
         """Return the mount with this name, id or beginning of an id; raises `NotFound`, `BadRequest`."""
         return mounts.find(self._db, reference)
 
+    def identify(self, name: str) -> tuple[str, str] | None:
+        """Return the id and the name of the mount with exactly this name or id, None where there is none."""
+        return mounts.identify(self._db, name)
+
     def mounts(self) -> list[Mount]:
         """Return all mounts, newest first."""
         return mounts.every(self._db)

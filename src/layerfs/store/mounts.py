@@ -169,6 +169,12 @@ def find(db: Database, reference: str) -> Mount:
         return _from_row(db, row)
 
 
+def identify(db: Database, name: str) -> tuple[str, str] | None:
+    """Return the id and the name of the mount with exactly this name or id, None where there is none."""
+    found = db.execute("SELECT id, name FROM mounts WHERE name = ?1 OR id = ?1", (name,)).fetchone()
+    return (str(found[0]), str(found[1])) if found else None
+
+
 def get(db: Database, mount_id: str) -> Mount:
     """Return the mount with exactly this id; raises `NotFound`."""
     with db.snapshot():
