@@ -138,7 +138,7 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 	PyObject *name, *bases, *taken, *device, *base, *inode = NULL, *entry = NULL;
 	const char *prefix;
 	Py_ssize_t length;
-	int directory, found, no_capability;
+	int directory, found, no_capability = 0;
 	struct stat st;
 
 	if (!PyArg_ParseTuple(args, "iSO!O!y#", &directory, &name, &PyDict_Type, &bases, &PyDict_Type, &taken,
@@ -148,7 +148,8 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	if (S_ISDIR(st.st_mode) || st.st_ino >> INODE_BITS || st.st_ino <= ROOT)
 		Py_RETURN_NONE;
-	if (may_be_marked(directory, PyBytes_AS_STRING(name), prefix, length, &no_capability))
+	if ((is_capability_wanted() || length) &&
+	    may_be_marked(directory, PyBytes_AS_STRING(name), prefix, length, &no_capability))
 		Py_RETURN_NONE;
 	device = PyLong_FromUnsignedLongLong(st.st_dev);
 	base = device ? PyDict_GetItemWithError(bases, device) : NULL;

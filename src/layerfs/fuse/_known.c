@@ -6,8 +6,8 @@
  * - The attributes of a file in a lower layer do not change, until Python says so. The kernel knows them, too, but under
  *   the writeback cache it takes the number of blocks for uncertain after every close(2), of files that were only read
  *   as well: the next fstat(2), as each start of a program makes some, asks for all attributes again.
- * - That there is no attribute `security.capability`, as its first lookup or Python has found, until some attribute
- *   is set.
+ * - That there is no attribute `security.capability`, as Python has found, or the first lookup where that is asked for
+ *   of one file after the other, until some attribute is set.
  *
  * Writes move a file's modification time on disk, while the kernel keeps the time that counts and tells it
  * later, or has told it already (see layerfs/fuse/times.py): such files are "late". Who is not vouched for any more
@@ -26,12 +26,14 @@
 
 #define PLACES 4 /* for one inode */
 #define SETS 2048
+#define LATELY 1024 /* lookups ago */
 
 static struct known *table;
 static size_t room; /* in it */
 static size_t most_open, open_ones; /* descriptors */
 static unsigned epoch; /* of what holds; older entries wait to be forgotten or replaced */
 static unsigned latest_use;
+static unsigned wanted; /* for so many lookups more it is found out whether there is a capability */
 static unsigned this_round;
 static PyObject *take_late; /* called with (inode, seconds, nanoseconds) */
 
@@ -142,8 +144,16 @@ void revoke_known(uint64_t inode)
 
 int asks_for_capability(const struct fuse_in_header *in, const void *body, size_t size)
 {
-	return in->opcode == FUSE_GETXATTR && size == sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) &&
-	       !memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY));
+	if (in->opcode != FUSE_GETXATTR || size != sizeof(struct fuse_getxattr_in) + sizeof(CAPABILITY) ||
+	    memcmp((const struct fuse_getxattr_in *)body + 1, CAPABILITY, sizeof(CAPABILITY)))
+		return 0;
+	wanted = LATELY;
+	return 1;
+}
+
+int is_capability_wanted(void)
+{
+	return wanted && wanted--;
 }
 
 void note_no_capability(uint64_t inode)

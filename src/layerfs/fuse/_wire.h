@@ -167,6 +167,9 @@ void drop_known(uint64_t inode);
 int asks_for_capability(const struct fuse_in_header *in, const void *body, size_t size);
 void note_no_capability(uint64_t inode);
 
+/* Whether that has been asked for lately, as of this lookup. */
+int is_capability_wanted(void);
+
 /* Keeps what to say of an inode that does not change. */
 void keep_attributes(uint64_t inode, const struct fuse_attr *attributes);
 
