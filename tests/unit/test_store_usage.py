@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.store import Store
+from layerfs.store.commit import Wording
 from layerfs.store.model import Image
 from layerfs.store.usage import Usage
 
@@ -116,3 +117,18 @@ def test_a_layer_whose_tree_is_lost_counts_nothing(store: Store, base: Image) ->
     upper = store.layer(mount.upper or "").path
     upper.rename(upper.with_name("elsewhere"))
     assert store.usage().layers[mount.upper or ""].size == 0
+
+
+def test_what_a_mount_can_go_back_to_is_not_to_be_freed_but_with_the_mount(store: Store, base: Image) -> None:
+    mount = store.create_mount("m", image=base)
+    written(store, "m", 200)
+    step = store.resolve_checkpoint(mount, "")
+    went = store.rollback(mount, store.prepare_upper(mount), step, Wording(), keep=True)
+    usage = store.usage()
+    assert went.kept is not None
+    assert mount.upper is not None
+    assert usage.layers[mount.upper].mounts == 1
+    assert usage.freed(images=True) == 0
+    assert usage.freed(images=True, mounts={mount.id}) == 1200
+    store.remove_mount(mount.id)
+    assert list(store.usage().layers) == list(base.layers)

@@ -186,6 +186,23 @@ def match_root(db: Database, upper: Layer, layer_id: str) -> None:
         raise from_os_error(error, f"make {upper.path}") from None
 
 
+def layers_of_pasts(db: Database) -> dict[str, set[str]]:
+    """Return the layers of what each mount has stood on before it went back, by the mount's id."""
+    query = """
+        WITH RECURSIVE past (mount, id) AS (
+            SELECT mount, step FROM checkpoints
+            UNION SELECT past.mount, steps.parent FROM past JOIN steps ON steps.id = past.id
+            WHERE steps.parent IS NOT NULL
+        )
+        SELECT past.mount, steps.layer FROM past JOIN steps ON steps.id = past.id
+        WHERE steps.layer IS NOT NULL
+    """
+    found: dict[str, set[str]] = {}
+    for mount, layer in db.execute(query):
+        found.setdefault(str(mount), set()).add(str(layer))
+    return found
+
+
 def forget(db: Database, mount_id: str) -> list[str]:
     """Keep nothing for a mount any more; part of a transaction. Returns steps that may be needed no more."""
     rows = db.execute("DELETE FROM checkpoints WHERE mount = ? RETURNING step", (mount_id,)).fetchall()

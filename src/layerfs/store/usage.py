@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from layerfs.errors import LayerfsError
-from layerfs.store import cacheusage, external, images, layers, mounts
+from layerfs.store import cacheusage, checkpoints, external, images, layers, mounts
 from layerfs.store.cacheusage import CacheUsage
 from layerfs.store.database import Database
 from layerfs.store.model import Image, Layer, Mount
@@ -19,7 +19,10 @@ from layerfs.store.model import Image, Layer, Mount
 
 @dataclass(frozen=True, slots=True)
 class LayerUsage:
-    """A layer, its bytes, and how many images and mounts have it in their stacks (or as the upper)."""
+    """A layer, its bytes, and how many images and mounts have it in their stacks (or as the upper).
+
+    A mount has those as well that it can go back to.
+    """
 
     layer: Layer
     size: int
@@ -42,6 +45,8 @@ class Usage:
     """The build cache: those entries first that were used last."""
     cached: Collection[str] = ()
     """The layers that the build cache keeps, and builds that go on."""
+    pasts: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The layers of what each mount has been at before it went back, by the mount's id."""
 
     def size(self, layer_ids: Iterable[str]) -> int:
         """Return the bytes of these layers together."""
@@ -67,7 +72,8 @@ class Usage:
         stay = [mount for mount in self.mounts if mount.id not in mounts]
         needed = self._needed_by(stay) if images else self.images
         kept = {layer for owner in needed for layer in owner.layers}
-        kept |= {layer for mount in stay for layer in stack_of(mount)} | set(self.cached)
+        kept |= {layer for mount in stay for layer in (*stack_of(mount), *self.pasts.get(mount.id, ()))}
+        kept |= set(self.cached)
         return self.owned_size(self.layers.keys() - kept)
 
     def cache_size(self, *, reclaimable: bool = False) -> int:
@@ -96,8 +102,11 @@ def usage(db: Database) -> Usage:
     """Return what is in the store; layers that nobody measured yet are, and uppers each time."""
     with db.snapshot():
         all_images, all_mounts, rows = images.every(db), mounts.every(db), layers.every(db)
+        pasts = checkpoints.layers_of_pasts(db)
     in_images = Counter(layer for image in all_images for layer in set(image.layers))
-    in_mounts = Counter(layer for mount in all_mounts for layer in set(stack_of(mount)))
+    in_mounts = Counter(
+        layer for mount in all_mounts for layer in {*stack_of(mount), *pasts.get(mount.id, ())}
+    )
     used = {
         row.id: LayerUsage(
             row,
@@ -110,7 +119,8 @@ def usage(db: Database) -> Usage:
     }
     sizes = {layer_id: layer.size for layer_id, layer in used.items()}
     cache = cacheusage.usage(db, lambda layer_id: sizes.get(layer_id, 0))
-    return Usage(tuple(all_images), tuple(all_mounts), used, tuple(cache), cacheusage.kept_layers(db))
+    kept = cacheusage.kept_layers(db)
+    return Usage(tuple(all_images), tuple(all_mounts), used, tuple(cache), kept, pasts)
 
 
 def _size(db: Database, layer: Layer) -> int:
