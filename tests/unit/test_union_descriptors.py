@@ -17,6 +17,7 @@ from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
+from tests.unit.union_support import plain_stack
 
 ROOM = 8
 
@@ -172,3 +173,19 @@ def test_an_upper_holds_its_root_until_it_is_sealed_and_its_work_until_copies_en
     assert count_open() <= before + 2  # the root and the work directory of today's upper
     assert union.lookup(union.root, b"file") is not None
     union.close()
+
+
+def test_what_is_below_each_layer_of_a_stack(tmp_path: Path) -> None:
+    trees = [tmp_path / str(number) for number in range(4)]
+    for tree in trees:
+        tree.mkdir()
+    with plain_stack(*trees).opened(16) as layers:
+        for depth, layer in enumerate(layers):
+            expected = tuple(reversed(layers[:depth]))
+            below = layer.below
+            assert (tuple(below), len(below), bool(below)) == (expected, depth, depth > 0)
+            assert [below[place] for place in range(-depth, depth)] == [*expected, *expected]
+            assert below[1:] == expected[1:]
+            for place in (depth, -depth - 1):
+                with pytest.raises(IndexError):
+                    below[place]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
@@ -76,7 +77,7 @@ class Layer:
         self.marking = marking if marking is not None else of_this_process()
         self.trust = trust
         self.on_disk = not mutable
-        self.below: tuple[Layer, ...] = ()
+        self.below: Sequence[Layer] = ()
         self.moves = Moves()
         self.hides: dict[tuple[Layer, int, int], int] = {}
         self.tops: WeakSet[Directory] | None = None

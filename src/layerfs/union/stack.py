@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
@@ -50,7 +50,7 @@ class Stack:
                     shelf=shelf,
                     directories=directories,
                 )
-                layer.below = tuple(reversed(layers))
+                layer.below = _Below(layers, len(layers))
                 layers.append(layer)
         except OSError:
             close_all(layers)
@@ -69,6 +69,36 @@ class Stack:
             close_all(layers)
             if shelf is not None:
                 shelf.close()
+
+
+class _Below(Sequence[Layer]):
+    """The lowest layers of a stack, top-most first. Of thousands, each has one: a tuple is too large."""
+
+    __slots__ = ("_count", "_layers")
+
+    def __init__(self, layers: list[Layer], count: int) -> None:
+        """Show the first *count* of *layers*, which are bottom first and get only longer."""
+        self._layers = layers
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, place: int) -> Layer: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Layer, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Layer | tuple[Layer, ...]:
+        if isinstance(place, slice):
+            return tuple(self)[place]
+        if not -self._count <= place < self._count:
+            raise IndexError(place)
+        return self._layers[self._count - 1 - place % self._count]
+
+    def __iter__(self) -> Iterator[Layer]:
+        return (self._layers[number] for number in range(self._count - 1, -1, -1))
 
 
 def close_all(layers: list[Layer]) -> None:
