@@ -60,6 +60,8 @@ def test_options_for_others_are_accepted() -> None:
         ("suid=yes", "'suid=yes'"),
         ("index=on", "'index=on'"),
         ("defaults2", "'defaults2'"),
+        ("partial=some", "fill, keep, off, not 'some'"),
+        ("partial", "fill, keep, off"),
     ],
 )
 def test_bad_options_are_named(text: str, named: str) -> None:

@@ -24,7 +24,7 @@ def test_a_filesystem_whose_journal_waits_for_no_disk_keeps_no_order(
             Mounted("/srv", "xfs", "/dev/vda", DEVICE, frozenset(options)),
         ]
         monkeypatch.setattr("layerfs.union.mountinfo.mounts", lambda table=table: iter(table))
-        assert durability._described(DEVICE) == ("xfs", frozenset(options))
+        assert durability.described(DEVICE) == ("xfs", frozenset(options))
         assert durability._keeps_order(DEVICE) is keeps
 
 

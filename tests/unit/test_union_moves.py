@@ -170,13 +170,13 @@ def test_a_copy_up_of_a_file_with_two_names_never_searches_the_upper(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[bytes] = []
-    walk = links._directories
+    walk = links.directories_of
 
     def search(layer: Layer) -> Iterator[tuple[LayerDir, moves.Path]]:
         searched.append(layer.path)
         return walk(layer)
 
-    monkeypatch.setattr(links, "_directories", search)
+    monkeypatch.setattr(links, "directories_of", search)
     (tree.lowers[0] / "d").mkdir()
     for number in range(4):
         (tree.lowers[0] / f"a{number}").touch()

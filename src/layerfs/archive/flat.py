@@ -11,10 +11,12 @@ import stat
 from collections.abc import Iterator, Sequence
 
 from layerfs.archive import layertar, tarformat
+from layerfs.archive.streams import PIECE
 from layerfs.archive.tar import Member
 from layerfs.union import merge
 from layerfs.union.layer import LayerDir
 from layerfs.union.marking import Marking
+from layerfs.union.partial import Partial, open_partial
 from layerfs.union.stack import Stack
 
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -61,18 +63,31 @@ def merged_tar(stack: Stack) -> Iterator[bytes]:
 class _Entry:
     """Anything but a directory, ready to be written: a regular file is open."""
 
-    def __init__(self, member: Member, fd: int | None) -> None:
+    def __init__(self, member: Member, contents: int | Partial | None) -> None:
         self._member = member
-        self._fd = fd
+        self._contents = contents
 
     def pieces(self) -> Iterator[bytes]:
+        size = self._member.size
         try:
             yield tarformat.header(self._member)
-            if self._fd is not None:
-                yield from layertar.content(self._fd, self._member.name, self._member.size, fill=True)
+            if isinstance(self._contents, Partial):
+                yield from _pieces_of_partial(self._contents, size)
+            elif self._contents is not None:
+                yield from layertar.content(self._contents, self._member.name, size, fill=True)
         finally:
-            if self._fd is not None:
-                os.close(self._fd)
+            if isinstance(self._contents, Partial):
+                self._contents.close()
+            elif self._contents is not None:
+                os.close(self._contents)
+
+
+def _pieces_of_partial(partial: Partial, size: int) -> Iterator[bytes]:
+    """Yield what a file has that has been changed since what was written was collected for the archive."""
+    for at in range(0, size, PIECE):
+        wanted = min(size - at, PIECE)
+        yield partial.read(at, wanted).ljust(wanted, b"\0")
+    yield tarformat.padding(size)
 
 
 class _Files:
@@ -93,22 +108,26 @@ class _Files:
             kind = "link"
         place = b"/proc/self/fd/%d/%b" % (home.fd(), name)
         member = layertar.member_at(path, kind, status, place, self._marking)
-        fd = None
+        contents: int | Partial | None = None
         if kind == "link":
             member.target = self._links[identity]
         elif kind == "symlink":
             member.target = os.readlink(name, dir_fd=home.fd())
         elif kind == "file":
-            fd = _open_contents(dirs, home, name, status)
+            contents = _open_contents(dirs, home, name, status)
         if status.st_nlink > 1:
             self._links.setdefault(identity, path)
-        return _Entry(member, fd)
+        return _Entry(member, contents)
 
 
-def _open_contents(dirs: Sequence[LayerDir], home: LayerDir, name: bytes, status: os.stat_result) -> int:
+def _open_contents(
+    dirs: Sequence[LayerDir], home: LayerDir, name: bytes, status: os.stat_result
+) -> int | Partial:
     """Open what a file holds, which lies below where its metadata alone has been copied up."""
     if home.layer.below:
         marks = home.file_marks(name, status)
+        if marks.metacopy and marks.partial is not None:
+            return open_partial(home, name, marks)
         if marks.metacopy:
             below = dirs[list(dirs).index(home) + 1 :]
             home, name = merge.contents(below, home.layer, name, marks.redirect)

@@ -150,6 +150,8 @@ class LayerTar:
             self._links[identity] = path
         if kind == "file" and status.st_size:
             if home.layer.below and (marks := home.file_marks(name, status)).metacopy:
+                if marks.partial is not None:  # in no layer that was sealed in order
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), name)
                 self.alone = False
                 home, name = merge.contents(below(), home.layer, name, marks.redirect)
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

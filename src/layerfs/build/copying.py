@@ -31,8 +31,9 @@ from layerfs.build.sources import (
 from layerfs.build.target import Attributes, Occupied, Target, TargetDirectory
 from layerfs.errors import BadRequest, from_os_error
 from layerfs.union import syscalls, whiteout
-from layerfs.union.copying import copy_data, copy_range
+from layerfs.union.copying import copy_data
 from layerfs.union.marking import of_this_process
+from layerfs.union.ranges import copy_range
 from layerfs.union.stack import Stack
 
 __all__ = ["Copied", "Job", "Selection", "make_directory", "select", "write"]

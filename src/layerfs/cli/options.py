@@ -22,6 +22,8 @@ SWITCHES = {
     "volatile": "novolatile",
 }
 """Options of the mount that are on or off; the last one given counts."""
+CHOICES = {"partial": ("fill", "keep", "off")}
+"""Options of the mount with a value out of several; the last one given counts."""
 IGNORED = re.compile(
     r"defaults|auto|noauto|nofail|_netdev|(no)?user|(no)?users|owner|group|async|sync|dirsync|relatime|norelatime|"
     r"strictatime|nostrictatime|nodiratime|diratime|lazytime|nolazytime|silent|loud|x-.*|comment=.*|uhelper=.*"
@@ -42,7 +44,7 @@ class MountOptions:
     root: str | None = None
     read_only: bool = False
     switches: dict[str, str | bool] = field(default_factory=dict)
-    """For each of `SWITCHES` that was given, on or off."""
+    """For each of `SWITCHES` that was given, on or off; for each of `CHOICES`, which."""
 
 
 def parse_options(texts: list[str]) -> MountOptions:
@@ -60,6 +62,10 @@ def parse_options(texts: list[str]) -> MountOptions:
             _set(options, name, value)
         elif name in ("ro", "rw") and not equals:
             options.read_only = name == "ro"
+        elif name in CHOICES:
+            if value not in CHOICES[name]:
+                raise UsageError(f"mount option {name} is one of {', '.join(CHOICES[name])}, not {value!r}")
+            options.switches[name] = value
         elif switch := _switch(option):
             options.switches[switch[0]] = switch[1]
         elif not IGNORED.fullmatch(option):

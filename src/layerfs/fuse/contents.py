@@ -17,11 +17,14 @@ from typing import TypeVar
 import trio
 
 from layerfs.fuse import wire
+from layerfs.fuse.filling import Filling
 from layerfs.fuse.gate import Gate
 from layerfs.union import syscalls
-from layerfs.union.copyup import CopyUp, FillIn
+from layerfs.union.copyup import CopyUp
+from layerfs.union.fillin import FillIn
 from layerfs.union.generation import refresh
 from layerfs.union.node import Directory, File, Node
+from layerfs.union.partial import Partial
 from layerfs.union.reading import read_at
 from layerfs.union.view import Union
 
@@ -44,18 +47,21 @@ class Contents:
         self._copying: dict[File, trio.Event] = {}
         self._writing: set[trio.Event] = set()
         self._gate = Gate(_write_out)
+        self.filling = Filling(union, self._gate, durable=durable)
         self._settling = 0.0  # seconds that small copies have taken lately to get to the disk
         self._memory = memoryview(
             mmap.mmap(-1, _BUFFER)
         )  # one buffer: an answer is sent before the next read
         self.copies = 0
 
-    def is_in_place(self, node: Node, *, metadata_only: bool = False) -> bool:
-        """Tell whether *node* can be changed without a copy-up."""
+    def is_in_place(self, node: Node, *, metadata_only: bool = False, whole: bool = False) -> bool:
+        """Tell whether *node* can be changed without a copy-up: with *whole* none that is partial."""
         refresh(self._union, node)  # the union may have gone back while the caller waited
         if isinstance(node, Directory):
             return True
-        return self._union.in_upper(node) if metadata_only else self._union.is_whole(node)
+        if metadata_only:
+            return self._union.in_upper(node)
+        return self._union.is_whole(node) if whole else self._union.is_writable(node)
 
     def bring_in_place(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> bool:
         """Do what `copy_up` does if that takes hardly any time; tell whether *node* is in place now.
@@ -78,28 +84,43 @@ class Contents:
         self._count(job)
         return True
 
-    def _job(self, node: File, length: int | None, metadata_only: bool) -> CopyUp | FillIn:
-        if self._union.in_upper(node):
-            return FillIn(self._union, node, durable=self._durable)
-        return CopyUp(self._union, node, length, metadata_only=metadata_only, durable=self._durable)
+    def _job(
+        self, node: File, length: int | None, metadata_only: bool, *, thin: bool = False
+    ) -> CopyUp | FillIn:
+        union, durable = self._union, self._durable
+        if union.in_upper(node):
+            return FillIn(union, node, durable=durable, thin=thin)
+        return CopyUp(union, node, length, metadata_only=metadata_only, durable=durable, thin=thin)
 
     def _is_quick(self, job: CopyUp | FillIn) -> bool:
         return self._settling <= _PATIENCE and isinstance(job, CopyUp) and job.is_small(_SMALL_COPY)
 
     def _count(self, job: CopyUp | FillIn) -> None:
         self.copies += 1
+        self.filling.begin()
         if job.settling and job.length <= _SMALL_COPY:
             self._settling += (job.settling - self._settling) / 4
 
-    async def copy_up(self, node: Node, length: int | None = None, *, metadata_only: bool = False) -> None:
+    async def copy_up(
+        self,
+        node: Node,
+        length: int | None = None,
+        *,
+        metadata_only: bool = False,
+        whole: bool = False,
+    ) -> None:
         """Have *node* in the upper on return, and between here and the caller's next `await`.
 
         With *length* only so many bytes of it are copied: the caller is about to cut it. With
-        *metadata_only* the caller changes no contents, and they may stay below.
+        *metadata_only* the caller changes no contents, and they may stay below. Else the file may be partial,
+        unless the caller needs it *whole*.
         Several requests for one file share one copy; other files are not waited for.
         """
-        while not self.is_in_place(node, metadata_only=metadata_only):
+        while not self.is_in_place(node, metadata_only=metadata_only, whole=whole):
             assert isinstance(node, File)
+            if node.partial is not None:
+                await self.filling.make_whole(node)
+                continue
             under_way = self._copying.get(node)
             if under_way is not None:
                 await under_way.wait()
@@ -107,12 +128,14 @@ class Contents:
             if self._union.in_upper(node) and not self._gate.is_open:
                 await self._gate.opened()
                 continue
-            job = self._job(node, length, metadata_only)
+            job = self._job(node, length, metadata_only, thin=not whole and self.filling.allows_partial)
             done = self._copying[node] = trio.Event()
             try:
                 if isinstance(job, FillIn):
                     with self._gate.change():
                         await trio.to_thread.run_sync(job.copy)
+                        if job.is_thin and not self.filling.allows_partial:
+                            await trio.to_thread.run_sync(job.fill)
                         job.finish()
                 else:
                     if self._is_quick(job):
@@ -123,6 +146,8 @@ class Contents:
                             if job.is_ready():
                                 break
                             await trio.to_thread.run_sync(job.search)
+                        if job.is_late() or (job.is_thin and not self.filling.allows_partial):
+                            await trio.to_thread.run_sync(job.fill)
                     job.finish()
                 self._count(job)
             finally:
@@ -137,7 +162,11 @@ class Contents:
 
     async def read(self, node: File, offset: int, size: int) -> bytes | memoryview:
         """Return *size* bytes at *offset*, fewer only at the end of the file. Raises `OSError`."""
-        fd = self._union.data(node)
+        partial = node.partial
+        fd = self._union.data(node) if partial is None else partial.only_descriptor(offset, size)
+        if fd is None:
+            assert partial is not None
+            return await self._read_partial(partial, offset, size)
         buffer = self._memory[:size]
         try:
             count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
@@ -149,17 +178,33 @@ class Contents:
             count = -1
         if count == size or (count >= 0 and offset + count >= os.fstat(fd).st_size):
             return buffer[:count]
+        if partial is not None:
+            return await self._read_partial(partial, offset, size)
         return await self._in_thread(fd, lambda own: read_at(own, size, offset))
+
+    async def _read_partial(self, partial: Partial, offset: int, size: int) -> bytes:
+        fd = os.dup(partial.fd)  # the others may be closed meanwhile
+        try:
+            return await self._in_thread(
+                partial.source, lambda own: partial.read(offset, size, fd=fd, source=own)
+            )
+        finally:
+            os.close(fd)
 
     async def write(self, node: File, offset: int, data: bytes) -> None:
         """Write all of *data* at *offset*."""
         done = trio.Event()
         self._writing.add(done)
         try:
-            await self.copy_up(node)
-            while not self._gate.lets_write:
-                await self._gate.opened()
-                await self.copy_up(node)  # a commit has been there
+            while True:
+                await self.copy_up(node)  # once more where a commit has been there
+                if node.partial is not None:
+                    if await self._write_partial(node, node.partial, offset, data):
+                        return
+                elif self._gate.lets_write:
+                    break
+                else:
+                    await self._gate.opened()
             fd = self._union.data(node, write=True)
             written = os.pwrite(fd, data, offset)
             while written < len(data):  # the next try says why
@@ -167,6 +212,36 @@ class Contents:
         finally:
             self._writing.remove(done)
             done.set()
+
+    async def _write_partial(self, node: File, partial: Partial, offset: int, data: bytes) -> bool:
+        """Write to a partial file; tell whether it was that when its turn had come."""
+        async with self.filling.turn(node, partial) as is_it:
+            if is_it:
+                await self._gate.opened()
+                with self._gate.change():
+                    if partial.needs_below(offset, len(data)):
+                        await trio.to_thread.run_sync(partial.write, offset, data)
+                    else:
+                        partial.write(offset, data)
+            return is_it
+
+    @asynccontextmanager
+    async def cutting(self, node: Node, length: int) -> AsyncIterator[None]:
+        """Have *node* in the upper, to be cut to *length* in the block, and nobody fill it meanwhile."""
+        while True:
+            await self.copy_up(node, length)
+            partial = node.partial if isinstance(node, File) else None
+            if partial is None or not isinstance(node, File):
+                yield
+                return
+            async with self.filling.turn(node, partial) as is_it:
+                if is_it:
+                    await self._gate.opened()
+                    yield
+                    if self._durable and self._union.upper is not None and not self._union.upper.keeps_order:
+                        # Its length and its limit have to be there before it grows again.
+                        await trio.to_thread.run_sync(os.fsync, partial.fd)
+                    return
 
     async def writes_under_way(self) -> None:
         """Return when the writes that threads do now, or that wait for a copy-up, have been done."""
@@ -191,10 +266,10 @@ class Contents:
 
     async def fallocate(self, node: File, mode: int, offset: int, length: int) -> None:
         """Allocate space for a file, or punch or zero a part of it, as fallocate(2) with *mode*."""
-        await self.copy_up(node)
+        await self.copy_up(node, whole=True)
         while not self._gate.is_open:
             await self._gate.opened()
-            await self.copy_up(node)  # a commit has been there
+            await self.copy_up(node, whole=True)  # a commit has been there
         with self._gate.change():
             fd = self._union.data(node, write=True)
             await self._in_thread(fd, lambda own: syscalls.fallocate(own, mode, offset, length))

@@ -172,10 +172,18 @@ class Handlers:
         effective = self.filesystem.effective(node, change, caller)
         if effective is not None:
             length = effective.size
+            if length is not None and isinstance(node, File) and node.partial is not None:
+                return self._cut(node, length, effective)
             if not self._contents.bring_in_place(node, length, metadata_only=length is None):
                 again = lambda: self.change(inode, change, caller)  # noqa: E731
                 return self._once_in_place(again, node, length, metadata_only=length is None)
             self.filesystem.apply(node, effective)
+        return self._attributes(node)
+
+    async def _cut(self, node: File, length: int, change: Change) -> Told:
+        """Make a *change* that sets the length of a partial file."""
+        async with self._contents.cutting(node, length):
+            self.filesystem.apply(node, change)
         return self._attributes(node)
 
     def readlink(self, inode: int) -> bytes:
@@ -286,7 +294,8 @@ class Handlers:
 
     def to_read(self, inode: int, flag: bool) -> int | None:
         """Return the descriptor to read from."""
-        return self.union.data(self.filesystem.file(inode))
+        node = self.filesystem.file(inode)
+        return None if node.partial is not None else self.union.data(node)
 
     async def read(self, inode: int, offset: int, size: int) -> bytes | memoryview:
         """READ."""
@@ -296,6 +305,8 @@ class Handlers:
         """Return the descriptor to change, once that needs no copy-up, and no commit is made."""
         node = self.filesystem.file(inode)
         if takes_set_id or not self._contents.lets_write or not self._contents.bring_in_place(node):
+            return None
+        if node.partial is not None:
             return None
         fd = self.union.data(node, write=True)
         if not self.filesystem.late_times.vouch(node):

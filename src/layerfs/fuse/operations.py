@@ -88,11 +88,11 @@ async def _open(answers: Handlers, inode: int, flags: int, ctx: pyfuse3.RequestC
     if flags & os.O_ACCMODE != os.O_RDONLY:
         writable_upper(answers.union)
     if flags & os.O_TRUNC:
-        await filesystem.contents.copy_up(node, 0)
-        attributes.truncate(answers.union, node, 0)
-        filesystem.syncing.cut_to_nothing(node)
+        async with filesystem.contents.cutting(node, 0):
+            attributes.truncate(answers.union, node, 0)
+            filesystem.syncing.cut_to_nothing(node)
         filesystem.drop_set_id(node, _caller(ctx))
-    else:
+    elif node.partial is None:
         answers.union.data(node)  # what cannot be read should fail here, not later
     return inode
 

@@ -163,7 +163,7 @@ class Syncing:
     def cut_to_nothing(self, node: File) -> None:
         """Note that *node* has been cut to nothing: what of it could not be written is given up."""
         if self._lost.has_lost():
-            self._lost.forgive(self._union.data(node))
+            self._lost.forgive(self._union.data(node) if node.partial is None else node.partial.fd)
 
     def _sync_all(self, files: list[int], data_only: bool) -> None:
         for fd in files:
@@ -178,11 +178,15 @@ class Syncing:
                     self._add(found, part)
             elif node.is_regular:
                 if node.contents is not None and not node.contents[0].layer.on_disk:
-                    found.append(os.dup(self._union.data(node)))
+                    below = self._union.data(node) if node.partial is None else node.partial.source
+                    found.append(os.dup(below))
                     self._add_names(found, node.contents[0])
                 if not _is_on_disk(node):
                     own = node.contents is None
-                    found.append(os.dup(self._union.data(node)) if own else node.open(os.O_RDONLY))
+                    if node.partial is not None:
+                        found.append(os.dup(node.partial.fd))
+                    else:
+                        found.append(os.dup(self._union.data(node)) if own else node.open(os.O_RDONLY))
                     if not node.synced and not node.orphan:
                         self._add_names(found, node.home)
         except BaseException:

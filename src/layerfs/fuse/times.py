@@ -96,7 +96,9 @@ class LateTimes:
     def _begin(self, node: File) -> _Late:
         late = self._files.get(node)
         if late is None:
-            late = self._files[node] = _Late(node.stat().st_mtime_ns, self._round)
+            kept = node.partial.kept_time if node.partial is not None else None
+            shown = node.stat().st_mtime_ns if kept is None else kept
+            late = self._files[node] = _Late(shown, self._round)
         late.round = self._round
         late.told = False
         return late

@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from layerfs.errors import Conflict, LayerfsError, NotFound, StoreBusy
+from layerfs.errors import Conflict, LayerfsError, NotFound, StoreBusy, from_os_error
 from layerfs.fuse import bdi, busypoll, session, stale, wire
 from layerfs.fuse.collector import Collector
 from layerfs.fuse.filesystem import Filesystem
@@ -113,6 +113,7 @@ class Daemon:
                     store=self._background.store_sync,
                     syncs=lasting,
                 )
+                self._filesystem.contents.filling.keeps = options.get("partial") == "keep"
                 handlers = Handlers(self._filesystem)
                 self._operations = Operations(handlers)
                 if wire.extension is not None:
@@ -128,6 +129,8 @@ class Daemon:
                     session.close()  # first: an unmount may wait for answers, which nobody gives any more
                     if not self._ended.is_set():
                         self._inside.unmount_now()
+                    if not self._discarded:
+                        self._filesystem.contents.filling.finish_now()
             finally:
                 self._union.close()
                 self._leave_store()
@@ -176,6 +179,7 @@ class Daemon:
             ready()
             self._background.begin_next_upper()
             nursery.start_soon(warm_up, socket, self._rehearse)
+            self._filesystem.contents.filling.begin()  # what a killed daemon has left
             self._notifier.ready(f"{self.name} is mounted on {self.mountpoint}")
             _log.info("%s is mounted on %s", self.name, self.mountpoint)
 
@@ -277,16 +281,17 @@ class Daemon:
                     f"cannot commit {self.name}: it is mounted read-only; mount it without ro to commit"
                 )
             path = self._union.layers[0].path
-            made, upper = await live_commit.commit(
-                self._store,
-                self._mount,
-                self._union,
-                self._background.next_upper,
-                self._background.hold,
-                write,
-                still=live_commit.stillness(self.mount_id, self.flush, pause=pause),
-                unchanging=self._filesystem.contents.unchanging,
-            )
+            async with self._all_whole():
+                made, upper = await live_commit.commit(
+                    self._store,
+                    self._mount,
+                    self._union,
+                    self._background.next_upper,
+                    self._background.hold,
+                    write,
+                    still=live_commit.stillness(self.mount_id, self._collect, pause=pause),
+                    unchanging=self._filesystem.contents.unchanging,
+                )
             if self._union.layers[1].path != path:
                 self._background.has_exchanged(sealed)
             else:
@@ -314,19 +319,20 @@ class Daemon:
             target = live_rollback.Target(step, self._store.layers_at(self._mount, step))
             given_up = self._mount.upper
             assert given_up is not None
-            moved = await live_rollback.rollback(
-                self._store,
-                self._mount,
-                self._union,
-                self._background.next_upper,
-                self._background.hold,
-                target,
-                self._inside.device,
-                discard=wanted.discard,
-                open_layer=self._open_layer,
-                still=live_commit.stillness(self.mount_id, self.flush, pause=wanted.pause),
-                unchanging=self._filesystem.contents.unchanging,
-            )
+            async with self._all_whole():
+                moved = await live_rollback.rollback(
+                    self._store,
+                    self._mount,
+                    self._union,
+                    self._background.next_upper,
+                    self._background.hold,
+                    target,
+                    self._inside.device,
+                    discard=wanted.discard,
+                    open_layer=self._open_layer,
+                    still=live_commit.stillness(self.mount_id, self._collect, pause=wanted.pause),
+                    unchanging=self._filesystem.contents.unchanging,
+                )
             self._background.has_new_upper(self._union.layers[0])
             self._mount = replace(
                 self._mount, layers=tuple(target.layers), upper=moved.prepared.id, step=step
@@ -359,14 +365,31 @@ class Daemon:
         mount = self._mount
         if mount.upper is None:
             return []
-        await self.flush()
+        await self._collect()
         stack = self._store.stack_of(mount, upper=True)
         return await trio.to_thread.run_sync(lambda: list(changes(stack)))
 
     async def flush(self) -> None:
+        """Bring what was written until now into the upper, for others to read it. Raises `LayerfsError`."""
+        await self._collect()
+        async with self._all_whole():
+            pass
+
+    async def _collect(self) -> None:
         """Bring what was written until now from the kernel's cache into the upper. Raises `LayerfsError`."""
         if self._union.upper is not None:
             await flush(self._filesystem, self._inside)
+
+    @asynccontextmanager
+    async def _all_whole(self) -> AsyncIterator[None]:
+        """Have no file of the upper be partial while the block lasts. Raises `LayerfsError`."""
+        filling = self._filesystem.contents.filling
+        with filling.none_new():
+            try:
+                await filling.make_all_whole()
+            except OSError as error:
+                raise from_os_error(error, f"finish the copy of a large file in {self.name}") from error
+            yield
 
     def status(self) -> dict[str, Any]:
         """Return figures about this daemon, for people and for monitoring."""
@@ -414,10 +437,15 @@ class Daemon:
     async def _unmount(self, force: bool, *, discard: bool) -> None:
         self._check_serving()
         self._discarded = discard and self.outside_upper is None  # which its owner keeps
-        flush = None if self._discarded else self.flush
+        flush = None if self._discarded else self._collect
         ending = Unmounting(self.name, self._inside, flush, self._ended, self._notifier)
+        filling = self._filesystem.contents.filling
         try:
-            await ending.run(force=force)
+            with filling.none_new():
+                if not (self._discarded or filling.keeps):
+                    with suppress(OSError):  # at its end the daemon tries again, and says so
+                        await filling.make_all_whole()
+                await ending.run(force=force)
         except BaseException:
             self._discarded = False  # it may go on for years, and somebody else may unmount it
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +17,7 @@ from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
 from layerfs.union.marking import Marking, Trust
 from layerfs.union.stack import close_all
+from layerfs.union.unfinished import finish_at_rest, take_up
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 _DESCRIPTORS = 128
 """Directories, and as many files, that are kept open: to open one again takes a tenth of a request."""
 _FEWEST_DESCRIPTORS = 16
+_LARGE = 1 << 20
+"""Bytes from which on a file that is copied up is partial at first: less is copied in a millisecond."""
+_KEPT = 256
+"""How many files may be partial at a time where they stay so: each has two descriptors open."""
 
 
 class Opened(NamedTuple):
@@ -55,6 +61,8 @@ def open_union(store: Store, mount: Mount, shelf: Shelf, *, read_only: bool) -> 
         if mount.upper is not None:
             active, trust = store.layer(mount.upper), whole.trees[depth].trust
             if read_only:
+                if active.work is not None:
+                    finish_at_rest(whole, active.work)
                 lowers.append(_upper_to_read(active.path, whole.marking, trust))
             elif active.work is None:
                 raise BadRequest(
@@ -72,6 +80,14 @@ def open_union(store: Store, mount: Mount, shelf: Shelf, *, read_only: bool) -> 
                 )
         metacopy = bool(mount.options.get("metacopy"))
         union = Union(lowers, upper, descriptors=descriptors, directories=directories, metacopy=metacopy)
+        if upper is not None:
+            least = os.environ.get("LAYERFS_PARTIAL_FROM")
+            wanted = mount.options.get("partial", "fill" if least else "off")
+            if wanted != "off":
+                union.thin_from = int(least or _LARGE)
+            if wanted == "keep":
+                union.most_partial = _KEPT
+            take_up(union)
         return Opened(union, unsettled)
     except BaseException:
         close_all(lowers)

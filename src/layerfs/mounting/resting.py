@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerfs.errors import Conflict, StoreBusy
+from layerfs.errors import Conflict, StoreBusy, from_os_error
 from layerfs.host.mounttable import detach
 from layerfs.host.record import look
 from layerfs.host.rundir import RunLock
@@ -80,6 +80,8 @@ class Resting:
             store.check_rollback(row)
             step = store.resolve_checkpoint(row, wanted.reference)
             keep = not wanted.discard and store.has_changes(row)
+            if keep:
+                self._finish_copies(row)
 
             def write(mount: Row, upper: Layer) -> Gone:
                 store.match_root(upper, store.layers_at(mount, step)[-1])
@@ -106,6 +108,7 @@ class Resting:
                 with suppress(OSError):  # as they do no harm
                     lowers = [layer.path for layer in self._store.layers_of(row)]
                     places.remove_at_rest(self._store.layer(row.upper).path, lowers)
+            self._finish_copies(row)
             made = self._patiently(row, write)
         assert row.upper is not None
         settle.start(self._store.root, row.upper)
@@ -136,7 +139,19 @@ class Resting:
         return list(changes(self._store.stack_of(self._row, upper=True)))
 
     def flush(self) -> None:
-        """Do nothing: nobody has anything in a cache."""
+        """Finish what a killed daemon has copied up in part: nobody has anything in a cache."""
+        self._finish_copies(self._row)
+
+    def _finish_copies(self, row: Row) -> None:
+        from layerfs.union.unfinished import finish_at_rest
+
+        upper = self._store.layer(row.upper) if row.upper is not None else None
+        if upper is None or upper.work is None:
+            return
+        try:
+            finish_at_rest(self._store.stack_of(row, upper=True), upper.work)
+        except OSError as error:
+            raise from_os_error(error, f"finish the copy of a large file in {row.name}") from error
 
     def status(self) -> dict[str, Any]:
         """Raise `Conflict`: there is no daemon."""

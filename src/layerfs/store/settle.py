@@ -164,8 +164,9 @@ def verify(db: Database, layer_id: str) -> Iterator[Difference]:
 
 def _remove_work(directory: Path) -> None:
     # A copy-up that outlived the commit may still have something there; it goes with the layer.
-    with suppress(OSError):
-        (directory / "work/work/moves").unlink()
+    for name in ("work/work/moves", "work/partial"):
+        with suppress(OSError):
+            (directory / name).unlink()
     for path in (directory / "work/work", directory / "work/index", directory / "work"):
         with suppress(OSError):
             path.rmdir()

@@ -52,6 +52,8 @@ def chmod(union: Union, node: Node, mode: int) -> None:
 
 def utime(union: Union, node: Node, atime_ns: int | None, mtime_ns: int | None) -> None:
     """Set access and modification time, in nanoseconds since the epoch; None leaves one as it is."""
+    if isinstance(node, File) and node.partial is not None and mtime_ns is not None:
+        node.partial.keep_time(mtime_ns)
     if isinstance(node, Directory):
         syscalls.utimensat(node.dirs[0].fd(), None, atime_ns, mtime_ns)
     elif node.writable:
@@ -68,7 +70,10 @@ def utime(union: Union, node: Node, atime_ns: int | None, mtime_ns: int | None) 
 
 
 def truncate(union: Union, node: File, length: int) -> None:
-    """Set the length of a regular file, in bytes."""
+    """Set the length of a regular file, in bytes. Nobody may be filling a partial one meanwhile."""
+    if node.partial is not None:
+        node.partial.cut(length, union.marking.prefix)
+        return
     os.ftruncate(union.data(node, write=True), length)
 
 

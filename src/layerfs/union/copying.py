@@ -9,11 +9,11 @@ from functools import cache
 
 from layerfs.union import syscalls
 from layerfs.union.marking import INODE
+from layerfs.union.ranges import copy_range, shorter
 from layerfs.union.reading import read_at
 from layerfs.union.upper import Upper
 
 _SMALL = 4096
-_CANNOT = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def copy_metadata(
@@ -97,29 +97,5 @@ def copy_data(source: int, target: int, length: int) -> None:
             copy_range(source, target, offset, end - offset, at=offset)
             offset = end
     if os.fstat(source).st_size < length:
-        raise _shorter()
+        raise shorter()
     os.ftruncate(target, length)
-
-
-def copy_range(source: int, target: int, offset: int, length: int, *, at: int = 0) -> None:
-    """Copy *length* bytes of file *source* from *offset* to *at* in file *target*, in the kernel if it can.
-
-    Raises `OSError`; EIO where the source turns out to be shorter.
-    """
-    while length:
-        try:
-            copied = os.copy_file_range(source, target, min(length, 1 << 26), offset, at)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            copied = 0
-        if not copied:  # some filesystems cannot, and say so with 0
-            data = read_at(source, min(length, 1 << 20), offset)
-            if not data:
-                raise _shorter()
-            copied = os.pwrite(target, data, at)
-        offset, at, length = offset + copied, at + copied, length - copied
-
-
-def _shorter() -> OSError:
-    return OSError(errno.EIO, os.strerror(errno.EIO))

@@ -10,17 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
+from layerfs.union import syscalls
+from layerfs.union.below import file_path
 from layerfs.union.copying import copy_data, copy_metadata
+from layerfs.union.fillin import FillIn
 from layerfs.union.generation import above, refresh
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.links import learn_moves, names_in, today
 from layerfs.union.marking import METACOPY, REDIRECT
 from layerfs.union.moves import Path
 from layerfs.union.node import Directory, File, Node
+from layerfs.union.partial import Partial, mark, unmark
+from layerfs.union.ranges import shorter
+from layerfs.union.thin import TOO_LONG, has_room, may_be_thin
+from layerfs.union.unfinished import make_whole
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
 
@@ -34,7 +39,9 @@ def writable_upper(union: Union) -> Upper:
 
 def copy_up(union: Union, node: File) -> None:
     """Bring *node* into the upper, all three steps in a row. Raises `OSError`, having changed nothing."""
-    if not union.is_whole(node):
+    if node.partial is not None:
+        make_whole(union, node)
+    elif not union.is_whole(node):
         job = FillIn(union, node) if union.in_upper(node) else CopyUp(union, node)
         try:
             job.copy()
@@ -47,7 +54,8 @@ class CopyUp:
     """One copy-up of *node* under way; `close` it in any case.
 
     With *length* only so many bytes are copied, for a file that is about to be cut to that length. With
-    *metadata_only*, where the union allows that form and the file has no other name, none are.
+    *metadata_only*, where the union allows that form and the file has no other name, none are. Nor are they
+    with *thin*, where the file is large enough and the upper's filesystem can: it is partial then.
     """
 
     def __init__(
@@ -58,6 +66,7 @@ class CopyUp:
         *,
         metadata_only: bool = False,
         durable: bool = True,
+        thin: bool = False,
     ) -> None:
         self._union = union
         self._node = node
@@ -80,6 +89,15 @@ class CopyUp:
             and node.is_regular
             and (st.st_nlink == 1 and st.st_size > 0 and bool(node.names))
         )
+        self.is_thin = (
+            thin
+            and not self._metadata_only
+            and node.is_regular
+            and (st.st_nlink == 1 and bool(node.names))
+            and may_be_thin(union, self._upper, self.length)
+        )
+        """Whether the copy is partial, once it has been made."""
+        self._redirect = file_path(union, node) if self.is_thin else b""
         self._object = node.open(os.O_PATH)
         try:
             self._contents = os.dup(union.data(node)) if node.is_regular else -1
@@ -112,11 +130,13 @@ class CopyUp:
                 os.ftruncate(self._copy, st.st_size)
                 os.setxattr(self._copy, upper.marking.prefix + METACOPY, b"")
             else:
-                copy_data(self._contents, self._copy, self.length)
-                if self._durable and self.length:
-                    self.settling = _make_durable(upper, self._copy)
+                self.is_thin = self.is_thin and self._make_thin()
+                if not self.is_thin:
+                    self._copy_contents()
             target = b"/proc/self/fd/%d" % self._copy
             copy_metadata(source, st, upper, target, follow=True, record=self._record())
+            if self.is_thin and self._durable and not upper.keeps_order:
+                os.fsync(self._copy)  # the marks: without them the file would be one of zeros
         else:
             name = upper.temporary()
             if stat.S_ISLNK(st.st_mode):
@@ -126,6 +146,45 @@ class CopyUp:
             self._temporary = name
             self._copy = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
             copy_metadata(source, st, upper, upper.work_object(name), record=self._record())
+
+    def _make_thin(self) -> bool:
+        """Mark the copy as partial; tell whether it is. It is not where blocks are shared."""
+        upper = self._upper
+        if not has_room(self._union, self._copy, self.length):
+            return False
+        if syscalls.clone_file(self._contents, self._copy):
+            return False  # that was as quick, and the file is whole; `copy_data` does it once more
+        if os.fstat(self._contents).st_size < self.length:
+            raise shorter()
+        upper.will_have_partial()
+        try:
+            os.setxattr(self._copy, upper.marking.prefix + REDIRECT, self._redirect)
+        except OSError as error:
+            if error.errno in TOO_LONG:
+                return False
+            raise
+        os.ftruncate(self._copy, self.length)
+        mark(self._copy, upper.marking.prefix, self.length)
+        return True
+
+    def _copy_contents(self) -> None:
+        copy_data(self._contents, self._copy, self.length)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._durable and self.length:
+            self.settling = self._upper.settle(self._copy)
+
+    def is_late(self) -> bool:
+        """Tell whether the copy is thin and must be filled: its marks are true of an upper of before."""
+        return self.is_thin and self._upper is not self._union.upper
+
+    def fill(self) -> None:
+        """Have a copy that was made thin be a whole one after all; any thread may do it."""
+        self._copy_contents()
+        unmark(self._copy, self._upper.marking.prefix)
+        os.utime(self._copy, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
+        self.is_thin = False
 
     def is_ready(self) -> bool:
         """Tell whether `finish` has nothing to search; if it has, `search` does that in a thread before.
@@ -166,13 +225,17 @@ class CopyUp:
             node.drop_pin()
             node.pin = pin
             node.orphan = True
-        if not self._metadata_only:
+        below = self._metadata_only or self.is_thin
+        if not below:
             node.contents = None
         elif node.contents is None:
             node.contents = before
         node.removed = node.synced = False
         union.table.identify(node, node.home.layer, os.fstat(self._copy))
-        if node.is_regular and not self._metadata_only:
+        if self.is_thin:
+            union.add_partial(node, Partial(self._copy, self._contents, self.length))
+            self._copy = self._contents = -1
+        elif node.is_regular and not below:
             union.adopt_data(node, self._copy, writable=True)
             self._copy = -1
 
@@ -229,56 +292,6 @@ class CopyUp:
         if self._temporary:
             self._upper.discard(self._temporary)
         self._upper.end_copy()
-
-
-class FillIn:
-    """The contents for a file whose metadata is in the upper already; three steps, as in `CopyUp`.
-
-    Until the last one the file counts as having none, so an end at any moment does no harm.
-    """
-
-    def __init__(self, union: Union, node: File, *, durable: bool = True) -> None:
-        self._union = union
-        self._node = node
-        self._durable = durable
-        self._st = node.stat()
-        self.length = self._st.st_size
-        self.settling = 0.0
-        self._contents = os.dup(union.data(node))
-        try:
-            self._target = node.open(os.O_RDWR)
-        except OSError:
-            os.close(self._contents)
-            raise
-
-    def copy(self) -> None:
-        """Copy the contents; any thread may do it."""
-        copy_data(self._contents, self._target, self._st.st_size)
-        if self._durable:
-            self.settling = _make_durable(writable_upper(self._union), self._target)
-
-    def finish(self) -> None:
-        """Make the file whole."""
-        os.utime(self._target, ns=(self._st.st_atime_ns, self._st.st_mtime_ns))
-        prefix = self._union.marking.prefix
-        os.removexattr(self._target, prefix + METACOPY)
-        with suppress(OSError):  # it has one only if it has been renamed
-            os.removexattr(self._target, prefix + REDIRECT)
-        self._node.contents = None
-        self._node.synced = False
-        self._union.drop_data(self._node)
-
-    def close(self) -> None:
-        """Close what was open."""
-        os.close(self._contents)
-        os.close(self._target)
-
-
-def _make_durable(upper: Upper, fd: int) -> float:
-    """Bring the contents of *fd* to the disk; return the seconds that took."""
-    start = time.perf_counter()
-    upper.make_durable(fd)
-    return time.perf_counter() - start
 
 
 def _find_directory(union: Union, path: Sequence[bytes]) -> Directory | None:

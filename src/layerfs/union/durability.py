@@ -42,17 +42,17 @@ def syncs_names(fd: int) -> bool:
     Where nothing is ever on a disk, it does too.
     """
     device = os.fstat(fd).st_dev
-    return _keeps_order(device) or _described(device)[0] in ("tmpfs", "ramfs")
+    return _keeps_order(device) or described(device)[0] in ("tmpfs", "ramfs")
 
 
 def _keeps_order(device: int) -> bool:
-    type_, options = _described(device)
+    type_, options = described(device)
     if options & {"nobarrier", "barrier=0"}:
         return False
     return type_ == "xfs" or (type_ == "ext4" and _has_journal(device))
 
 
-def _described(device: int) -> tuple[str, frozenset[str]]:
+def described(device: int) -> tuple[str, frozenset[str]]:
     """Return type and options of the filesystem that is *device*, from the mount table; "" where unknown."""
     with suppress(OSError):
         for mounted in mountinfo.mounts():

@@ -6,6 +6,7 @@ name it had: as another link, or from before the union went back.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING
 from layerfs.union import merge
 from layerfs.union.generation import is_same_directory, refresh, revive
 from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.marking import FileMarks
 from layerfs.union.node import Directory, File, Node, object_of
+from layerfs.union.partial import open_partial
 
 if TYPE_CHECKING:
     from layerfs.union.view import Union
@@ -39,7 +42,24 @@ def enter(
         contents = merge.contents(below, target.layer, name, marks.redirect)
     node = enter_file(union, parent, name, target, st, ino)
     node.contents = contents
+    if contents is not None and marks.partial is not None and node.partial is None:
+        _enter_partial(union, node, target, name, marks)
     return node, st
+
+
+def _enter_partial(union: Union, node: File, home: LayerDir, name: bytes, marks: FileMarks) -> None:
+    """Take up a partial file that could not be finished after its daemon was killed. Raises `OSError`.
+
+    In another layer than the upper there is none, unless that was never finished: it has EIO then.
+    """
+    try:
+        if home.layer is not union.upper:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        partial = open_partial(home, name, marks)
+    except OSError:
+        union.release(node)
+        raise
+    union.add_partial(node, partial)
 
 
 def enter_new(union: Union, parent: Directory, name: bytes, home: LayerDir, ino: int, kind: int) -> File:

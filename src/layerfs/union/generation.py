@@ -79,6 +79,8 @@ def go_back(union: Union, lowers: Sequence[Layer], upper: Upper) -> Gone:
     between two operations, and cannot fail.
     """
     assert union.upper is not None
+    assert not union.partials
+    union.upper.has_no_partial()
     union.upper.seal()
     before, stays = union.layers, set(lowers)
     dropped = [layer for layer in before if layer not in stays]

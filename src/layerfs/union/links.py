@@ -68,7 +68,7 @@ def today(path: Path, above: Sequence[Layer]) -> Path:
 
 def _files(layer: Layer) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield the path and the stat of everything in *layer* that is neither directory nor whiteout."""
-    for directory, path in _directories(layer):
+    for directory, path in directories_of(layer):
         for name, kind in directory.kinds().items():
             if kind not in (DIRECTORY, WHITEOUT):
                 with suppress(OSError):
@@ -80,7 +80,7 @@ def _renamed(layer: Layer) -> Iterator[Move]:
     if not layer.below:
         return
     origins: dict[Path, Path] = {}
-    for directory, path in _directories(layer):
+    for directory, path in directories_of(layer):
         redirect = None
         if path:
             with suppress(OSError):
@@ -103,7 +103,7 @@ def _origin(path: Path, origins: dict[Path, Path]) -> Path:
     return path
 
 
-def _directories(layer: Layer) -> Iterator[tuple[LayerDir, Path]]:
+def directories_of(layer: Layer) -> Iterator[tuple[LayerDir, Path]]:
     """Yield every directory of *layer* with its path, parents first.
 
     The handles are the walk's own: the union's are for the thread that owns it. A directory that goes

@@ -28,10 +28,13 @@ REDIRECT = b"redirect"
 WHITEOUT = b"whiteout"
 METACOPY = b"metacopy"
 """On a regular file: it has metadata alone, the contents are those of the file below it."""
+PARTIAL = b"layerfs.partial"
+"""On a file with `METACOPY`: some of the contents are in it (`layerfs.union.partial`)."""
 INODE = b"layerfs.ino"
 """Written by layerfs alone: the number that a file had before it was copied up (`InodeTable.record`)."""
 
 _ESCAPE = b"overlay."
+_DIGITS = 19
 _INITIAL_USER_NAMESPACE = 0xEFFFFFFD  # PROC_USER_INIT_INO in the kernel's include/linux/proc_ns.h
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH, _CAP_SYS_ADMIN = 1, 2, 21
 
@@ -45,11 +48,13 @@ class Marks(NamedTuple):
 
 
 class FileMarks(NamedTuple):
-    """What the private attributes of a file in a layer say: see `INODE`, `METACOPY` and `REDIRECT`."""
+    """What the private attributes of a file in a layer say: see `INODE`, `METACOPY` and so on."""
 
     inode: bytes | None = None
     metacopy: bool = False
     redirect: bytes | None = None
+    partial: int | None = None
+    """Up to where a partial file may have its bytes from below."""
 
 
 _NO_MARKS = Marks()
@@ -110,6 +115,14 @@ class Marking:
 
     def read_file(self, dir_fd: int, name: bytes) -> FileMarks:
         """Return the marks of *name*, anything but a directory, in the layer directory *dir_fd*."""
+        while True:
+            try:
+                return self._read_file(dir_fd, name)
+            except OSError as error:
+                if error.errno != errno.ENODATA:  # some of them have been taken away meanwhile
+                    raise
+
+    def _read_file(self, dir_fd: int, name: bytes) -> FileMarks:
         try:
             names = syscalls.listxattrat(dir_fd, name)
         except OSError as error:
@@ -126,6 +139,8 @@ class Marking:
                 marks = marks._replace(metacopy=True)
             elif rest == REDIRECT:
                 marks = marks._replace(redirect=os.getxattr(path, stored, follow_symlinks=False))
+            elif rest == PARTIAL:
+                marks = marks._replace(partial=_number(os.getxattr(path, stored, follow_symlinks=False)))
             elif rest == INODE:
                 marks = marks._replace(inode=os.getxattr(path, stored, follow_symlinks=False))
         return marks
@@ -191,6 +206,13 @@ class Marking:
                 return {}
             raise
         return {name: os.getxattr(fd, name) for name in names if self.shown_name(name) is not None}
+
+
+def _number(value: bytes) -> int:
+    """Return the number that *value* is; raises EIO for what is none."""
+    if not value.isdigit() or len(value) > _DIGITS:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return int(value)
 
 
 def _set_unless_refused(target: int | bytes, name: bytes, value: bytes, *, follow: bool = True) -> bool:

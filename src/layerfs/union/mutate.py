@@ -11,14 +11,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 from layerfs.union import merge, syscalls, xattr
+from layerfs.union.below import mark_contents
 from layerfs.union.copyup import copy_up, copy_up_directory, writable_upper
 from layerfs.union.entering import enter_directory, enter_file
 from layerfs.union.layer import LayerDir
-from layerfs.union.marking import REDIRECT
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -266,36 +266,6 @@ def link(union: Union, node: File, parent: Directory, name: bytes) -> os.stat_re
     return node.stat()
 
 
-def mark_contents(union: Union, upper: Upper, node: File) -> None:
-    """Note on disk where the contents are of a file that has only metadata in the upper: its name changes.
-
-    What is noted already holds if it is a path; a name alone would hold in its own directory only.
-    """
-    parent, name = node.names[0]
-    target, follow = node.path()
-    noted = None
-    with suppress(OSError):
-        noted = os.getxattr(target, upper.marking.prefix + REDIRECT, follow_symlinks=follow)
-    if noted is None or not noted.startswith(b"/"):
-        path = lower_path(union, parent).rstrip(b"/") + b"/" + (noted or name)
-        os.setxattr(target, upper.marking.prefix + REDIRECT, path, follow_symlinks=follow)
-
-
-def lower_path(union: Union, node: Directory) -> bytes:
-    """Return the absolute path under which the layers below the upper know *node*."""
-    parts: list[bytes] = []
-    for directory in node.ancestors():
-        part = directory.dirs[0]
-        redirect = part.redirect if part.layer is union.upper else None
-        if redirect is not None and redirect.startswith(b"/"):
-            parts.append(redirect[1:])
-            break
-        parts.append(redirect or directory.name)
-    else:
-        parts.pop()  # the root's empty name
-    return b"/" + b"/".join(reversed(parts))
-
-
 def unlink(union: Union, parent: Directory, name: bytes) -> None:
     """Remove *name*, not a directory, from *parent*. Whoever has the file open keeps it."""
     upper = writable_upper(union)
@@ -347,6 +317,7 @@ def name_gone(union: Union, node: File, parent: Directory, name: bytes) -> None:
         node.drop_pin()
     elif os.fstat(node.pin).st_nlink == 0:
         node.orphan = True
+        union.end_partial(node)
     elif node.home is parent.dirs[0] and node.entry == name:
         if node.names:
             other, entry = node.names[0]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import xxhash
 
 from layerfs.union.layer import Layer, LayerDir
+from layerfs.union.partial import Partial
 
 ROOT = 1
 _TAG_SHIFT = 48
@@ -102,7 +103,8 @@ class File:
     Its object in the layers is `entry` in `home`, or, once that name is gone while the kernel still
     knows the inode, the O_PATH descriptor `pin`. An *orphan* has no name in any layer any more. A lower file
     is `removed` once its only name has been taken away (`Union.hidden` counts for those with several).
-    `contents` says where the contents are of a file whose metadata alone has been copied up.
+    `contents` says where the contents are of a file whose metadata alone has been copied up; where some of
+    them are in the upper already, `partial` knows which.
     `synced` says whether the object and the names that lead to it have been synced to the disk: None for one
     that is as people made it, False for a copy, whose names are ours. `generation` is as in `Directory`.
     """
@@ -119,6 +121,7 @@ class File:
         "ino",
         "kind",
         "orphan",
+        "partial",
         "pin",
         "references",
         "removed",
@@ -135,6 +138,7 @@ class File:
         self._name = entry
         self._more: tuple[tuple[Directory, bytes], ...] = ()
         self.contents: tuple[LayerDir, bytes] | None = None
+        self.partial: Partial | None = None
         self.pin = -1
         self.orphan = False
         self.fd = -1
@@ -218,6 +222,12 @@ class File:
         if self.pin >= 0:
             os.close(self.pin)
             self.pin = -1
+
+    def drop_partial(self) -> None:
+        """Close what belongs to a partial file, if this is one."""
+        if self.partial is not None:
+            self.partial.close()
+            self.partial = None
 
     def close_data(self) -> None:
         """Close the descriptor on the contents, if there is one."""
@@ -384,6 +394,7 @@ class InodeTable:
                 parents = [parent for parent, name in node.names if parent.children.pop(name, None)]
                 node.set_names(())
                 node.close_data()
+                node.drop_partial()
                 node.drop_pin()
                 if self._objects:
                     self._forget_object(node)

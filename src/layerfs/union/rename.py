@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from layerfs.union import merge, syscalls, xattr
+from layerfs.union.below import lower_path, mark_contents
 from layerfs.union.copyup import (
     KeptTimes,
     copy_up,
@@ -26,8 +27,6 @@ from layerfs.union.mutate import (
     directory_gone,
     existing,
     losing_a_name,
-    lower_path,
-    mark_contents,
     mark_opaque,
     name_gone,
 )

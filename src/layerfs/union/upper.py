@@ -8,12 +8,15 @@ import logging
 import os
 import shutil
 import stat
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
 from layerfs.union import durability, syscalls
 from layerfs.union.descriptors import DirectoryCache, Shelf
+from layerfs.union.extents import reports_extents
 from layerfs.union.layer import Layer
 from layerfs.union.marking import TRUSTED, USER, Marking, Trust
 from layerfs.union.moves import Moves
@@ -24,6 +27,11 @@ _log = logging.getLogger(__name__)
 _WORK = b"work"
 _WHITEOUT = b"whiteout"
 _MOVES = b"moves"
+PARTIALS = "partial"
+"""There while files of the upper may be partial. Other overlays, which empty the work directory, leave it."""
+_NOTE = os.path.join("..", PARTIALS)
+
+_one_at_a_time = threading.Lock()
 
 
 class Upper(Layer):
@@ -33,7 +41,7 @@ class Upper(Layer):
     whole or not at all. As in overlayfs only `WORK/work` is used, and emptied at the start.
     """
 
-    __slots__ = ("_copies", "_serial", "make_durable", "work", "work_path")
+    __slots__ = ("_copies", "_reports_extents", "_serial", "make_durable", "work", "work_path")
 
     work: int
     """A descriptor on the directory for objects in the making; open until the layer is sealed."""
@@ -65,6 +73,7 @@ class Upper(Layer):
             path, mutable=True, marking=marking, trust=trust, shelf=shelf, directories=directories
         )
         self._copies = 0
+        self._reports_extents: bool | None = None if after is None else after._reports_extents
         try:
             self.work_path = os.fsencode(work)
             self._check_work()
@@ -164,6 +173,52 @@ class Upper(Layer):
         """How many copy-ups are on their way that have begun in this layer."""
         return self._copies
 
+    def settle(self, fd: int) -> float:
+        """Do `make_durable` with *fd*; return the seconds that took."""
+        start = time.perf_counter()
+        self.make_durable(fd)
+        return time.perf_counter() - start
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether what is changed first is on the disk first, with nothing to wait for."""
+        return self.make_durable is syscalls.write_back
+
+    def can_hold_partial(self) -> bool:
+        """Tell whether files may be partial here: their marks are followed, and their extents are told."""
+        if self._reports_extents is None:
+            self._reports_extents = self.trust is Trust.ALL and reports_extents(self.work)
+        return self._reports_extents
+
+    def will_have_partial(self) -> None:
+        """Note, before any of them has a name, that files here may be partial. Any thread may do it.
+
+        That is on the disk before their names are. Raises `OSError`.
+        """
+        with _one_at_a_time:
+            if self.may_have_partial():
+                return
+            fd = os.open(_NOTE, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.work)
+            try:
+                if not self.keeps_order:
+                    os.fsync(fd)
+                    _sync_directory(b"..", self.work)
+            finally:
+                os.close(fd)
+
+    def may_have_partial(self) -> bool:
+        """Tell whether files here may be partial, of a daemon that was killed."""
+        try:
+            os.stat(_NOTE, dir_fd=self.work, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def has_no_partial(self) -> None:
+        """Take back what `will_have_partial` noted."""
+        with suppress(OSError):
+            os.unlink(_NOTE, dir_fd=self.work)
+
     def _close_work(self) -> None:
         if self.work >= 0 and not self._copies:
             os.close(self.work)
@@ -250,3 +305,11 @@ class Upper(Layer):
     def exchange(self, temporary: bytes, directory: int, name: bytes) -> None:
         """Swap *temporary* of the work directory with *name* in *directory*, atomically."""
         syscalls.renameat2(self.work, temporary, directory, name, syscalls.RENAME_EXCHANGE)
+
+
+def _sync_directory(path: bytes, dir_fd: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

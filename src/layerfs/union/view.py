@@ -23,6 +23,7 @@ from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.listings import Listings
 from layerfs.union.marking import Marking
 from layerfs.union.node import ROOT, Directory, File, InodeTable, Node, Object, object_of
+from layerfs.union.partial import Partial
 from layerfs.union.upper import Upper
 
 _NAME_MAX = 255
@@ -77,6 +78,12 @@ class Union:
         self.table.add(self.root)
         self.note_top(self.root)
         self.metacopy = metacopy
+        self.thin_from: int | None = None
+        """From how many bytes on a file that is copied up is partial at first; None: none is."""
+        self.most_partial = 32
+        """How many may be at a time: each has two descriptors open. More are copied whole."""
+        self.partials: set[File] = set()
+        """The partial files of the upper that have a name. They are known for as long as they are partial."""
         self.on_change: Callable[[File], None] = lambda node: None
         """Called when what was said of a lower file holds no more: it is copied up, or has lost a name."""
         self._descriptors = descriptors
@@ -88,7 +95,10 @@ class Union:
         for node in self.table.nodes.values():
             if isinstance(node, File):
                 node.close_data()
+                node.drop_partial()
                 node.drop_pin()
+        if self.upper is not None and not self.partials:
+            self.upper.has_no_partial()
         for layer in (*self.layers, *self.past.values()):
             layer.close()
 
@@ -110,6 +120,8 @@ class Union:
         "in the upper" is from now on in a lower layer, because that is decided by comparing layers.
         """
         assert self.upper is not None
+        assert not self.partials  # whoever reads a sealed layer finds overlayfs' own form
+        self.upper.has_no_partial()
         self.upper.seal()
         new.share(self.directories)
         new.below = tuple(self.layers)
@@ -135,6 +147,30 @@ class Union:
     def is_whole(self, node: File) -> bool:
         """Tell whether a file's contents can be changed without a copy: they are in the upper, too."""
         return node.contents is None and self.in_upper(node)
+
+    def is_writable(self, node: File) -> bool:
+        """Tell whether a file's contents can be written to, in whole or by way of what makes it partial."""
+        return self.in_upper(node) and (node.contents is None or node.partial is not None)
+
+    def add_partial(self, node: File, partial: Partial) -> None:
+        """Note that *node*, with its metadata in the upper, is partial from now on, until `made_whole`."""
+        node.partial = partial
+        if node.names:
+            node.references += 1
+            self.partials.add(node)
+
+    def end_partial(self, node: File) -> None:
+        """Note that nobody needs *node* to become whole: it is so now, or has no name any more."""
+        if node in self.partials:
+            self.partials.remove(node)
+            self.forget(node, 1)
+
+    def made_whole(self, node: File) -> None:
+        """Note that all of the contents of *node*, which was partial, are in the upper."""
+        node.drop_partial()
+        node.contents = None
+        node.synced = False
+        self.end_partial(node)
 
     def upper_part(self, directory: Directory) -> LayerDir | None:
         """Return the part of *directory* that lies in the upper, if it has one."""
@@ -272,6 +308,8 @@ class Union:
         """Return how many blocks of 512 bytes *node*'s contents take."""
         if isinstance(node, Directory) or node.contents is None:
             return st.st_blocks
+        if node.partial is not None:
+            return max(st.st_blocks, os.fstat(node.partial.source).st_blocks)
         home, entry = node.contents
         return os.stat(entry, dir_fd=home.fd(), follow_symlinks=False).st_blocks
 
@@ -303,6 +341,7 @@ class Union:
         To *write*, the file must have been copied up. Reading a lower file leaves its access time
         alone, as overlayfs does.
         """
+        assert node.partial is None  # one descriptor does not have all of it
         if node.fd >= 0 and (node.writable or not write):
             self._open_files.move_to_end(node)
             return node.fd
