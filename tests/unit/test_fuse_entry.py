@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import struct
@@ -12,6 +13,7 @@ import pytest
 
 from layerfs.fuse import wire
 
+_wire = pytest.importorskip("layerfs.fuse._wire")
 BASE = 5 << 48
 
 
@@ -82,6 +84,30 @@ def test_private_attributes(tmp_path: Path, directory: int) -> None:
     for number in range(30):  # more names than it looks through
         os.setxattr(path, f"user.{number:040}", b"")
     assert plain_entry(directory, "name") is None
+
+
+@pytest.mark.root
+def test_what_was_known_of_a_number_is_forgotten_with_a_new_name(tmp_path: Path, directory: int) -> None:
+    path = tmp_path / "name"
+    path.touch()
+    assert wire.extension is not None
+    library = ctypes.CDLL(_wire.__file__)
+    wire.extension.know(8)
+
+    def says_there_is_none(ino: int) -> bool:
+        body = struct.pack("=II", 20, 0) + b"security.capability\0"
+        header = struct.pack("=IIQQIIIHH", 40 + len(body), 22, 1, ino, 0, 0, 0, 0, 0)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            return bool(library.answer_known(ours.fileno(), header, body, ctypes.c_size_t(len(body))))
+
+    assert not says_there_is_none(1)  # somebody asks, so lookups look from now on
+    found = plain_entry(directory, "name")
+    assert found is not None
+    assert says_there_is_none(found[0])
+    os.setxattr(path, "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    assert plain_entry(directory, "name") is not None
+    assert not says_there_is_none(found[0])
 
 
 @pytest.mark.parametrize(

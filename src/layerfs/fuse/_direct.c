@@ -162,6 +162,8 @@ static void write_result(int device, const struct fuse_in_header *in, const void
 	Py_buffer buffer;
 	int error;
 
+	if (in->opcode == FUSE_SETXATTR)
+		drop_known(in->nodeid); /* what was found while it waited for a copy-up */
 	if (result && PyTuple_Check(result)) {
 		write_node(device, in, result);
 		return;

@@ -158,6 +158,8 @@ static PyObject *plain_entry(PyObject *self, PyObject *args)
 		fill_from_stat(&out.attr, out.nodeid, &st);
 		inode = PyLong_FromUnsignedLongLong(out.nodeid);
 		found = inode ? PyDict_Contains(taken, inode) : -1;
+		if (found == 0)
+			drop_known(out.nodeid); /* what is known is of another that had this number */
 		if (found == 0 && no_capability)
 			note_no_capability(out.nodeid);
 		if (found == 0)

@@ -23,6 +23,7 @@ struct write_time {
 	uint64_t inode;
 	struct timespec shown; /* what the kernel shows for the file; UTIME_OMIT: not known */
 	int told;              /* the kernel has told it since the write began, and no other write has begun */
+	int is_disturbed;      /* another write has ended since: it may have moved the time after this one set it */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -93,10 +94,12 @@ int end_write(struct write_time *write, int file)
 		place = &(*place)->next;
 	*place = write->next;
 	for (struct write_time *other = under_way; other; other = other->next)
-		others |= other->inode == write->inode;
+		if (other->inode == write->inode)
+			others = other->is_disturbed = 1;
+	set = set && !others && !write->is_disturbed;
 	pthread_mutex_unlock(&lock);
 	free(write);
-	return set && !others;
+	return set;
 }
 
 int tell_writes(uint64_t inode, struct timespec time)

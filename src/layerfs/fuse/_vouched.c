@@ -73,6 +73,8 @@ static int answer_setattr(int device, uint64_t unique, struct known *known, cons
 		}
 		if (!comes_later && !is_there)
 			error = futimens(known->fd, wanted);
+		if (error)
+			known->has_shown = 0;
 	}
 	if (error)
 		return answer(device, unique, errno, NULL, 0);
