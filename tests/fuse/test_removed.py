@@ -105,7 +105,7 @@ def test_the_space_comes_back(mnt: Path, stack: Stack) -> None:
         for fd in os.listdir(fds):
             with suppress(FileNotFoundError):  # closed meanwhile
                 targets.append(os.readlink(f"{fds}/{fd}"))
-        return [target for target in targets if "(deleted)" in target]
+        return [target for target in targets if target.endswith("/file (deleted)")]
 
     fd = os.open(mnt / "file", os.O_RDWR | os.O_CREAT)
     os.write(fd, bytes(1 << 20))
