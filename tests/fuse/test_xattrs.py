@@ -76,21 +76,6 @@ def test_large_values_and_long_names(file: Path) -> None:
     assert errno_of(lambda: os.setxattr(file, "user.big", bytes(65537))) in (errno.E2BIG, errno.ENOSPC)
 
 
-@pytest.mark.parametrize("extension", ["0", "1"])
-def test_what_was_written_before_takes_no_capability_away(stack: Stack, extension: str) -> None:
-    """What unpacks a file may set it before the file is closed, and the kernel may still have the data."""
-    stack.layerfs.environment["LAYERFS_EXTENSION"] = extension
-    path = stack.mount() / "file"
-    with path.open("wb", buffering=0) as file:
-        file.write(b"x" * 10_000)
-        os.setxattr(file.fileno(), "security.capability", CAPABILITY)
-        os.fsync(file)
-        assert os.getxattr(path, "security.capability") == CAPABILITY
-        file.write(b"y")
-    assert errno_of(lambda: os.getxattr(path, "security.capability")) == errno.ENODATA
-    assert path.read_bytes() == b"x" * 10_000 + b"y"
-
-
 def test_a_capability_that_is_asked_for_while_it_is_set(stack: Stack) -> None:
     """Setting it takes a copy-up; what is said meanwhile, that there is none, holds until that ends."""
     with (stack.bottom / "large").open("wb") as file:

@@ -19,12 +19,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import suppress
 from typing import Any, TypeVar
-
-import pyfuse3
-import trio
-from pyfuse3 import InodeT
 
 from layerfs.fuse import wire
 from layerfs.fuse.attributes import FOREVER
@@ -54,7 +49,6 @@ _CHANGES = (1 << 6) - 1
 _ATIME_NOW, _MTIME_NOW, _CTIME = 1 << 7, 1 << 8, 1 << 10
 _TAKES_SET_ID, _DATA_ONLY = 1 << 2, 1 << 0
 _XATTR_CREATE, _XATTR_REPLACE = 1, 2
-_CAPABILITY = b"security.capability"
 
 _T = TypeVar("_T")
 Told = tuple[int, os.stat_result, int, int]
@@ -72,7 +66,6 @@ class Handlers:
         self.union = filesystem.union
         self._contents = filesystem.contents
         self._wire = wire.extension
-        self._collecting = trio.CapacityLimiter(1)  # copy-ups, which it may wait for, need threads, too
 
     def install(self, extension: wire.Wire) -> None:
         """Have the extension bring requests here."""
@@ -363,23 +356,10 @@ class Handlers:
         node = self.filesystem.node(inode)
         if flags:
             self._check_exists(node, name, flags)
-        if name == _CAPABILITY and isinstance(node, File) and node.is_regular:
-            return self._set_capability(inode, value, caller)
-        return self._set_attribute(inode, name, value, caller)
-
-    def _set_attribute(self, inode: int, name: bytes, value: bytes, caller: Caller) -> Later[None] | None:
-        node = self.filesystem.node(inode)
         if not self._contents.bring_in_place(node, metadata_only=True):
-            return self._once_in_place(lambda: self._set_attribute(inode, name, value, caller), node)
+            return self._once_in_place(lambda: self.setxattr(inode, flags, name, value, caller), node)
         self.filesystem.setxattr(node, name, value, caller)
         return None
-
-    async def _set_capability(self, inode: int, value: bytes, caller: Caller) -> None:
-        """Set it once what was written before has come: each write takes it away."""
-        await trio.to_thread.run_sync(_collect, inode, limiter=self._collecting)
-        setting = self._set_attribute(inode, _CAPABILITY, value, caller)
-        if setting is not None:
-            await setting
 
     def _check_exists(self, node: Node, name: bytes, flags: int) -> None:
         try:
@@ -400,12 +380,6 @@ class Handlers:
         attributes.ensure_upper(self.union, node)
         attributes.removexattr(self.union, node, name)
         return None
-
-
-def _collect(inode: int) -> None:
-    """Have the kernel send what was written to a file, and wait for that: in a thread."""
-    with suppress(FileNotFoundError):  # it knows the inode no more
-        pyfuse3.invalidate_inode(InodeT(inode), attr_only=False)
 
 
 def _time(seconds: int, nanoseconds: int, *, now: int) -> int:
