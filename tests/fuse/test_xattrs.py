@@ -7,12 +7,14 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Stack, as_user, errno_of
+from tests.conftest import Stack, as_user, errno_of, wait_until
 
 pytestmark = pytest.mark.root
 ALICE, BOB = 4001, 4002
@@ -74,6 +76,50 @@ def test_large_values_and_long_names(file: Path) -> None:
         assert os.getxattr(file, name) == b"v" * size
     assert errno_of(lambda: os.setxattr(file, name + "n", b"")) == errno.ERANGE
     assert errno_of(lambda: os.setxattr(file, "user.big", bytes(65537))) in (errno.E2BIG, errno.ENOSPC)
+
+
+@pytest.mark.parametrize("extension", ["0", "1"])
+def test_what_was_written_before_takes_no_capability_away(stack: Stack, extension: str) -> None:
+    """What unpacks a file may set it before the file is closed, and the kernel may still have the data."""
+    stack.layerfs.environment["LAYERFS_EXTENSION"] = extension
+    path = stack.mount() / "file"
+    with path.open("wb", buffering=0) as file:
+        file.write(b"x" * 10_000)
+        os.setxattr(file.fileno(), "security.capability", CAPABILITY)
+        os.fsync(file)
+        assert os.getxattr(path, "security.capability") == CAPABILITY
+        file.write(b"y")
+    assert errno_of(lambda: os.getxattr(path, "security.capability")) == errno.ENODATA
+    assert path.read_bytes() == b"x" * 10_000 + b"y"
+
+
+SETTING = """
+import os, sys
+data = os.urandom(1 << 20)
+while True:
+    with open(sys.argv[1], "wb", buffering=0) as file:
+        file.write(data)
+        os.setxattr(file.fileno(), "security.capability", bytes.fromhex(sys.argv[2]))
+"""
+
+
+def test_a_daemon_that_is_killed_meanwhile_leaves_nobody_waiting(stack: Stack) -> None:
+    """Its end must not wait for an answer of its own: whoever has the files open hears of the end."""
+    mnt = stack.mount()
+    words = [sys.executable, "-c", SETTING]
+    users = [
+        subprocess.Popen([*words, mnt / str(number), CAPABILITY.hex()], stderr=subprocess.DEVNULL)
+        for number in range(6)
+    ]
+    try:
+        wait_until(lambda: len(os.listdir(mnt)) == len(users))
+        time.sleep(0.2)
+        stack.layerfs.kill(stack.name)
+        for user in users:
+            user.wait(10)
+    finally:
+        for user in users:
+            user.kill()
 
 
 def test_a_capability_that_is_asked_for_while_it_is_set(stack: Stack) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 import pyfuse3
@@ -65,6 +66,8 @@ class Filesystem:
         self.late_times = LateTimes(union)
         self.barrier: bytes | None = None
         """The name of the file for `layerfs.fuse.flush`, once there is one."""
+        self.collect: Callable[[], Awaitable[None]] | None = None
+        """Has the kernel send what was written until now, once that is possible. Raises `LayerfsError`."""
 
     # -- nodes ----------------------------------------------------------------------------------
 

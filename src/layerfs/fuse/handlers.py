@@ -19,8 +19,10 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
+from layerfs.errors import LayerfsError
 from layerfs.fuse import wire
 from layerfs.fuse.attributes import FOREVER
 from layerfs.fuse.filesystem import Change, Filesystem, Found
@@ -49,6 +51,7 @@ _CHANGES = (1 << 6) - 1
 _ATIME_NOW, _MTIME_NOW, _CTIME = 1 << 7, 1 << 8, 1 << 10
 _TAKES_SET_ID, _DATA_ONLY = 1 << 2, 1 << 0
 _XATTR_CREATE, _XATTR_REPLACE = 1, 2
+_CAPABILITY = b"security.capability"
 
 _T = TypeVar("_T")
 Told = tuple[int, os.stat_result, int, int]
@@ -356,10 +359,25 @@ class Handlers:
         node = self.filesystem.node(inode)
         if flags:
             self._check_exists(node, name, flags)
+        if name == _CAPABILITY and isinstance(node, File) and node.is_regular:
+            return self._set_capability(inode, value, caller)
+        return self._set_attribute(inode, name, value, caller)
+
+    def _set_attribute(self, inode: int, name: bytes, value: bytes, caller: Caller) -> Later[None] | None:
+        node = self.filesystem.node(inode)
         if not self._contents.bring_in_place(node, metadata_only=True):
-            return self._once_in_place(lambda: self.setxattr(inode, flags, name, value, caller), node)
+            return self._once_in_place(lambda: self._set_attribute(inode, name, value, caller), node)
         self.filesystem.setxattr(node, name, value, caller)
         return None
+
+    async def _set_capability(self, inode: int, value: bytes, caller: Caller) -> None:
+        """Set it once what was written before has come: each write takes it away."""
+        if self.filesystem.collect is not None:
+            with suppress(LayerfsError):  # what cannot be written takes nothing away
+                await self.filesystem.collect()
+        setting = self._set_attribute(inode, _CAPABILITY, value, caller)
+        if setting is not None:
+            await setting
 
     def _check_exists(self, node: Node, name: bytes, flags: int) -> None:
         try:

@@ -120,6 +120,7 @@ class Daemon:
                     handlers.install(wire.extension)
                 device = session.mount(self._operations, place, self._source, self._fuse_options())
                 self._inside = Inside(self._collector, place, device)
+                self._filesystem.collect = self._collect
                 try:
                     serves(device)
                     with _alone():
