@@ -117,7 +117,7 @@ def test_a_failure_leaves_everything_as_it_was(tree: Tree) -> None:
     assert contents.copies == 0
 
 
-async def test_the_loop_searches_no_layer_where_a_directory_is_renamed_during_a_search(
+async def test_the_loop_searches_no_layer_where_a_directory_isrenamed_during_a_search(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tree.lowers[0] / "dir").mkdir()
@@ -126,7 +126,7 @@ async def test_the_loop_searches_no_layer_where_a_directory_is_renamed_during_a_
     (tree.upper / "not-empty").touch()  # or it would be known that nothing was renamed
     tree.open()
     searches: list[threading.Thread] = []
-    search = links._renamed
+    search = links.renamed
 
     def renamed(layer: Layer) -> Iterator[Move]:
         if layer is tree.union.upper:
@@ -135,7 +135,7 @@ async def test_the_loop_searches_no_layer_where_a_directory_is_renamed_during_a_
         if len(searches) == 1:
             tree.rename("dir", "moved/dir")  # the loop waits for this thread: it is as if that did it
 
-    monkeypatch.setattr(links, "_renamed", renamed)
+    monkeypatch.setattr(links, "renamed", renamed)
     await Contents(tree.union).copy_up(tree.file("small1"))
     assert len(searches) == 2
     assert threading.main_thread() not in searches

@@ -27,7 +27,7 @@ def tree(tmp_path: Path) -> Iterator[Tree]:
 def found(tree: Tree) -> dict[moves.Path, moves.Path]:
     """Search the upper as it is on disk."""
     assert tree.union.upper is not None
-    return {new: old for old, new in links._renamed(tree.union.upper)}
+    return {new: old for old, new in links.renamed(tree.union.upper)}
 
 
 def known(tree: Tree) -> dict[moves.Path, moves.Path]:

@@ -73,8 +73,7 @@ class Tree:
         self.lowers = [*self.lowers[:depth], *given_up]
         layers: list[Layer] = []
         for path in self.lowers:
-            below = layers[-1] if layers else None
-            layer = reuse(self.union, len(layers), os.fsencode(path), below)
+            layer = reuse(self.union, os.fsencode(path))
             if layer is None:
                 layer = Layer(path, directories=self.union.directories)
                 layer.below = tuple(reversed(layers))

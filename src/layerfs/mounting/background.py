@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 _ANSWER_FIRST = 0.05
 """Seconds from a commit to the work that follows it, so that who asked does not wait for that."""
+_TOGETHER = 32
+"""Layers that one process settles: to start it takes more than most of them do."""
 
 
 class Served(NamedTuple):
@@ -125,18 +128,26 @@ class Background:
                     del self._exchanged[0]
         self._journal.sync()
 
-    async def settle(self) -> None:
-        """Measure sealed layers, write their manifests and sync them, one after the other, until cancelled.
+    async def settle(self, settled: Callable[[], Awaitable[None]]) -> None:
+        """Measure sealed layers, write their manifests and sync them, in turn, until cancelled.
 
-        A process of its own and of low priority does it, so that the mount is not slowed down.
+        A process of its own and of low priority does it, so that the mount is not slowed down. It also makes
+        the indexes of runs. *settled* is called when some layers are settled.
         """
+        alone = 0
         while True:
             while self.settling:
-                layer_id, layer = next(iter(self.settling.items()))
-                process = settle.start(self._root, layer_id, watch=self._watch)
+                some = list(islice(self.settling.items(), 1 if alone else _TOGETHER))
+                process = settle.start(self._root, *(layer_id for layer_id, _ in some), watch=self._watch)
                 status = await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-                layer.on_disk = status == 0 and not lost.has_lost()
-                del self.settling[layer_id]
+                if status != 0 and len(some) > 1:
+                    alone = len(some)  # which of them it is shows when each is settled by itself
+                    continue
+                alone = max(0, alone - 1)
+                for layer_id, layer in some:
+                    layer.on_disk = status == 0 and not lost.has_lost()
+                    del self.settling[layer_id]
+                await settled()
             self._to_settle = trio.Event()
             await self._to_settle.wait()
             with trio.CancelScope(shield=True):  # also when an unmount follows right after

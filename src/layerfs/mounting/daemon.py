@@ -30,13 +30,13 @@ from layerfs.fuse.inside import Inside
 from layerfs.fuse.operations import Operations
 from layerfs.host import mounttable, rundir
 from layerfs.host.notify import Notifier
-from layerfs.mounting import live_commit, live_rollback
+from layerfs.mounting import live_commit, live_rollback, stacking
 from layerfs.mounting.background import Background, Served
 from layerfs.mounting.mount import Rollback, WentBack
 from layerfs.mounting.opening import open_layer, open_union
 from layerfs.mounting.unmounting import Unmounting
 from layerfs.mounting.warmup import warm_up
-from layerfs.store import Store
+from layerfs.store import Store, runs
 from layerfs.union.changes import Change, changes
 from layerfs.union.descriptors import Shelf
 from layerfs.union.layer import Layer
@@ -53,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 _NODES_A_COLLECTION = 20_000
 """Objects made between two collections: nodes are many, live long, and are in no cycles once forgotten."""
+_MORE_LAYERS = 12
+"""Layers that may come until the union is made to read them by runs, which takes a moment of everybody's."""
 
 
 class Daemon:
@@ -79,6 +81,8 @@ class Daemon:
         """Held by whoever commits, unmounts or removes: one at a time."""
         self.removed = False
         """Whether the mount is in the store no more; to be read once `run` has returned."""
+        self._most_layers = 0
+        """From how many layers and runs on the union is worth looking for longer runs."""
         self._discarded = False
         """Whether the upper is to be removed with the mount: nothing of it has to reach the disk."""
         makes_ahead = self._mount.upper is not None and not read_only and self.outside_upper is None
@@ -171,7 +175,7 @@ class Daemon:
             stale.can_make_names_stale()  # tried while nothing is mounted in it: that would go
             await nursery.start(serve, self, self.root, socket)
             await nursery.start(self._obey_signals)
-            nursery.start_soon(self._background.settle)
+            nursery.start_soon(self._background.settle, self._read_by_runs)
             try:
                 self._set_mounted(self._store)  # nobody uses the mount yet: this may take a moment
             except StoreBusy:
@@ -465,6 +469,21 @@ class Daemon:
         if prepared is not None and self.outside_upper is None:
             with suppress(LayerfsError):
                 self._store.rehearse_commit(self._mount, prepared.row)
+
+    async def _read_by_runs(self) -> None:
+        """Have the union read its layers by the runs that they have become part of, where it has many."""
+        if len(self._union.layers) < self._most_layers:
+            return
+        ids = self._mount.layers
+        try:
+            plan = await trio.to_thread.run_sync(runs.segments, self._store.database.layers, ids)
+        except OSError as error:
+            _log.warning("cannot look for indexes of layers: %s", error)
+            return
+        async with self._changing:
+            if self._mount.layers[: len(ids)] == ids:  # else it has gone back meanwhile
+                stacking.read_by(self._union, ids, plan)
+        self._most_layers = len(self._union.layers) + (_MORE_LAYERS if runs.forced_span() is None else 1)
 
 
 def _nothing() -> None:

@@ -9,7 +9,6 @@ that what it knows is stale, and the union shows the other layers. None of this 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,8 +20,10 @@ from layerfs.fuse import stale, wire
 from layerfs.host import submounts
 from layerfs.mounting import places
 from layerfs.mounting.live_commit import Held, in_one_moment, sync_root
+from layerfs.mounting.stacking import layers_of
 from layerfs.store import Store
 from layerfs.store.commit import Wording
+from layerfs.store.runs import segments
 from layerfs.union.generation import (
     Gone,
     go_back,
@@ -30,7 +31,6 @@ from layerfs.union.generation import (
     is_as_below,
     names_that_may_change,
     refresh,
-    reuse,
 )
 from layerfs.union.node import Directory, File, Node
 from layerfs.union.upper import Upper
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from layerfs.store.journal import Hold
     from layerfs.store.model import Layer as Row
     from layerfs.store.model import Mount
+    from layerfs.store.runs import Segment
     from layerfs.union.layer import Layer
 
 _log = logging.getLogger(__name__)
@@ -105,8 +106,12 @@ async def rollback(
     held = Held(hold)
     opened: list[Layer] = []
     old: Upper | None = None
+
+    async def plan(ids: Sequence[str]) -> list[Segment]:
+        return await trio.to_thread.run_sync(segments, store.database.layers, ids)
+
     try:
-        lowers = await _layers(union, mount.layers, target.layers, store.root, open_layer, opened)
+        lowers, common = await layers_of(union, mount.layers, target.layers, plan, open_layer, opened)
         look = _Look(device)
         async with still:
             prepared, upper = await next_upper.get(mount, union.upper)
@@ -122,7 +127,7 @@ async def rollback(
                 keep = not discard and not is_as_below(
                     union.upper.root.fd(), union.layers[1].root.fd(), union.marking
                 )
-                names = names_that_may_change(union, lowers) if one_by_one else []
+                names = names_that_may_change(union, lowers, common) if one_by_one else []
                 went = store.rollback(mount, prepared, target.step, Wording(), keep=keep)
                 # Nothing below may fail: the store has another tree, and here it has to be that one too.
                 if not one_by_one:
@@ -130,7 +135,7 @@ async def rollback(
                 wire.revoke_all()
                 kept_places = places.of(union) if mount.container else []
                 old = union.upper
-                gone = go_back(union, lowers, upper)
+                gone = go_back(union, lowers, upper, common)
                 next_upper.used()
                 with suppress(OSError):
                     places.put_back(kept_places, union)
@@ -209,33 +214,6 @@ def _differs(union: Union, directory: Directory, name: bytes, before: Node | Non
     except OSError:
         return True
     return directory.children.get(name) is not before
-
-
-async def _layers(
-    union: Union,
-    present: Sequence[str],
-    wanted: Sequence[str],
-    root: Path,
-    open_layer: Callable[[str], Awaitable[Layer]],
-    opened: list[Layer],
-) -> list[Layer]:
-    """Return the layers *wanted*, bottom first: those that the union has, or had, and others newly *opened*.
-
-    It has the layers *present*, bottom first, now.
-    """
-    common = 0
-    while common < min(len(present), len(wanted)) and present[common] == wanted[common]:
-        common += 1
-    found = union.layers[: -common - 1 : -1]
-    for layer_id in wanted[common:]:
-        path = os.fsencode(root / "layers" / layer_id / "fs")
-        layer = reuse(union, len(found), path, found[-1] if found else None)
-        if layer is None:
-            layer = await open_layer(layer_id)
-            layer.below = tuple(reversed(found))
-            opened.append(layer)
-        found.append(layer)
-    return found
 
 
 _LET_GO = 0.1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from layerfs.errors import BadRequest
+from layerfs.mounting import stacking
 from layerfs.store import marks
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
@@ -48,32 +49,27 @@ def open_union(store: Store, mount: Mount, shelf: Shelf, *, read_only: bool) -> 
     Raises `LayerfsError` or `OSError`; then nothing is open.
     """
     descriptors = _raise_descriptor_limit()
-    whole = store.stack_of(mount, upper=True)
-    depth = len(mount.layers)
     directories = DirectoryCache(descriptors)
-    lowers = whole.up_to(depth).open(shelf, directories)
-    unsettled = {}
+    lowers, unsettled, marking, trust = stacking.open_layers(store, mount, shelf, directories)
     try:
-        for row, layer in zip(store.layers_of(mount), lowers, strict=True):
-            if _note_state(row, layer):
-                unsettled[row.id] = layer
         upper = None
         if mount.upper is not None:
-            active, trust = store.layer(mount.upper), whole.trees[depth].trust
+            assert trust is not None
+            active = store.layer(mount.upper)
             if read_only:
                 if active.work is not None:
-                    finish_at_rest(whole, active.work)
-                lowers.append(_upper_to_read(active.path, whole.marking, trust))
+                    finish_at_rest(store.stack_of(mount, upper=True), active.work)
+                lowers.append(_upper_to_read(active.path, marking, trust))
             elif active.work is None:
                 raise BadRequest(
                     f"the upper {active.path} has no work directory: give one, or mount read-only"
                 )
             else:
-                marks.check_options(trust, whole.marking, mount.options)
+                marks.check_options(trust, marking, mount.options)
                 upper = Upper(
                     active.path,
                     active.work,
-                    marking=whole.marking,
+                    marking=marking,
                     trust=trust,
                     shelf=shelf,
                     directories=directories,

@@ -150,6 +150,23 @@ class Store(MountsOfStore, PastOfStore):
             return self.stack_of(mounts.get(self._db, revision.mount), upper=True)
         return stacks.to_read(self._db, stacks.layer_ids(self._db, revision.step)[::-1])
 
+    def some_of_stack(
+        self, mount: Mount, singles: Sequence[str], others: Sequence[str]
+    ) -> tuple[dict[str, Layer], Stack]:
+        """Return those layers of a mount that have the ids *singles*, and their trees with that of the upper.
+
+        The upper's comes last, if the mount has one. How they are marked is decided with *others* as well.
+        Raises `Conflict` where they cannot be read together, or not by this process.
+        """
+        rows = layers.get_all(self._db, singles)
+        more = layers.get_all(self._db, others)
+        upper = [self.layer(mount.upper)] if mount.upper is not None else []
+        external.complete(self._db, [*rows, *upper])
+        userxattr = bool(mount.options.get("userxattr"))
+        marking = marks.of_stack([*rows, *more, *upper], userxattr=userxattr)
+        stack = marks.stack(self._db, [*rows, *upper], marking=marking)
+        return {row.id: row for row in rows}, stack
+
     def external_layer(self, path: Path) -> Layer:
         """Return the layer for a plain directory, registering it when it is new.
 

@@ -51,11 +51,17 @@ def of_stack(rows: Sequence[Layer], *, userxattr: bool) -> Marking:
     return marking
 
 
-def stack(db: Database, rows: Sequence[Layer], *, userxattr: bool = False) -> Stack:
-    """Return the layers *rows*, bottom first, as trees to be read; raises `Conflict`."""
+def stack(
+    db: Database, rows: Sequence[Layer], *, userxattr: bool = False, marking: Marking | None = None
+) -> Stack:
+    """Return the layers *rows*, bottom first, as trees to be read; raises `Conflict`.
+
+    *marking* is how they are marked, where that is known already.
+    """
     from layerfs.union.stack import Stack, Tree  # most commands open none, and it takes some time to load
 
-    marking = of_stack(rows, userxattr=userxattr)
+    if marking is None:
+        marking = of_stack(rows, userxattr=userxattr)
     trees = (Tree(row.path, row.state == "external", trust(row, marking), row.plain) for row in rows)
     return Stack(tuple(trees), marking, db.layers)
 

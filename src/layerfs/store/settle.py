@@ -204,9 +204,24 @@ def main(arguments: list[str]) -> int:
         works: list[Callable[[], object]] = [db.sync]  # a build waits for no disk: now its rows get there
         given = int(watch[0]) if watch else None
         works += [partial(settle, db, layer_id, given) for layer_id in layer_ids.split(",")]
-        return max([_status(work) for work in works])
+        status = max([_status(work) for work in works])
+        if watch:  # of a mount in use, whose chain may become long
+            _index(db, layer_ids.split(","))
+        return status
     finally:
         db.close()
+
+
+def _index(db: Database, layer_ids: list[str]) -> None:
+    """Make the indexes that the chains of these layers can have; what cannot be made is made another time."""
+    from layerfs.store import runs
+
+    seen: set[str] = set()
+    for layer_id in reversed(layer_ids):
+        if layer_id not in seen:
+            with suppress(LayerfsError):
+                runs.extend(db, layer_id)
+                seen.update(runs.chain(db, layer_id, len(layer_ids)))
 
 
 def _status(work: Callable[[], object]) -> int:

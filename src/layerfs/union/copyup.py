@@ -18,7 +18,7 @@ from layerfs.union.copying import copy_data, copy_metadata
 from layerfs.union.fillin import FillIn
 from layerfs.union.generation import above, refresh
 from layerfs.union.layer import Layer, LayerDir
-from layerfs.union.links import learn_moves, names_in, today
+from layerfs.union.links import Renamed, learn_moves, names_in, today
 from layerfs.union.marking import METACOPY, REDIRECT
 from layerfs.union.moves import Path
 from layerfs.union.node import Directory, File, Node
@@ -197,7 +197,7 @@ class CopyUp:
         """Find out once more where directories were renamed. Touches no node: any thread may do it."""
         learn_moves(self._above())
 
-    def _above(self) -> Sequence[Layer]:
+    def _above(self) -> Sequence[Layer | Renamed]:
         return above(self._union, self._node.home.layer)
 
     def _record(self) -> bytes | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from layerfs.union import syscalls
 
 if TYPE_CHECKING:
-    from layerfs.union.layer import LayerDir
+    from layerfs.union.layer import Layer, LayerDir
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,12 +29,46 @@ class Shelf:
         """Open the directory *path*. Raises `OSError`."""
         self.path = os.fsencode(path)
         self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = os.fstat(self._fd).st_dev
+        self.known: WeakValueDictionary[bytes, Layer] = WeakValueDictionary()
+        """The layers on it that somebody has in use, by path: a union has one object for each."""
 
     def place_of(self, tree: bytes) -> bytes | None:
         """Return where the path *tree* lies on the shelf, None where it does not."""
         above, _, name = tree.rpartition(b"/")
         shelf, _, first = above.rpartition(b"/")
         return first + b"/" + name if shelf == self.path else None
+
+    def tree_of(self, layer_id: str) -> bytes:
+        """Return the path of the tree of a layer of the store."""
+        return b"%s/%s/fs" % (self.path, layer_id.encode("ascii"))
+
+    def id_of(self, tree: bytes) -> str | None:
+        """Return the layer of the store whose tree has the path *tree*, None where it has none."""
+        place = self.place_of(tree)
+        if place is None or not place.endswith(b"/fs"):
+            return None
+        return place[:-3].decode("ascii", "replace")
+
+    def open_below(self, place: bytes, names: Sequence[bytes]) -> int:
+        """Return a new descriptor on the directory with the path *names* in a tree. Raises `OSError`.
+
+        No link is followed, and nothing leads outside the tree.
+        """
+        try:
+            path = b"/".join((place, *names))
+            return syscalls.openat2(self._fd, path, OPEN_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ENOSYS):
+                raise
+        fd = self.open(place)
+        for name in names:
+            above = fd
+            try:
+                fd = os.open(name, OPEN_DIRECTORY, dir_fd=above)
+            finally:
+                os.close(above)
+        return fd
 
     def open(self, place: bytes) -> int:
         """Return a new descriptor on a tree; the caller looks whether it is the right one."""

@@ -38,7 +38,7 @@ def enter(
     ino = None if marks.inode is None else union.table.recorded_number(marks.inode, st.st_ino)
     contents = None
     if marks.metacopy and stat.S_ISREG(st.st_mode):
-        below = parent.dirs[parent.dirs.index(target) + 1 :]
+        below = parent.dirs[parent.dirs.index(target) + 1 :]  # no layer of a run has such a file
         contents = merge.contents(below, target.layer, name, marks.redirect)
     node = enter_file(union, parent, name, target, st, ino)
     node.contents = contents
@@ -122,19 +122,19 @@ def enter_file(
 def _enter_parts(
     union: Union, parent: Directory, name: bytes, dirs: list[LayerDir]
 ) -> tuple[Directory, os.stat_result]:
-    lowest = os.fstat(dirs[-1].fd())  # it stays the lowest when parts are added on top
+    lowest = os.fstat(dirs[-1].lowest().fd())  # it stays the lowest when parts are added on top
     number = union.table.number(lowest.st_dev, lowest.st_ino)
     node = _known_directory(union, number, parent, name, dirs)
     if node is None:
         node = enter_directory(union, parent, name, dirs, number)
-    return node, lowest if len(dirs) == 1 else os.fstat(dirs[0].fd())
+    return node, os.fstat(dirs[0].fd()) if len(dirs) > 1 or dirs[0].is_merged else lowest
 
 
 def _known_directory(
     union: Union, number: int, parent: Directory, name: bytes, dirs: list[LayerDir]
 ) -> Directory | None:
     """Return the node of *dirs* if it is one of before the union went back, maybe by another name."""
-    if union.generation == 0:
+    if union.went_back == 0:
         return None
     _check_holders(union, number)
     for node in union.table.holders(number):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
@@ -24,6 +24,7 @@ from layerfs.union import links, merge
 from layerfs.union.layer import Layer, LayerDir
 from layerfs.union.marking import Marking
 from layerfs.union.node import Directory, File, Node, Object
+from layerfs.union.run import Run, RunDir
 from layerfs.union.whiteout import DIRECTORY
 
 if TYPE_CHECKING:
@@ -36,30 +37,73 @@ _PAST = 256
 
 
 def names_that_may_change(
-    union: Union, lowers: Sequence[Layer]
+    union: Union, lowers: Sequence[Layer], common: int | None = None
 ) -> list[tuple[Directory, bytes, Node | None]]:
     """Return the names that may mean something else once the union shows *lowers*: of directories in use.
 
-    Each with the node that it has now, if any. To be called before `go_back`. The cost depends on what the
-    layers hold that come and go, in those directories. Raises `OSError`.
+    Each with the node that it has now, if any. To be called before `go_back`, with the same arguments. The
+    cost depends on what the layers hold that come and go, in those directories. Raises `OSError`.
     """
-    before, stays = set(union.layers), set(lowers)
-    gone = before - stays
+    change = _Change(union, lowers, common)
     found = []
-    for directory in _with_parts_in(union, [layer for layer in union.layers if layer in gone]):
+    for directory in _with_parts_in(union, change.gone, change.common):
         for part in directory.dirs:
-            if part.layer in gone:
-                found += [(directory, name) for name in part.kinds()]
-    for layer in lowers:
-        if layer not in before:
-            pending = [(union.root, layer.root)]
-            for directory, part in pending:
-                for name, kind in part.kinds().items():
-                    found.append((directory, name))
-                    child = directory.children.get(name)
-                    if kind == DIRECTORY and isinstance(child, Directory):
-                        pending.append((child, part.child(name)))
+            if part.layer in change.gone:
+                found += [(directory, name) for name in _names_since(part, change.common)]
+    for layer in change.come:
+        pending = [(union.root, layer.root)]
+        for directory, part in pending:
+            for name in _names_since(part, change.common):
+                found.append((directory, name))
+                child = directory.children.get(name)
+                if isinstance(child, Directory) and part.kind(name) == DIRECTORY:
+                    pending.append((child, part.child(name)))
     return [(directory, name, directory.children.get(name)) for directory, name in dict.fromkeys(found)]
+
+
+def _names_since(part: LayerDir, depth: int) -> Iterable[bytes]:
+    """Return the names of which *part* says something in a layer with *depth* layers below it, or more."""
+    return part.names_since(depth) if isinstance(part, RunDir) else part.kinds()
+
+
+class _Change:
+    """What becomes of the layers of a union that is to show *lowers*, bottom first.
+
+    The lowest *common* layers are the same ones now and then, though they may be read by other runs. By
+    default those count that are the same objects.
+    """
+
+    def __init__(self, union: Union, lowers: Sequence[Layer], common: int | None) -> None:
+        present = [layer for layer in reversed(union.layers) if layer is not union.upper]
+        if common is None:
+            common = 0
+            for one, other in zip(present, lowers, strict=False):
+                if one is not other:
+                    break
+                common += depth_of(one)
+        self.common = common
+        before, stays = set(present), set(lowers)
+        self.dropped = [layer for layer in present if layer not in stays]
+        self.added = [layer for layer in lowers if layer not in before]
+        self.gone = [layer for layer, top in _tops(present) if layer not in stays and top > common]
+        """Those dropped that hold, or are, layers that are not common; so with `come` and those added."""
+        self.come = [layer for layer, top in _tops(lowers) if layer not in before and top > common]
+        if union.upper is not None:
+            self.gone.append(union.upper)
+            self.dropped.append(union.upper)
+
+
+def depth_of(layer: Layer) -> int:
+    """Return how many layers *layer* stands for: more than one if it is a run."""
+    return layer.count if isinstance(layer, Run) else 1
+
+
+def _tops(layers: Sequence[Layer]) -> Iterator[tuple[Layer, int]]:
+    """Yield each of *layers*, bottom first, and how many layers there are up to the top of it."""
+    total = 0
+    for layer in layers:
+        total += depth_of(layer)
+        yield layer, total
 
 
 class Gone(NamedTuple):
@@ -71,45 +115,76 @@ class Gone(NamedTuple):
     """The files that are the same, but for the number of their names."""
 
 
-def go_back(union: Union, lowers: Sequence[Layer], upper: Upper) -> Gone:
+def go_back(union: Union, lowers: Sequence[Layer], upper: Upper, common: int | None = None) -> Gone:
     """Show *lowers* (bottom first) under *upper*, which is empty, in place of the layers of now.
 
-    The layers of the union that stay must be the same objects (`reuse`). The cost depends on the number of
-    layers, and of directories in use that they change, alone. What was the upper is sealed. It all happens
-    between two operations, and cannot fail.
+    The layers of the union that stay must be the same objects (`reuse`), but for those of a run. *common* is
+    how many of the lowest are layers of now as well, runs or not; by default that is what the objects say.
+    The cost depends on the number of layers and runs, and of directories in use that they change, alone. What
+    was the upper is sealed. It all happens between two operations, and cannot fail.
     """
     assert union.upper is not None
     assert not union.partials
     union.upper.has_no_partial()
     union.upper.seal()
-    before, stays = union.layers, set(lowers)
-    dropped = [layer for layer in before if layer not in stays]
-    added = [layer for layer in lowers if layer not in set(before)]
-    changed = _with_parts_in(union, dropped)
-    for layer in added:
-        changed += _known_in(union, layer)
+    change = _Change(union, lowers, common)
+    changed = _with_parts_in(union, change.gone, change.common)
+    for layer in change.come:
+        changed += _known_in(union, layer, change.common)
+    if union.upper.hides:
+        union.hiding.append(union.upper)
+    _exchange(union, lowers, upper, change)
+    union.went_back = union.generation
+    union.root.default_acl = None
+    union.listings.drop_all()
+    hidden, union.hidden = union.hidden, _hidden_by(union)
+    things = {thing for thing in {*hidden, *union.hidden} if hidden.get(thing) != union.hidden.get(thing)}
+    files = _files_of(union, things)
+    return Gone([union.root, *(each for each in dict.fromkeys(changed) if each is not union.root)], files)
+
+
+def restack(union: Union, lowers: Sequence[Layer]) -> None:
+    """Read the layers of now, without the upper, as *lowers* (bottom first): by other runs.
+
+    Nothing changes for anybody: what is known of the tree stays known, here and in the kernel. The cost
+    depends on the number of layers and runs alone. It all happens between two operations, and cannot fail.
+    """
+    present = sum(depth_of(layer) for layer in union.layers if layer is not union.upper)
+    assert present == sum(depth_of(layer) for layer in lowers)
+    _exchange(union, lowers, union.upper, _Change(union, lowers, present))
+
+
+def _exchange(union: Union, lowers: Sequence[Layer], upper: Upper | None, change: _Change) -> None:
+    """Have the union show *lowers* and *upper* from now on."""
+    for layer in change.added:
         union.past.pop(layer.path, None)
         layer.share(union.directories)
         if layer.tops is None:
             layer.tops = WeakSet()
-    for layer in reversed(dropped):
-        union.past[layer.path] = layer
+    stays = [*lowers, *([upper] if upper is not None else [])]
+    came = False
+    for depth, layer in enumerate(stays):
+        came = came or layer in change.added or layer is upper
+        if came:
+            layer.below = tuple(reversed(lowers[:depth]))
+    for layer in change.dropped:
+        if layer is upper:
+            continue
+        if not isinstance(layer, Run):
+            layer.below = layer.below[
+                -1:
+            ]  # it is no part of a stack: only whether there was any below counts
+            union.past[layer.path] = layer
     while len(union.past) > _PAST:
         del union.past[next(iter(union.past))]
-    upper.share(union.directories)
-    upper.below = tuple(reversed(lowers))
+    if upper is not None:
+        upper.share(union.directories)
     union.upper = upper
-    union.layers = [upper, *upper.below]
+    union.layers = stays[::-1]
     union.generation += 1
     union.root.dirs = [layer.root for layer in union.layers]
-    union.root.default_acl = None
     union.root.generation = union.generation
     union.note_top(union.root)
-    union.listings.drop_all()
-    hidden, union.hidden = union.hidden, _hidden_by(union.layers)
-    things = {thing for thing in {*hidden, *union.hidden} if hidden.get(thing) != union.hidden.get(thing)}
-    files = _files_of(union, things)
-    return Gone([union.root, *(each for each in changed if each is not union.root)], files)
 
 
 def is_as_below(upper: int, below: int, marking: Marking) -> bool:
@@ -127,22 +202,26 @@ def is_as_below(upper: int, below: int, marking: Marking) -> bool:
     return same and marking.shown_values(upper) == marking.shown_values(below)
 
 
-def reuse(union: Union, depth: int, path: bytes, below: Layer | None) -> Layer | None:
-    """Return the layer at *path*, *depth* layers above the lowest, if the union has or had it on *below*."""
-    present = len(union.layers) - 1 - depth
-    candidate = union.layers[present] if present >= 0 else None
-    if candidate is None or candidate.path != path:
-        candidate = union.past.get(path)
-    if candidate is None or len(candidate.below) != depth:
-        return None
-    return candidate if (candidate.below[0] if depth else None) is below else None
+def reuse(union: Union, path: bytes) -> Layer | None:
+    """Return the layer at *path* if the union has or had it, by itself or in a run."""
+    shelf = union.layers[0].shelf
+    layer = union.past.get(path) or (shelf.known.get(path) if shelf is not None else None)
+    return layer or next((each for each in union.layers if each.path == path), None)
 
 
-def _hidden_by(layers: Sequence[Layer]) -> dict[Object, int]:
+def is_in(union: Union, layer: Layer) -> bool:
+    """Tell whether *layer* is in the union, by itself or in a run."""
+    return layer in union.layers or any(
+        isinstance(each, Run) and each.number_of(layer) is not None for each in union.layers
+    )
+
+
+def _hidden_by(union: Union) -> dict[Object, int]:
     total: dict[Object, int] = {}
-    for layer in layers:
-        for thing, count in layer.hides.items():
-            total[thing] = total.get(thing, 0) + count
+    for layer in union.hiding:
+        if is_in(union, layer):
+            for thing, count in layer.hides.items():
+                total[thing] = total.get(thing, 0) + count
     return total
 
 
@@ -157,22 +236,45 @@ def _files_of(union: Union, things: set[Object]) -> list[File]:
     return found
 
 
-def _with_parts_in(union: Union, dropped: Sequence[Layer]) -> list[Directory]:
-    """Return the directories in use that have a part in one of the layers *dropped*."""
-    if all(layer.tops is not None for layer in dropped):
-        return list({directory for layer in dropped for directory in layer.tops or ()})
-    gone = set(dropped)  # layers of before the union was opened
-    return [
-        node
-        for node in union.table.nodes.values()
-        if isinstance(node, Directory) and any(part.layer in gone for part in node.dirs)
-    ]
+def _with_parts_in(union: Union, gone: Sequence[Layer], common: int) -> list[Directory]:
+    """Return the directories in use that have a part in one of the layers *gone* that is not *common*."""
+    found: dict[Directory, None] = {}
+    layers = [layer for layer in gone if not isinstance(layer, Run)]
+    if all(layer.tops is not None for layer in layers):
+        found.update((directory, None) for layer in layers for directory in layer.tops or ())
+    else:  # layers of before the union was opened
+        known = [node for node in union.table.nodes.values() if isinstance(node, Directory)]
+        found.update((node, None) for node in known if any(part.layer in layers for part in node.dirs))
+    if len(layers) < len(gone):
+        found.update((directory, None) for directory in _in_runs(union, set(gone), common))
+    return list(found)
 
 
-def _known_in(union: Union, layer: Layer) -> list[Directory]:
+def _in_runs(union: Union, gone: set[Layer], common: int) -> Iterator[Directory]:
+    """Yield the directories with a part in a run of *gone* in which a layer has one that is not *common*.
+
+    Such a layer has a part in the directories above, too.
+    """
+    pending = [union.root]
+    while pending:
+        directory = pending.pop()
+        yield directory
+        pending += [
+            child
+            for child in directory.children.values()
+            if isinstance(child, Directory)
+            and any(
+                part.layer in gone and (not isinstance(part, RunDir) or part.depth >= common)
+                for part in child.dirs
+            )
+        ]
+
+
+def _known_in(union: Union, layer: Layer, common: int) -> list[Directory]:
     """Return the directories in use that get a part in *layer*, by the names that they have now.
 
-    Nobody has those in use that this does not find: the kernel knows a directory by those above it.
+    In a run, those alone in which a layer that is not *common* has one. Nobody has those in use that this
+    does not find: the kernel knows a directory by those above it.
     """
     found: list[Directory] = []
     pending = [(union.root, layer.root)]
@@ -182,7 +284,7 @@ def _known_in(union: Union, layer: Layer) -> list[Directory]:
         before = len(layer.directories)
         try:
             names = [name for name, child in directory.children.items() if isinstance(child, Directory)]
-            inside = [name for name in names if part.kind(name) is not None] if names else []
+            inside = [name for name in names if _says_since(part, name, common)] if names else []
         except OSError:
             continue
         finally:
@@ -195,6 +297,13 @@ def _known_in(union: Union, layer: Layer) -> list[Directory]:
             else:  # it may have been renamed, with all that is in it
                 found += _at_and_below(child)
     return found
+
+
+def _says_since(part: LayerDir, name: bytes, depth: int) -> bool:
+    """Tell whether *part* says something of *name* in a layer with *depth* layers below it, or more."""
+    if part.kind(name) is None:
+        return False
+    return not isinstance(part, RunDir) or part.depth_of_name(name) >= depth
 
 
 def _at_and_below(directory: Directory) -> list[Directory]:
@@ -216,6 +325,8 @@ def refresh(union: Union, node: Node) -> None:
         return
     if isinstance(node, Directory):
         _refresh_directories(union, node)
+    elif node.generation >= union.went_back:  # its layer is read by a run, or by another one: it is the same
+        node.generation = union.generation
     else:
         for parent, _ in node.names:
             _refresh_directories(union, parent)
@@ -238,6 +349,9 @@ def _refresh_directories(union: Union, directory: Directory) -> None:
 def _refresh_directory(union: Union, directory: Directory) -> None:
     parent = directory.parent
     assert parent is not None
+    if directory.removed and directory.generation >= union.went_back:
+        directory.generation = union.generation
+        return
     if not directory.removed:
         target = None if parent.removed else merge.resolve(parent.dirs, directory.name)
         if isinstance(target, list) and is_same_directory(target[-1], directory.dirs[-1]):
@@ -251,8 +365,10 @@ def _refresh_directory(union: Union, directory: Directory) -> None:
     directory.removed = True
     directory.generation = union.generation
     union.table.lapsed.add(directory.ino)
-    lowest = directory.dirs[-1]
-    if directory.ino not in union.table.dead and not lowest.pinned and lowest.layer in union.layers:
+    if directory.dirs[-1].pinned or directory.ino in union.table.dead:
+        return
+    lowest = directory.dirs[-1].lowest()
+    if is_in(union, lowest.layer):
         # Where it is now, it is found by its object.
         _walk_to(union, _today(union, lowest.layer, lowest.place()))
 
@@ -298,7 +414,7 @@ def _refresh_file(union: Union, file: File) -> None:
     file.removed = True
     union.table.lapsed.add(file.ino)
     union.on_change(file)
-    if file.entry and file.home.layer in union.layers:
+    if file.entry and is_in(union, file.home.layer):
         place = _today(union, file.home.layer, (*file.home.place(), file.entry))
         directory = _walk_to(union, place[:-1])
         if directory is not None:
@@ -317,15 +433,28 @@ def _leads_to(parent: Directory, name: bytes, file: File) -> bool:
 
 
 def is_same_directory(one: LayerDir, other: LayerDir) -> bool:
-    """Tell whether two handles are on one directory of a layer that does not change."""
+    """Tell whether the lowest parts of two directories are one: then they are the same directory."""
     if one is other:
         return True
-    return one.layer is other.layer and not one.pinned and not other.pinned and one.place() == other.place()
+    if one.pinned or other.pinned:
+        return False
+    one, other = one.lowest(), other.lowest()
+    return one.layer is other.layer and one.place() == other.place()
 
 
-def above(union: Union, layer: Layer) -> Sequence[Layer]:
+def above(union: Union, layer: Layer) -> Sequence[Layer | links.Renamed]:
     """Return the layers over *layer*, top-most first; none for one that is in the union no more."""
-    return union.layers[: union.layers.index(layer)] if layer in union.layers else ()
+    found: list[Layer | links.Renamed] = []
+    for each in union.layers:
+        if each is layer:
+            return found
+        if isinstance(each, Run):
+            number = each.number_of(layer)
+            if number is not None:
+                found.append(links.Renamed(each.moves_above(number)))
+                return found
+        found.append(each)
+    return ()
 
 
 def _today(union: Union, layer: Layer, place: tuple[bytes, ...]) -> tuple[bytes, ...]:

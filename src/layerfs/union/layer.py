@@ -91,10 +91,17 @@ class Layer:
         self.identity = st.st_dev, st.st_ino
         self.root = LayerDir(self, None, b"", fd)
         self.root.pinned = True
+        if shelf is not None and self._place is not None:
+            shelf.known[self.path] = self
         if not mutable:
             before = len(self.directories)
             self.let_go()
             self.directories.settle(before)
+
+    @property
+    def place_on_shelf(self) -> bytes | None:
+        """Where the tree lies on its shelf, None where it lies on none."""
+        return self._place
 
     def share(self, directories: DirectoryCache) -> None:
         """Count the open directories of this layer among *directories* from here on."""
@@ -111,6 +118,8 @@ class Layer:
         """Note that the tree lies at *path* now."""
         self.path = os.fsencode(path)
         self._place = self.shelf.place_of(self.path) if self.shelf is not None else None
+        if self.shelf is not None and self._place is not None:
+            self.shelf.known[self.path] = self
         if self._place is None:
             self.root.pin()
         elif not self.mutable:
@@ -257,6 +266,19 @@ class LayerDir:
     def child(self, name: bytes) -> LayerDir:
         """Return a handle on the subdirectory *name*; nothing is opened yet."""
         return LayerDir(self.layer, self, name)
+
+    def holder(self, name: bytes) -> LayerDir:
+        """Return the directory of a layer that has the file *name* of this one: it does itself."""
+        return self
+
+    def lowest(self) -> LayerDir:
+        """Return the lowest directory of a layer that this one is made of: that is itself."""
+        return self
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether several layers have a part in it."""
+        return False
 
     def place(self) -> tuple[bytes, ...]:
         """Return the names that lead here from the layer's root."""

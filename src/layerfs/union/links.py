@@ -12,10 +12,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from layerfs.union.layer import Layer, LayerDir
-from layerfs.union.moves import Move, Path
+from layerfs.union.moves import Move, Moves, Path
 from layerfs.union.whiteout import DIRECTORY, WHITEOUT
 
 _DESCRIPTORS = 64
@@ -40,19 +41,25 @@ def names_in(layer: Layer, inode: int) -> list[Path]:
     return [path for path, st in _files(layer) if st.st_ino == inode] if names is None else names
 
 
-def learn_moves(layers: Sequence[Layer]) -> None:
+class Renamed(NamedTuple):
+    """Some of the layers of a run, as `today` needs them: what has been renamed in them is known."""
+
+    moves: Moves
+
+
+def learn_moves(layers: Sequence[Layer | Renamed]) -> None:
     """Find out which directories were renamed in those *layers* where that is not known.
 
     Reads their directories. Any thread may call it; `today` then has nothing to wait for.
     """
     with _lock:
         for layer in layers:
-            if not layer.moves.known:
+            if isinstance(layer, Layer) and not layer.moves.known:
                 began = layer.moves.begin()
-                layer.moves.offer(began, list(_renamed(layer)))
+                layer.moves.offer(began, list(renamed(layer)))
 
 
-def today(path: Path, above: Sequence[Layer]) -> Path:
+def today(path: Path, above: Sequence[Layer | Renamed]) -> Path:
     """Return where in the union what has *path* in a layer would stand today.
 
     *above* are the layers over it, top-most first. It may have been deleted or replaced since: whoever asks
@@ -75,8 +82,8 @@ def _files(layer: Layer) -> Iterator[tuple[Path, os.stat_result]]:
                     yield (*path, name), os.stat(name, dir_fd=directory.fd(), follow_symlinks=False)
 
 
-def _renamed(layer: Layer) -> Iterator[Move]:
-    """Yield where each renamed directory of *layer* came from and where it is."""
+def renamed(layer: Layer) -> Iterator[Move]:
+    """Yield where each renamed directory of *layer* came from and where it is. Reads its directories."""
     if not layer.below:
         return
     origins: dict[Path, Path] = {}

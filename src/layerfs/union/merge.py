@@ -33,7 +33,7 @@ def resolve(dirs: Sequence[LayerDir], name: bytes) -> list[LayerDir] | LayerDir 
             continue
         if kind != DIRECTORY:
             if kind != WHITEOUT and not found:
-                return directory
+                return directory.holder(name)
             break
         child = directory.child(name)
         found.append(child)

@@ -185,3 +185,28 @@ class Moves:
         for old, new in zip(paths[::2], paths[1::2], strict=True):
             moves._redirect(new, old)
         return moves
+
+
+class MovesInTurn(Moves):
+    """The renamed directories of several layers, which do not change any more."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(self, tables: Sequence[Sequence[Move]]) -> None:
+        """Take what each of the layers says, the lowest one first."""
+        super().__init__(known=True)
+        self._tables = []
+        for table in tables:
+            moves = Moves()
+            moves._fill(table)
+            self._tables.append(moves)
+
+    def __iter__(self) -> Iterator[Move]:
+        for moves in self._tables:
+            yield from moves
+
+    def today(self, path: Path) -> Path:
+        """See `Moves.today`."""
+        for moves in self._tables:
+            path = moves.today(path)
+        return path

@@ -70,7 +70,11 @@ class Union:
         self.hidden: dict[Object, int] = {}
         """How many names of a lower file with several have been taken away since the union was made."""
         self.generation = 0
-        """How often the union went back; nodes of an older one are resolved again when they are touched."""
+        """How often the layers were exchanged; nodes of an older one are resolved again when touched."""
+        self.went_back = 0
+        """The generation since which the layers have been the same, whichever runs they are read by."""
+        self.hiding: list[Layer] = []
+        """The layers, sealed here, that have taken away names of files with several."""
         self.past: dict[bytes, Layer] = {}
         """Layers that were in the union before it went back, by path: it may go there again."""
         self.root = Directory(ROOT, [layer.root for layer in self.layers], None, b"")
@@ -123,6 +127,8 @@ class Union:
         assert not self.partials  # whoever reads a sealed layer finds overlayfs' own form
         self.upper.has_no_partial()
         self.upper.seal()
+        if self.upper.hides:
+            self.hiding.append(self.upper)
         new.share(self.directories)
         new.below = tuple(self.layers)
         self.layers.insert(0, new)
@@ -297,7 +303,7 @@ class Union:
         if isinstance(node, Directory):
             if node.removed:
                 return 0
-            return st.st_nlink if len(node.dirs) == 1 else 1
+            return 1 if len(node.dirs) > 1 or node.dirs[0].is_merged else st.st_nlink
         if node.removed:
             return 0
         if st.st_nlink > 1 and self.hidden and not self.in_upper(node):

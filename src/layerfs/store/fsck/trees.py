@@ -9,13 +9,23 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from layerfs.store import external, gc, layers, manifest, scratch, settle
+from layerfs.store import external, gc, layers, manifest, runs, scratch, settle
 from layerfs.store.database import Database
 from layerfs.store.fsck.problem import Problem
 from layerfs.store.model import Layer
 from layerfs.union.trees import remove_trees, walk
 
-_IN_LAYER = {"fs", "work", "manifest", "recipe", "origin", "exchange", "inheriting", layers.FILLING}
+_IN_LAYER = {
+    "fs",
+    "work",
+    "manifest",
+    "recipe",
+    "origin",
+    "exchange",
+    "inheriting",
+    runs.PLACE,
+    layers.FILLING,
+}
 """What may be in a layer's directory: see docs/on-disk-format.md, "The store's root"."""
 _FREE = "the next mount removes it, or 'layerfs fsck --repair'"
 _ASIDE = "the next mount sets it aside for you to look at, or 'layerfs fsck --repair'"
@@ -118,6 +128,11 @@ def _layer(db: Database, layer: Layer, repair: bool, contents: bool) -> Iterator
         )
         yield Problem(subject, what, "look at its files, then 'layerfs verify --accept' an image that has it")
     yield from _leftovers(own, subject, repair, settled=layer.manifest_done)
+    for name, what in runs.problems(db, layer.id, contents=contents):
+        if repair:
+            remove_trees(own / runs.PLACE / name)
+        remedy = "" if repair else "'layerfs fsck --repair' removes it: it is made again"
+        yield Problem(subject, f"{runs.PLACE}/{name} {what}", remedy, repair)
     if layer.manifest_done:
         yield from _manifest(db, layer, subject, contents)
     if contents and layer.size is not None and layer.state != "active":
