@@ -162,9 +162,9 @@ def _ask_to_end(name: str) -> None:
 
 def _clear_away(store: Store, name: str, lock: rundir.RunLock) -> None:
     """Take away what a daemon of *name* left that has died, wherever that was mounted."""
-    for mount in store.mounts():
-        if mount.name == name and mount.mountpoint is not None:
-            mounttable.detach(mount.mountpoint, lock.device)
+    mountpoint = store.mountpoint_of(name)
+    if mountpoint is not None:
+        mounttable.detach(mountpoint, lock.device)
 
 
 def _wait_for_upper(store: Store, request: MountRequest, name: str) -> None:

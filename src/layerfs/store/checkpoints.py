@@ -135,7 +135,7 @@ def rollback(
         stacks.check(db, step)
         tip: str | None = str(db.scalar("SELECT step FROM mounts WHERE id = ?", (mount.id,)))
         layers.insert(db, new_upper.id, "active", upper.prefix)
-        parent = images.nearest(db, step)
+        parent = _image_at(db, mount, tip, step)
         db.execute(
             "UPDATE mounts SET upper = ?, step = ?, parent = ? WHERE id = ?",
             (new_upper.id, step, parent, mount.id),
@@ -157,6 +157,28 @@ def rollback(
         events.record(db, "container", "rollback", mount.id, attributes)
     layers.keep(new_upper.id)
     return WentBack(kept, discarded)
+
+
+_NEAR = 256
+"""Steps that are looked at to find out whether there is an image among them."""
+
+
+def _image_at(db: Database, mount: Mount, tip: str | None, step: str) -> str | None:
+    """Return what `images.nearest` does for *step*; quick for one not far below *tip*, the present."""
+    query = """
+        WITH RECURSIVE chain (id, parent, depth) AS (
+            SELECT id, parent, 0 FROM steps WHERE id = ?1
+            UNION ALL
+            SELECT steps.id, steps.parent, depth + 1 FROM chain JOIN steps ON steps.id = chain.parent
+            WHERE chain.id != ?2 AND depth < ?3
+        )
+        SELECT id = ?2, EXISTS (SELECT 1 FROM images WHERE step = chain.id) FROM chain ORDER BY depth
+    """
+    above = db.execute(query, (tip, step, _NEAR)).fetchall()
+    if above and above[-1][0] and not any(is_image for _, is_image in above[:-1]):
+        parent = db.scalar("SELECT parent FROM mounts WHERE id = ?", (mount.id,))
+        return str(parent) if parent is not None else images.nearest(db, step)
+    return images.nearest(db, step)
 
 
 def has_changes(db: Database, mount: Mount) -> bool:

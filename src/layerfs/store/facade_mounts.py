@@ -33,6 +33,10 @@ class MountsOfStore:
         """Return the id and the name of the mount with exactly this name or id, None where there is none."""
         return mounts.identify(self._db, name)
 
+    def mountpoint_of(self, name: str) -> str | None:
+        """Return where the mount of exactly this name is, or was the last time; None if that is nowhere."""
+        return mounts.mountpoint_of(self._db, name)
+
     def mounts(self) -> list[Mount]:
         """Return all mounts, newest first."""
         return mounts.every(self._db)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from layerfs.store import buildcache, external, holds, layers, scratch, volumes
 from layerfs.store.database import Database
 from layerfs.store.model import Layer, now, to_nanoseconds
 from layerfs.store.prune import forget_mounts
-from layerfs.union.trees import remove_trees
+from layerfs.union.trees import open_directory, remove_trees
 
 _IDLE = 600 * 10**9
 """Nanoseconds for which an external layer may wait for the mount that it was registered for."""
@@ -32,12 +33,12 @@ def recover(db: Database) -> list[str]:
     done += forget_mounts(db)
     try:
         with layers.making(db, alone=True):  # nobody can be between making a directory and locking it
-            owned = {layer.id for layer in layers.every(db)}
+            owned = {str(layer_id) for (layer_id,) in db.execute("SELECT id FROM layers")}
             removable = {str(layer_id) for (layer_id,) in db.execute("SELECT layer FROM removable")}
-            found = {path.name: path for path in sorted(db.layers.iterdir()) if not is_kept(path)}
-            strange = [path for name, path in found.items() if name not in owned]
+            found = set(os.listdir(db.layers))
+            strange = [path for name in sorted(found - owned) if not is_kept(path := db.layers / name)]
             aside = [new for path in strange if (new := _set_aside(db, path))]
-            if outlived := [name for name in removable if not {name, name + layers.GONE} & found.keys()]:
+            if outlived := [name for name in removable if not {name, name + layers.GONE} & found]:
                 with db.transaction():
                     for name in outlived:
                         db.execute("DELETE FROM removable WHERE layer = ?", (name,))
@@ -79,7 +80,8 @@ def forgotten(db: Database) -> list[Path]:
 
 def _check_rows(db: Database) -> list[str]:
     done: list[str] = []
-    rows = layers.every(db)
+    with db.snapshot():
+        rows = layers.get_all(db, _to_look_at(db))
     spoilt = [row.id for row in rows if row.unverified or (row.state == "sealed" and not row.path.is_dir())]
     if spoilt and (count := buildcache.forget(db, spoilt)):
         done.append(f"forgot {count} entries of the build cache: their layers may not be whole")
@@ -102,6 +104,25 @@ def _check_rows(db: Database) -> list[str]:
                     f"layer {layer.id[:12]} has lost its tree {layer.path}: what uses it cannot be mounted"
                 )
     return done
+
+
+def _to_look_at(db: Database) -> list[str]:
+    """Return the layers without those, most of a store, that are settled and have their tree."""
+    settled = "path IS NULL AND state = 'sealed' AND manifest_done AND NOT unverified"
+    query = f"SELECT id, {settled} FROM layers ORDER BY created"
+    with open_directory(db.layers) as shelf:
+        return [
+            str(layer_id)
+            for layer_id, is_settled in db.execute(query).fetchall()
+            if not (is_settled and _has_tree(shelf, layer_id))
+        ]
+
+
+def _has_tree(shelf: int, layer_id: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(f"{layer_id}/fs", dir_fd=shelf).st_mode)
+    except OSError:
+        return False
 
 
 def _recover_outside(db: Database, layer: Layer) -> str | None:

@@ -13,7 +13,7 @@ from layerfs.errors import BadRequest, Conflict, NotFound, from_os_error
 from layerfs.host.rundir import check_name
 from layerfs.store import checkpoints, events, external, images, layers, marks, stacks
 from layerfs.store.database import Database, Value
-from layerfs.store.model import HistoryEntry, Image, Mount, now, to_datetime, to_nanoseconds
+from layerfs.store.model import HistoryEntry, Image, Layer, Mount, now, to_datetime, to_nanoseconds
 from layerfs.union.marking import Trust, trust_in_others
 from layerfs.union.trees import copy_attributes, remove_trees
 
@@ -39,11 +39,11 @@ def create(
     stack = tuple(layer_ids) or (image.layers if image else ())
     if step is not None:
         stacks.check(db, step)
-        stack = stacks.layers_in(stacks.history(db, step))
+        stack = stacks.chain(db, step)
     if not stack:
         raise BadRequest("a mount needs an image or at least one layer below")
     _check_free(db, name)
-    rows = layers.get_all(db, stack)
+    rows = _representatives(db, stack)
     marking = marks.of_stack(rows, userxattr=bool(options.get("userxattr")))
     prefix = marks.name_of(marking)
     marks.check_options(trust_in_others() if external_upper else Trust.ALL, marking, options)
@@ -76,6 +76,13 @@ def create(
     if upper:
         layers.keep(upper)
     return get(db, mount_id)
+
+
+def _representatives(db: Database, stack: Sequence[str]) -> list[Layer]:
+    """Return those of the layers *stack* that say how all are marked, the topmost last."""
+    from layerfs.store import runs  # which takes some time to load
+
+    return layers.get_all(db, runs.representatives(db, stack))
 
 
 class _From(NamedTuple):
@@ -184,6 +191,20 @@ def get(db: Database, mount_id: str) -> Mount:
         return _from_row(db, row)
 
 
+def mountpoint_of(db: Database, name: str) -> str | None:
+    """Return where the mount of this name is mounted, or was the last time; None if that is nowhere."""
+    found = db.execute("SELECT mountpoint FROM mounts WHERE name = ?", (name,)).fetchone()
+    return os.fsdecode(found[0]) if found is not None and found[0] is not None else None
+
+
+def _names(db: Database, mount_id: str) -> dict[str, str]:
+    """Return what events say of a mount: its name, and the image that it was made from; or `NotFound`."""
+    found = db.execute("SELECT name, image FROM mounts WHERE id = ?", (mount_id,)).fetchone()
+    if found is None:
+        raise NotFound(f"no such mount: {mount_id}")
+    return {"name": found[0], "image": found[1] or ""}
+
+
 def every(db: Database) -> list[Mount]:
     """Return all mounts, newest first."""
     with db.snapshot():
@@ -194,20 +215,20 @@ def every(db: Database) -> list[Mount]:
 def set_mounted(db: Database, mount_id: str, mountpoint: str, started: datetime) -> None:
     """Note that the mount is up, where, and since when; raises `NotFound`."""
     with db.transaction():
-        mount = get(db, mount_id)
+        names = _names(db, mount_id)
         db.execute(
             "UPDATE mounts SET mountpoint = ?, started = ? WHERE id = ?",
             (os.fsencode(mountpoint), to_nanoseconds(started), mount_id),
         )
-        events.record(db, "container", "mount", mount_id, {"name": mount.name, "image": mount.image or ""})
+        events.record(db, "container", "mount", mount_id, names)
 
 
 def set_unmounted(db: Database, mount_id: str) -> None:
     """Note that the mount is down; where it was stays known. Raises `NotFound`."""
     with db.transaction():
-        mount = get(db, mount_id)
+        names = _names(db, mount_id)
         db.execute("UPDATE mounts SET started = NULL WHERE id = ?", (mount_id,))
-        events.record(db, "container", "unmount", mount_id, {"name": mount.name, "image": mount.image or ""})
+        events.record(db, "container", "unmount", mount_id, names)
 
 
 def set_mountpoint(db: Database, mount_id: str, mountpoint: str | None) -> None:
@@ -226,7 +247,7 @@ def set_options(db: Database, mount_id: str, options: Mapping[str, Any], work: P
         raise Conflict(
             f"{mount.name} was made read-only: remove it (layerfs rm {mount.name}) or use another name"
         )
-    rows = layers.get_all(db, mount.layers)
+    rows = _representatives(db, mount.layers)
     upper = layers.get(db, mount.upper) if mount.upper else None
     if upper:
         marking = marks.of_stack([*rows, upper], userxattr=bool(options.get("userxattr")))
@@ -305,7 +326,7 @@ def _from_row(db: Database, row: tuple[Any, ...]) -> Mount:
         name=name,
         image=image,
         config=json.loads(config),
-        layers=tuple(reversed(stacks.layer_ids(db, step))),
+        layers=stacks.chain(db, step),
         upper=upper,
         mountpoint=os.fsdecode(mountpoint) if mountpoint is not None else None,
         options=json.loads(options),

@@ -12,6 +12,7 @@ layers, or shorter runs, are read. So a crash, a full disk or a removal needs no
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from layerfs.union.compaction import CannotIndex, compact
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer
 from layerfs.union.run import Run
-from layerfs.union.runindex import NotWhole, RunIndex
+from layerfs.union.runindex import NotWhole, OfOthers, RunIndex
 from layerfs.union.stack import close_all
 
 PLACE = "runs"
@@ -54,6 +55,11 @@ class Segment:
     count: int
     index: RunIndex | None
     """None for a single layer."""
+
+
+def representatives(db: Database, ids: Sequence[str]) -> list[str]:
+    """Return those of a chain's layers by which it shows how all of them are marked, the topmost last."""
+    return [ids[each.first + each.count - 1] for each in segments(db.layers, ids)]
 
 
 def segments(shelf: Path, ids: Sequence[str], *, longest: int | None = None) -> list[Segment]:
@@ -197,19 +203,36 @@ def _make(db: Database, ids: Sequence[str], group: Sequence[Segment]) -> None:
     with layers.lock(db.layers / ids[-1]):  # a removal of the layer, or whoever else makes it, has its turn
         layers.get(db, ids[-1])
         place.mkdir(mode=0o700, exist_ok=True)
-        temporary = place / f"{len(ids)}.tmp"
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(place / str(len(ids)))
+            _write(place / str(len(ids)), data)
         except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
             with suppress(OSError):
                 place.rmdir()
             raise
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Make the file *path* of *data*, on the disk before it has its name; nothing is left of half a one."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    temporary = path.with_suffix(".tmp")
+    try:
+        fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+        fd = os.open(temporary, flags | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        source = os.fspath(temporary)
+    else:
+        source = f"/proc/self/fd/{fd}"
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(data)
+        os.fsync(fd)
+        path.unlink(missing_ok=True)  # one that is not whole, or of other layers
+        os.link(source, path, follow_symlinks=True)
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
 
 
 def _compacted(db: Database, ids: Sequence[str], group: Sequence[Segment]) -> bytes:
@@ -260,15 +283,19 @@ def problems(db: Database, layer_id: str, *, contents: bool) -> Iterator[tuple[s
         if name == _NONE:
             continue
         if not name.isdecimal():
-            yield name, "is left from making an index"
+            with layers.lock(db.layers / layer_id, wait=False) as locked:
+                left = locked and (place / name).exists()
+            if left:
+                yield name, "is left from making an index"
             continue
         ids = chain(db, layer_id, int(name))
         try:
             data = (place / name).read_bytes()
             RunIndex(place / name, ids)
-        except NotWhole as error:
-            if "other layers" not in str(error):
-                yield name, "is an index that is not whole"
+        except OfOthers:
+            continue
+        except NotWhole:
+            yield name, "is an index that is not whole"
             continue
         except FileNotFoundError:
             continue

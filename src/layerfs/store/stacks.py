@@ -92,17 +92,50 @@ def check(db: Database, step: str) -> None:
         raise NotFound(f"no such step: {step[:12]}: what it was part of has been removed")
 
 
+_chains: dict[str, tuple[str, ...]] = {}
+"""The layers of some steps, bottom first. A step's id says what is below it, so they never change."""
+_CHAINS = 4
+_NEAR = 32
+"""Steps that are read one by one until a known one is looked for no more."""
+
+
 def layer_ids(db: Database, step: str) -> list[str]:
     """Return the layers of the stack that *step* stands for, topmost first."""
-    query = """
-        WITH RECURSIVE chain (parent, layer) AS (
-            SELECT parent, layer FROM steps WHERE id = ?
-            UNION ALL
-            SELECT steps.parent, steps.layer FROM chain JOIN steps ON steps.id = chain.parent
-        )
-        SELECT layer FROM chain WHERE layer IS NOT NULL
+    return list(reversed(chain(db, step)))
+
+
+def chain(db: Database, step: str) -> tuple[str, ...]:
+    """Return the layers of the stack that *step* stands for, bottom first.
+
+    What was read last is remembered, so that this costs little for a step near to one that was asked for.
     """
-    return [str(layer) for (layer,) in db.execute(query, (step,))]
+    known = _chains.get(step)
+    if known is not None:
+        return known if db.scalar("SELECT 1 FROM steps WHERE id = ?", (step,)) is not None else ()
+    query = """
+        WITH RECURSIVE chain (id, parent, layer, depth) AS (
+            SELECT id, parent, layer, 0 FROM steps WHERE id = ?1
+            UNION ALL
+            SELECT steps.id, steps.parent, steps.layer, depth + 1
+            FROM chain JOIN steps ON steps.id = chain.parent
+            WHERE depth + 1 < ?2
+        )
+        SELECT id, layer FROM chain
+    """
+    found: tuple[str, ...] = ()
+    above: list[str | None] = []
+    for near, layer in db.execute(query, (step, _NEAR)).fetchall():
+        if near in _chains:
+            found = _chains[near]
+            break
+        above.append(layer)
+    else:
+        above = [layer for _, layer in db.execute(query, (step, 1 << 62)).fetchall()]
+    found += tuple(layer for layer in reversed(above) if layer is not None)
+    while len(_chains) >= _CHAINS:
+        _chains.pop(next(iter(_chains)), None)
+    _chains[step] = found
+    return found
 
 
 def to_read(db: Database, layer_ids: Sequence[str]) -> Stack:

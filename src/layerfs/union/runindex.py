@@ -49,7 +49,11 @@ _MARKINGS = (TRUSTED, USER)
 
 
 class NotWhole(ValueError):
-    """A file is no index, or not whole, or of other layers than was thought."""
+    """A file is no index, or not whole."""
+
+
+class OfOthers(NotWhole):
+    """An index is of other layers than was thought."""
 
 
 class Record(NamedTuple):
@@ -96,7 +100,7 @@ class RunIndex:
         if not whole:
             raise NotWhole(f"{os.fsdecode(self.path)} is not whole")
         if self.count != len(ids) or covered != digest(ids):
-            raise NotWhole(f"{os.fsdecode(self.path)} is of other layers")
+            raise OfOthers(f"{os.fsdecode(self.path)} is of other layers")
         self.marking: Marking = _MARKINGS[marking]
         self._places: list[Path] | None = None
 
