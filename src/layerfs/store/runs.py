@@ -30,6 +30,7 @@ from layerfs.union.layer import Layer
 from layerfs.union.run import Run
 from layerfs.union.runindex import NotWhole, OfOthers, RunIndex
 from layerfs.union.stack import close_all
+from layerfs.union.trees import open_directory
 
 PLACE = "runs"
 """The directory of a layer's indexes, in the layer's own."""
@@ -215,24 +216,24 @@ def _write(path: Path, data: bytes) -> None:
     """Make the file *path* of *data*, on the disk before it has its name; nothing is left of half a one."""
     flags = os.O_WRONLY | os.O_CLOEXEC
     temporary = path.with_suffix(".tmp")
-    try:
-        fd = os.open(path.parent, flags | os.O_TMPFILE, 0o600)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
-            raise
-        fd = os.open(temporary, flags | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        source = os.fspath(temporary)
-    else:
-        source = f"/proc/self/fd/{fd}"
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(data)
-        os.fsync(fd)
-        path.unlink(missing_ok=True)  # one that is not whole, or of other layers
-        os.link(source, path, follow_symlinks=True)
-    finally:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
+    with open_directory(path.parent) as directory:
+        try:
+            fd = os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=directory)
+            source = f"/proc/self/fd/{fd}"
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+                raise
+            fd = os.open(temporary, flags | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            source = os.fspath(temporary)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(data)
+            os.fsync(fd)
+            path.unlink(missing_ok=True)  # one that is not whole, or of other layers
+            os.link(source, path.name, dst_dir_fd=directory, follow_symlinks=True)
+        finally:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
 
 
 def _compacted(db: Database, ids: Sequence[str], group: Sequence[Segment]) -> bytes:

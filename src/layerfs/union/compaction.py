@@ -8,7 +8,7 @@ but with nothing below. What a directory merges with below the run is said once:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from layerfs.union import links
@@ -101,10 +101,11 @@ class _Compaction:
     ) -> None:
         """Write the record of one directory, and have those in it follow."""
         first: dict[bytes, tuple[LayerDir, int]] = {}
+        inodes: dict[tuple[LayerDir, bytes], bytes] = {}
         for part in merged.parts:
             kinds = part.kinds()
             if not isinstance(part, RunDir):
-                self._look_at(part, kinds)
+                inodes.update(self._look_at(part, kinds))
             for name, kind in kinds.items():
                 first.setdefault(name, (part, kind))
         entries = []
@@ -112,9 +113,11 @@ class _Compaction:
         for name in sorted(first):
             part, kind = first[name]
             layer, place = self._where(part, name, kind)
-            reference = 0
+            reference = inode = 0
             if kind == FILE:
                 reference = self._writer.reference(place, here)
+                text = part.inode_of(name) if isinstance(part, RunDir) else inodes.get((part, name))
+                inode = self._writer.inode(text)
             elif kind == DIRECTORY:
                 child = self._step(merged, name)
                 assert isinstance(child, _Merged)
@@ -123,7 +126,7 @@ class _Compaction:
                 redirected = b"/" + b"/".join(child.below) if away and child.below else None
                 pending.append(((*here, name), child, redirected))
                 reference, record = record, record + 1
-            entries.append((name, layer << 2 | kind, reference))
+            entries.append((name, layer << 2 | kind, reference, inode))
         top, lowest = self._top(merged.parts[0]), self._lowest(merged.parts[-1])
         self._writer.add(
             (top[0], self._writer.reference(top[1], here)),
@@ -133,15 +136,25 @@ class _Compaction:
             opaque=merged.below is None and bool(here),
         )
 
-    def _look_at(self, part: LayerDir, kinds: Mapping[bytes, int]) -> None:
-        """Raise `CannotIndex` where the directory *part* of a layer holds what an index cannot say."""
+    def _look_at(
+        self, part: LayerDir, kinds: Mapping[bytes, int]
+    ) -> Iterator[tuple[tuple[LayerDir, bytes], bytes]]:
+        """Yield the numbers that files in the directory *part* of a layer had before they were copied up.
+
+        Raises `CannotIndex` where it holds what an index cannot say.
+        """
         layer = part.layer
         self._names[layer] += len(kinds)
         if self._names[layer] > MOST_NAMES:
             raise CannotIndex(layer, f"it has more than {MOST_NAMES} names")
         for name, kind in kinds.items():
-            if kind == FILE and layer.marking.read_file(part.fd(), name).metacopy:
+            if kind != FILE:
+                continue
+            marks = layer.marking.read_file(part.fd(), name)
+            if marks.metacopy:
                 raise CannotIndex(layer, "it has files of metadata alone")
+            if marks.inode is not None:
+                yield (part, name), marks.inode
 
     def _where(self, part: LayerDir, name: bytes, kind: int) -> tuple[int, Path]:
         """Return which layer of the run has *name*, which *part* has, and where its directory is there."""

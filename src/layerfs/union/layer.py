@@ -320,6 +320,10 @@ class LayerDir:
         self._marks = marks
         return marks
 
+    def has_marks(self, name: bytes) -> bool:
+        """Tell whether the file *name* may have marks of the overlay's own."""
+        return bool(self.layer.below)
+
     def file_marks(self, name: bytes, st: os.stat_result) -> FileMarks:
         """Return the marks of *name*, anything but a directory, whose stat is *st*.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from layerfs.union.descriptors import DirectoryCache, Shelf
 from layerfs.union.layer import Layer, LayerDir
-from layerfs.union.marking import Marking, Marks, Trust
+from layerfs.union.marking import FileMarks, Marking, Marks, Trust
 from layerfs.union.moves import Move, Moves, MovesInTurn, Path
 from layerfs.union.runindex import Record, RunIndex
 from layerfs.union.whiteout import DIRECTORY
@@ -73,11 +73,21 @@ class CoveredLayer(Layer):
 class CoveredDir(LayerDir):
     """A directory of a layer of a run. Its index says where it is, so it is opened with one call."""
 
-    __slots__ = ("_names",)
+    __slots__ = ("_names", "inodes")
 
     def __init__(self, layer: Layer, names: Path) -> None:
         super().__init__(layer, layer.root if names else None, names[-1] if names else b"")
         self._names = names
+        self.inodes: dict[bytes, bytes | None] = {}
+        """Of the files that it was asked for: what they have in `overlay.layerfs.ino`."""
+
+    def has_marks(self, name: bytes) -> bool:
+        """See `LayerDir.has_marks`: the index knows."""
+        return self.inodes.get(name, b"") is not None
+
+    def file_marks(self, name: bytes, st: os.stat_result) -> FileMarks:
+        """See `LayerDir.file_marks`."""
+        return FileMarks(self.inodes[name]) if name in self.inodes else super().file_marks(name, st)
 
     def place(self) -> Path:
         """See `LayerDir.place`."""
@@ -231,9 +241,15 @@ class RunDir(LayerDir):
     def holder(self, name: bytes) -> LayerDir:
         """See `LayerDir.holder`."""
         _, layer, place = self.entry(name)
-        return self._at(layer, place)
+        directory = self._at(layer, place)
+        directory.inodes[name] = self.inode_of(name)
+        return directory
 
-    def _at(self, layer: int, place: Path | None) -> LayerDir:
+    def inode_of(self, name: bytes) -> bytes | None:
+        """Return what a file that it has has in `overlay.layerfs.ino`, None for nothing."""
+        return self.layer.index.inode(self.record().inodes[self._positions[name]])
+
+    def _at(self, layer: int, place: Path | None) -> CoveredDir:
         directory = self._holders.get((layer, place))
         if directory is None:
             names = self.place() if place is None else place

@@ -7,9 +7,11 @@ its checksum tells. All numbers have the lowest byte first; paths are relative, 
 
     header      see `_HEADER`; the checksum is the XXH3-64 of everything that follows it
     records     one for each directory, the root's first: see `_RECORD`, then its redirect, its names with a
-                zero byte between them, and for each name a number `layer << 2 | kind` and a reference
+                zero byte between them, and for each name a number `layer << 2 | kind`, a reference, and the
+                number, from 1 on, of what a file's `overlay.layerfs.ino` says, 0 for nothing
     offsets     of the records, 8 bytes each
     places      paths with a zero byte between them
+    inodes      what files have in `overlay.layerfs.ino`, with a zero byte between them
     moves       renamed directories: layer, where it was below that layer, where it is in it; each ends with
                 a zero byte
 
@@ -34,10 +36,10 @@ from layerfs.union.marking import TRUSTED, USER, Marking
 from layerfs.union.moves import Path
 
 _MAGIC = b"layerfs-run 1\n\0\0"
-_HEADER = struct.Struct("<16sQII32sQQQQQ")
-"""Magic, checksum, number of layers, marking, digest of their ids, number of records, four offsets.
+_HEADER = struct.Struct("<16sQII32sQQQQQQ")
+"""Magic, checksum, number of layers, marking, digest of their ids, number of records, five offsets.
 
-The offsets are those of the offsets, the places, the moves, and the end.
+The offsets are those of the offsets, the places, the inodes, the moves, and the end.
 """
 _CHECKED = 24
 """Where in the header begins what the checksum covers."""
@@ -69,6 +71,7 @@ class Record(NamedTuple):
     values: Sequence[int]
     """For each name `layer << 2 | kind`."""
     references: Sequence[int]
+    inodes: Sequence[int]
 
 
 def digest(ids: Iterable[str]) -> bytes:
@@ -89,7 +92,7 @@ class RunIndex:
         magic, checksum, self.count, marking, covered, self.records, *offsets = _HEADER.unpack_from(
             self._data
         )
-        self._offsets, self._places_at, self._moves_at, end = offsets
+        self._offsets, self._places_at, self._inodes_at, self._moves_at, end = offsets
         with memoryview(self._data) as view:
             whole = (
                 magic == _MAGIC
@@ -103,14 +106,25 @@ class RunIndex:
             raise OfOthers(f"{os.fsdecode(self.path)} is of other layers")
         self.marking: Marking = _MARKINGS[marking]
         self._places: list[Path] | None = None
+        self._inodes: list[bytes] | None = None
 
     def place(self, reference: int) -> Path | None:
         """Return the place that a *reference* stands for; None for the same path as in the run."""
         if reference == 0:
             return None
         if self._places is None:
-            self._places = [_path(text) for text in self._data[self._places_at : self._moves_at].split(b"\0")]
+            self._places = [
+                _path(text) for text in self._data[self._places_at : self._inodes_at].split(b"\0")
+            ]
         return self._places[reference - 1]
+
+    def inode(self, number: int) -> bytes | None:
+        """Return what a file has in `overlay.layerfs.ino`, by its *number*; None for nothing."""
+        if number == 0:
+            return None
+        if self._inodes is None:
+            self._inodes = self._data[self._inodes_at : self._moves_at].split(b"\0")
+        return self._inodes[number - 1]
 
     def record(self, number: int) -> Record:
         """Return what the index says of the directory of that *number*; the root's is 0."""
@@ -120,20 +134,20 @@ class RunIndex:
         names_at = at + redirect
         values_at = names_at + length
         names = self._data[names_at:values_at].split(b"\0") if count else []
-        values, references = array("I"), array("I")
-        values.frombytes(self._data[values_at : values_at + 4 * count])
-        references.frombytes(self._data[values_at + 4 * count : values_at + 8 * count])
-        if sys.byteorder == "big":
-            values.byteswap()
-            references.byteswap()
+        columns = []
+        for column_at in range(values_at, values_at + 12 * count, 4 * count) if count else (values_at,) * 3:
+            column = array("I")
+            column.frombytes(self._data[column_at : column_at + 4 * count])
+            if sys.byteorder == "big":
+                column.byteswap()
+            columns.append(column)
         return Record(
             (parts[0], self.place(parts[1])),
             (parts[2], self.place(parts[3])),
             bool(flags & _OPAQUE),
             self._data[at:names_at] if redirect else None,
             names,
-            values,
-            references,
+            *columns,
         )
 
     def moves(self) -> list[tuple[int, Path, Path]]:
@@ -155,32 +169,40 @@ class IndexWriter:
         self._data = bytearray(_HEADER.size)
         self._offsets = array("Q")
         self._places: dict[Path, int] = {}
+        self._inodes: dict[bytes, int] = {}
 
     def reference(self, place: Path, here: Path) -> int:
         """Return the reference of a *place* for a directory that is *here* in the run."""
         return 0 if place == here else self._places.setdefault(place, len(self._places) + 1)
+
+    def inode(self, text: bytes | None) -> int:
+        """Return the number of what a file has in `overlay.layerfs.ino`; what cannot be true is none."""
+        if not text or b"\0" in text:
+            return 0
+        return self._inodes.setdefault(text, len(self._inodes) + 1)
 
     def add(
         self,
         top: tuple[int, int],
         lowest: tuple[int, int],
         redirect: bytes | None,
-        entries: Sequence[tuple[bytes, int, int]],
+        entries: Sequence[tuple[bytes, int, int, int]],
         *,
         opaque: bool,
     ) -> None:
         """Add the next record.
 
-        *top* and *lowest* are layer and reference, each of *entries* a name, its value and its reference.
+        *top* and *lowest* are layer and reference, each of *entries* a name and its numbers.
         """
         self._offsets.append(len(self._data))
-        names = b"\0".join(name for name, _, _ in entries)
+        names = b"\0".join(entry[0] for entry in entries)
         flags = _OPAQUE if opaque else 0
         size = len(redirect or b"")
         self._data += _RECORD.pack(len(entries), len(names), *top, *lowest, flags, size)
         self._data += (redirect or b"") + names
-        self._data += _little(array("I", (value for _, value, _ in entries)))
-        self._data += _little(array("I", (reference for _, _, reference in entries)))
+        self._data += _little(array("I", (value for _, value, _, _ in entries)))
+        self._data += _little(array("I", (reference for _, _, reference, _ in entries)))
+        self._data += _little(array("I", (inode for _, _, _, inode in entries)))
 
     def finish(self, moves: Iterable[tuple[int, Path, Path]]) -> bytes:
         """Return the whole file."""
@@ -188,6 +210,8 @@ class IndexWriter:
         self._data += _little(self._offsets)
         places_at = len(self._data)
         self._data += b"\0".join(b"/".join(place) for place in self._places)
+        inodes_at = len(self._data)
+        self._data += b"\0".join(self._inodes)
         moves_at = len(self._data)
         for layer, old, new in moves:
             self._data += b"%d\0%s\0%s\0" % (layer, b"/".join(old), b"/".join(new))
@@ -200,6 +224,7 @@ class IndexWriter:
             len(self._offsets),
             offsets_at,
             places_at,
+            inodes_at,
             moves_at,
             len(self._data),
         ]
