@@ -28,8 +28,8 @@ class Shelf:
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
         """Open the directory *path*. Raises `OSError`."""
         self.path = os.fsencode(path)
-        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.device = os.fstat(self._fd).st_dev
+        self.fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.device = os.fstat(self.fd).st_dev
         self.known: WeakValueDictionary[bytes, Layer] = WeakValueDictionary()
         """The layers on it that somebody has in use, by path: a union has one object for each."""
 
@@ -57,7 +57,7 @@ class Shelf:
         """
         try:
             path = b"/".join((place, *names))
-            return syscalls.openat2(self._fd, path, OPEN_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
+            return syscalls.openat2(self.fd, path, OPEN_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)
         except OSError as error:
             if error.errno not in (errno.ENAMETOOLONG, errno.ENOSYS):
                 raise
@@ -72,7 +72,7 @@ class Shelf:
 
     def open(self, place: bytes) -> int:
         """Return a new descriptor on a tree; the caller looks whether it is the right one."""
-        return os.open(place, OPEN_DIRECTORY, dir_fd=self._fd)
+        return os.open(place, OPEN_DIRECTORY, dir_fd=self.fd)
 
     def may_have(self, path: bytes) -> bool:
         """Tell whether there may be something at *path* on the shelf, or a file or a link in its way.
@@ -80,7 +80,7 @@ class Shelf:
         No link is followed. Raises `OSError` where the shelf cannot be read.
         """
         try:
-            os.close(syscalls.openat2(self._fd, path, _LOOK, syscalls.RESOLVE_NO_SYMLINKS))
+            os.close(syscalls.openat2(self.fd, path, _LOOK, syscalls.RESOLVE_NO_SYMLINKS))
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -90,7 +90,7 @@ class Shelf:
 
     def close(self) -> None:
         """Close the descriptor: trees are not to be opened any more."""
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 _FOR_A_MOMENT = 64

@@ -31,7 +31,7 @@ def enter(
     """
     if isinstance(target, list):
         return _enter_parts(union, parent, name, target)
-    st = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+    st = target.stat_file(name)
     if not target.layer.below:
         return enter_file(union, parent, name, target, st), st
     marks = target.file_marks(name, st)

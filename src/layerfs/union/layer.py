@@ -320,6 +320,14 @@ class LayerDir:
         self._marks = marks
         return marks
 
+    def where(self, name: bytes) -> tuple[int, bytes]:
+        """Return a descriptor and a path from there, to look at the attributes of the file *name*."""
+        return self.fd(), name
+
+    def stat_file(self, name: bytes) -> os.stat_result:
+        """Return the stat of the file *name*, which the directory has. Raises `OSError`."""
+        return os.stat(name, dir_fd=self.fd(), follow_symlinks=False)
+
     def has_marks(self, name: bytes) -> bool:
         """Tell whether the file *name* may have marks of the overlay's own."""
         return bool(self.layer.below)

@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
 _KIND = 3
 _LAYER_SHIFT = 2
+_LONGEST = 4096
+"""PATH_MAX: what no system call takes."""
 
 
 class CoveredLayer(Layer):
     """A layer of a run: nothing of it is open until something in it is needed."""
 
-    __slots__ = ()
+    __slots__ = ("_own_moves", "_own_root")
 
     def __init__(self, path: bytes, shelf: Shelf, marking: Marking, directories: DirectoryCache) -> None:
         """Name the tree at *path*, which lies on *shelf*. Nothing is opened."""
@@ -44,14 +46,28 @@ class CoveredLayer(Layer):
         self.trust = Trust.ALL
         self.on_disk = True
         self.below = ()
-        self.moves = Moves()
+        self._own_moves: Moves | None = None
+        self._own_root: LayerDir | None = None
         self.hides = {}
         self.tops = None
         self.directories = directories
         self.shelf = shelf
         self._place = shelf.place_of(path)
         self.identity = (0, 0)
-        self.root = LayerDir(self, None, b"")
+
+    @property
+    def root(self) -> LayerDir:  # type: ignore[override]
+        """See `Layer`; made when it is needed, since most of many layers need none."""
+        if self._own_root is None:
+            self._own_root = LayerDir(self, None, b"")
+        return self._own_root
+
+    @property
+    def moves(self) -> Moves:  # type: ignore[override]
+        """See `Layer`."""
+        if self._own_moves is None:
+            self._own_moves = Moves()
+        return self._own_moves
 
     def open_root(self) -> int:
         """See `Layer.open_root`: its identity is what was found the first time."""
@@ -71,15 +87,38 @@ class CoveredLayer(Layer):
 
 
 class CoveredDir(LayerDir):
-    """A directory of a layer of a run. Its index says where it is, so it is opened with one call."""
+    """A directory of a layer of a run. Its index says where it is, so it is opened with one call.
+
+    To look at attributes it is not opened at all: a chain may have each file of a directory in another layer.
+    That the way consists of directories was seen when the index was made, and sealed layers do not change.
+    Should somebody change one, attributes of something else may be shown. What is opened is opened safely.
+    """
 
     __slots__ = ("_names", "inodes")
 
     def __init__(self, layer: Layer, names: Path) -> None:
-        super().__init__(layer, layer.root if names else None, names[-1] if names else b"")
+        super().__init__(layer, None, names[-1] if names else b"")
         self._names = names
         self.inodes: dict[bytes, bytes | None] = {}
         """Of the files that it was asked for: what they have in `overlay.layerfs.ino`."""
+
+    def where(self, name: bytes) -> tuple[int, bytes]:
+        """See `LayerDir.where`."""
+        layer = self.layer
+        place = layer.place_on_shelf
+        if self._fd < 0 and layer.shelf is not None and place is not None:
+            path = b"/".join((place, *self._names, name))
+            if len(path) < _LONGEST:
+                return layer.shelf.fd, path
+        return self.fd(), name
+
+    def stat_file(self, name: bytes) -> os.stat_result:
+        """See `LayerDir.stat_file`."""
+        fd, path = self.where(name)
+        try:
+            return os.stat(path, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return super().stat_file(name)  # EIO where the layer has gone
 
     def has_marks(self, name: bytes) -> bool:
         """See `LayerDir.has_marks`: the index knows."""
