@@ -344,3 +344,16 @@ def test_on_a_full_disk_no_index_is_made_and_nothing_is_left(layerfs: Layerfs, s
         assert runs.extend(store.database, last, span=2) > 0
     long.remount()
     assert without_links(look(long.mnt)) == without_links(long.past[-1])
+
+
+def test_squashed_layers_are_read_no_more(long: Long) -> None:
+    long.grow(24)
+    long.wait()
+    long.layerfs.ok("umount", NAME)
+    for step in long.steps[5:12]:
+        long.layerfs.ok("squash", step)
+    assert long.layerfs.ok("fsck", "--contents").endswith(": clean")
+    long.layerfs.ok("mount", "--name", NAME, long.mnt)
+    assert without_links(look(long.mnt)) == without_links(long.past[-1])
+    long.layerfs.ok("rollback", NAME, long.steps[14])
+    assert without_links(look(long.mnt)) == without_links(long.past[14])

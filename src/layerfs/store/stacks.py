@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from layerfs.errors import LayerfsError, NotFound
 from layerfs.store import layers
@@ -92,8 +93,16 @@ def check(db: Database, step: str) -> None:
         raise NotFound(f"no such step: {step[:12]}: what it was part of has been removed")
 
 
-_chains: dict[str, tuple[str, ...]] = {}
-"""The layers of some steps, bottom first. A step's id says what is below it, so they never change."""
+class _Place(NamedTuple):
+    """Which stack: the step, the store, and how many steps of that were squashed, which alone changes one."""
+
+    step: str
+    root: Path
+    squashed: int
+
+
+_chains: dict[_Place, tuple[str, ...]] = {}
+"""The layers of some stacks, bottom first."""
 _CHAINS = 4
 _NEAR = 32
 """Steps that are read one by one until a known one is looked for no more."""
@@ -109,7 +118,9 @@ def chain(db: Database, step: str) -> tuple[str, ...]:
 
     What was read last is remembered, so that this costs little for a step near to one that was asked for.
     """
-    known = _chains.get(step)
+    squashed = db.number("SELECT count(*) FROM squashed")
+    place = _Place(step, db.root, squashed)
+    known = _chains.get(place)
     if known is not None:
         return known if db.scalar("SELECT 1 FROM steps WHERE id = ?", (step,)) is not None else ()
     query = """
@@ -125,8 +136,9 @@ def chain(db: Database, step: str) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     above: list[str | None] = []
     for near, layer in db.execute(query, (step, _NEAR)).fetchall():
-        if near in _chains:
-            found = _chains[near]
+        known = _chains.get(_Place(near, db.root, squashed))
+        if known is not None:
+            found = known
             break
         above.append(layer)
     else:
@@ -134,7 +146,7 @@ def chain(db: Database, step: str) -> tuple[str, ...]:
     found += tuple(layer for layer in reversed(above) if layer is not None)
     while len(_chains) >= _CHAINS:
         _chains.pop(next(iter(_chains)), None)
-    _chains[step] = found
+    _chains[place] = found
     return found
 
 
