@@ -92,11 +92,17 @@ class Handlers:
         return self._tell((node, self.union.stat(node)))
 
     def _plain(self, home: LayerDir, name: bytes) -> tuple[int, int, bytes] | None:
+        if self._wire is None:
+            return None
         table = self.union.table
-        prefix = self.union.marking.prefix if home.layer.below else b""
-        return (
-            self._wire.plain_entry(home.fd(), name, table.bases, table.nodes, prefix) if self._wire else None
-        )
+        prefix = self.union.marking.prefix if home.has_marks(name) else b""
+        fd, path = home.where(name)
+        if path is name:
+            return self._wire.plain_entry(fd, name, table.bases, table.nodes, prefix)
+        if not prefix:  # else it is known to have marks
+            with suppress(FileNotFoundError):  # its layer may have gone: that is seen, and told, by who asks
+                return self._wire.plain_entry(fd, path, table.bases, table.nodes, prefix)
+        return None
 
     def find(self, directory: Directory, name: bytes) -> tuple[Node, Entry] | None:
         """Find *name* in a directory, and what to tell of it; the caller counts the reference."""
