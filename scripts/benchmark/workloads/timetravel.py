@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -318,7 +319,10 @@ def search(stage: Stage) -> tuple[float, ...]:
     lower = stage.stack.lowers[0]
     names = sorted(str(path.relative_to(lower)) for path in lower.rglob("*") if path.is_file())
     chance = random.Random(_SEED)
-    kept, back, many, forks = [], [], [], []
+    kept: list[float] = []
+    back: list[float] = []
+    many: list[float] = []
+    forks: list[float] = []
     looks: dict[str, list[float]] = {"stat": [], "read": [], "write": []}
     with timeline(stage) as tree, ExitStack() as stack:
         writer = _Writer(tree.top, names, stage.stack.work)
@@ -341,8 +345,7 @@ def search(stage: Stage) -> tuple[float, ...]:
             writer.write(number, chance.randrange(1, stage.sizes.expansion + 1))
             note(kept, lambda: past.append(tree.checkpoint()))
             if number * rollbacks // expansions != (number + 1) * rollbacks // expansions:
-                to = chance.choice(past)
-                note(back, lambda to=to: tree.rollback(to))
+                note(back, partial(tree.rollback, chance.choice(past)))
                 look()
         for number in range(min(_MANY, rollbacks)):
             writer.write(10_000 + number, stage.sizes.past_changed)
