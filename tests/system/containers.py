@@ -179,9 +179,11 @@ class Terminal:
     def wait_for(self, text: str) -> str:
         """Wait until *text* has appeared since the last time; return what came before it."""
         deadline = time.monotonic() + 20
+        ready = select.poll()  # select(2) takes no descriptor above 1,023
+        ready.register(self.master, select.POLLIN)
         while text.encode() not in self.output:
             assert time.monotonic() < deadline, (text, self.output)
-            if select.select([self.master], [], [], 0.1)[0]:
+            if ready.poll(100):
                 self.output += os.read(self.master, 4096)
         before, _, self.output = self.output.partition(text.encode())
         return before.decode()
