@@ -57,6 +57,7 @@ def syncs(layerfs: Layerfs) -> Path:
 def test_no_commit_syncs_in_the_loop(layerfs: Layerfs, syncs: Path, stack: Stack) -> None:
     mnt = stack.mount()
     pid = layerfs.pid(stack.name)
+    syncs.write_text("")  # what the daemon did before anybody could use the mount
     with Store(layerfs.root) as store:
         for number in range(5):
             (mnt / f"{number}").write_bytes(b"x")
