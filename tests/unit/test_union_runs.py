@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from layerfs.union.marking import of_this_process
 from layerfs.union.node import Directory, File
 from layerfs.union.run import Run
 from layerfs.union.runindex import NotWhole, RunIndex
+from layerfs.union.stack import close_all
 from layerfs.union.syscalls import RENAME_EXCHANGE
 from layerfs.union.upper import Upper
 from layerfs.union.view import Union
@@ -39,6 +40,7 @@ class Chain(Tree):
         self.shelf_path = top / "layers"
         self.shelf_path.mkdir()
         self.shelf = Shelf(self.shelf_path)
+        self.directories = DirectoryCache()
         self.ids: list[str] = []
         self.union: Union = None  # type: ignore[assignment]  # set by `open`
         self.lowers = [self._make("base")[0]]
@@ -57,7 +59,7 @@ class Chain(Tree):
         return own / "fs", own / "work"
 
     def layer(self, path: Path, below: Sequence[Layer]) -> Layer:
-        layer = Layer(path, shelf=self.shelf, directories=DirectoryCache())
+        layer = Layer(path, shelf=self.shelf, directories=self.directories)
         layer.below = tuple(reversed(below))
         return layer
 
@@ -84,11 +86,14 @@ class Chain(Tree):
         at = first
         for each in lengths or [1] * length:
             path = self.lowers[at]
-            layer = self.run(at, each) if each > 1 else Layer(path, directories=DirectoryCache())
+            layer = self.run(at, each) if each > 1 else Layer(path, directories=self.directories)
             layer.below = tuple(reversed(inputs)) or ((inputs or [layer])[0],)
             inputs.append(layer)
             at += each
-        return compact(inputs, self.ids[first : first + length])[0]
+        try:
+            return compact(inputs, self.ids[first : first + length])[0]
+        finally:
+            close_all(inputs)
 
     def run(self, first: int, length: int) -> Run:
         path = self.top / f"run-{first}-{length}-{self.ids[first + length - 1]}"
@@ -96,13 +101,15 @@ class Chain(Tree):
             half = length // 2
             path.write_bytes(self.index(first, length, (half, length - half) if length > 3 else ()))
         ids = self.ids[first : first + length]
-        return Run(RunIndex(path, ids), ids, first, shelf=self.shelf)
+        return Run(RunIndex(path, ids), ids, first, shelf=self.shelf, directories=self.directories)
 
     def open_by(self, *lengths: int) -> Chain:
         """Open the union anew, with runs of these lengths."""
         self.close()
         lowers = self.by(lengths)
-        self.union = Union(lowers, Upper(self.upper, self.work, shelf=self.shelf))
+        self.union = Union(
+            lowers, Upper(self.upper, self.work, shelf=self.shelf), directories=self.directories
+        )
         return self
 
     def commit(self) -> None:
@@ -138,8 +145,12 @@ class Chain(Tree):
 
 
 @pytest.fixture
-def chain(tmp_path: Path) -> Chain:
-    return Chain(tmp_path)
+def chain(tmp_path: Path) -> Iterator[Chain]:
+    chain = Chain(tmp_path)
+    yield chain
+    chain.close()
+    chain.directories.trim(0)
+    chain.shelf.close()
 
 
 def populate(chain: Chain) -> None:
