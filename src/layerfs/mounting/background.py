@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from layerfs.errors import LayerfsError
+from layerfs.errors import LayerfsError, NotFound
 from layerfs.fuse import wire
 from layerfs.fuse.lost import lost
 from layerfs.fuse.syncing import StoreSync
@@ -124,7 +124,8 @@ class Background:
         if self._exchanged:
             with Store(self._root) as store:
                 while self._exchanged:
-                    store.bring_exchange_to_disk(self._exchanged[0])
+                    with suppress(NotFound):  # removed meanwhile: then nobody needs it
+                        store.bring_exchange_to_disk(self._exchanged[0])
                     del self._exchanged[0]
         self._journal.sync()
 
