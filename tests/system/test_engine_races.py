@@ -56,7 +56,7 @@ def test_a_forced_removal_during_a_start_removes_all_of_it(place: Place) -> None
     assert place.made.names() == []
     wait_until(lambda: not place.made.supervisors())
     assert mounts_below(place.made.layerfs.directory) == []
-    assert list((place.made.layerfs.run / "containers").iterdir()) == []
+    wait_until(lambda: list((place.made.layerfs.run / "containers").iterdir()) == [])
 
 
 def test_a_removal_during_a_start_is_refused(place: Place) -> None:

@@ -175,7 +175,7 @@ def test_what_could_not_start_stays(there: Containers) -> None:
     assert "is taken" in there.layerfs.refused("run", "--name", "wrong", IMAGE, "true", status=125)
     assert there.layerfs("start", "wrong").returncode == 1
     assert mounts_below(there.layerfs.directory) == []
-    assert os.listdir(there.layerfs.run / "containers") == []
+    wait_until(lambda: os.listdir(there.layerfs.run / "containers") == [])
     there.remove("wrong")
 
 
@@ -245,6 +245,6 @@ def test_nothing_is_left(there: Containers) -> None:
     # The runtime leaves the directory in which it had its containers.
     left = [path for path in there.layerfs.run.rglob("*") if not path.is_dir() or path.parent.name == "runc"]
     assert left == []
-    assert os.listdir(there.layerfs.run / "containers") == []
+    wait_until(lambda: os.listdir(there.layerfs.run / "containers") == [])
     assert os.listdir(there.layerfs.root / "containers") == []
     assert len(os.listdir(there.layerfs.root / "layers")) == 1
